@@ -1,0 +1,53 @@
+# TokenBudget. `make` lists what there is.
+SHELL := /bin/bash
+CACHE := $(or $(TOKENBUDGET_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tokenbudget)
+TOOLS := $(CACHE)/python-tools/bin
+REPORTS := .local
+
+.PHONY: help
+help: ## What there is
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: prepare build ## The main job: three LiteLLM replicas without and with a TokenBudget, on a real control plane (9 minutes)
+	target/release/scenario demo
+
+.PHONY: test
+test: check prepare build ## Everything: make check, the agent in real LiteLLM, the local cluster, the demo
+	$(TOOLS)/python -m pytest -q agent/tests/litellm
+	target/release/scenario test
+
+.PHONY: check
+check: prepare-check ## The fast loop: format, lints, unit and property tests, Python lints; no cluster
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo test --workspace --locked -q
+	cd e2e/cluster && test -z "$$(gofmt -l .)"
+	$(TOOLS)/ruff check agent && $(TOOLS)/ruff format --check agent
+	$(TOOLS)/python -m pytest -q agent/tests/unit
+
+.PHONY: up
+up: prepare build ## Start a local cluster with the operator in it, and leave it running
+	target/release/scenario up
+
+.PHONY: down
+down: ## Stop the local cluster; leaves no process behind
+	@if [ -x target/release/scenario ]; then target/release/scenario down; else cargo run -q --release -p tokenbudget-e2e --bin scenario -- down; fi
+
+.PHONY: generate
+generate: ## Write the generated files: crds/ and the chart's copy
+	cargo run -q --bin tokenbudget -- crd > crds/tokenbudgets.yaml.new
+	mv crds/tokenbudgets.yaml.new crds/tokenbudgets.yaml
+	cp crds/tokenbudgets.yaml charts/tokenbudget/files/tokenbudgets.yaml
+
+.PHONY: build
+build: ## The release binaries
+	cargo build --release --workspace --locked
+
+.PHONY: prepare
+prepare: ## Fetch and build what the local cluster needs, into a cache (10 minutes, once)
+	@e2e/prepare all
+
+.PHONY: prepare-check
+prepare-check:
+	@e2e/prepare check redis python helm

@@ -1,0 +1,56 @@
+"""Closed and open load against proxies, with asyncio and bare sockets (LiteLLM's venv is not needed)."""
+
+import asyncio
+import json
+import random
+import time
+
+from .proxy import KEY
+
+
+async def post(port, path, body):
+    """(status, headers, text, seconds)"""
+    start = time.time()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    data = json.dumps(body).encode()
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(data)}\r\nconnection: close\r\n\r\n".encode()
+        + data
+    )
+    raw = await reader.read()
+    writer.close()
+    head, _, text = raw.partition(b"\r\n\r\n")
+    line, *rest = head.decode().split("\r\n")
+    headers = {k.lower(): v.strip() for k, _, v in (r.partition(":") for r in rest)}
+    return int(line.split()[1]), headers, text.decode(), time.time() - start
+
+
+async def run(
+    ports, seconds, rate, tokens=(200, 2000), weights=None, seed=1, model="gpt", path="/v1/chat/completions"
+):
+    """Open load: `rate` requests a second over the ports for so long; (status, Retry-After, seconds) of
+    each."""
+    rng, tasks, out = random.Random(seed), [], []
+
+    async def one(port, most):
+        try:
+            status, headers, _, took = await post(
+                port,
+                path,
+                {
+                    "model": model,
+                    "max_tokens": most,
+                    "messages": [{"role": "user", "content": "hello there " * 5}],
+                },
+            )
+            out.append((time.time(), status, headers.get("retry-after"), took))
+        except (OSError, IndexError):
+            out.append((time.time(), 0, None, 0.0))
+
+    end = time.time() + seconds
+    while time.time() < end:
+        tasks.append(asyncio.ensure_future(one(rng.choices(ports, weights)[0], rng.randint(*tokens))))
+        await asyncio.sleep(rng.expovariate(rate))
+    await asyncio.gather(*tasks)
+    return out

@@ -1,0 +1,257 @@
+"""A fake provider: OpenAI's chat, completions, embeddings and responses, Anthropic's messages; it writes down
+when
+each request came and what it counted for it. Runs as its own process: python provider.py PORT"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+
+class Provider:
+    """Counts at arrival: prompt tokens = characters / 4, output = max tokens of the request x n (0 for
+    embeddings)."""
+
+    def __init__(self):
+        self.arrivals, self.settings = [], {"latency": 0.0, "status": 200, "output": 1.0, "headers": {}}
+
+    def usage(self, path, body):
+        if "embeddings" in path:
+            return max(1, len(json.dumps(body.get("input", ""))) // 4), 0
+        text = json.dumps(body.get("messages") or body.get("input") or body.get("prompt") or "")
+        most = (
+            body.get("max_tokens")
+            or body.get("max_completion_tokens")
+            or body.get("max_output_tokens")
+            or 100
+        )
+        return max(1, len(text) // 4), max(1, int(most * self.settings["output"])) * (body.get("n") or 1)
+
+    async def serve(self, reader, writer):
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                at = time.time()
+                line, *rest = head.decode().split("\r\n")
+                method, path, _ = line.split(" ", 2)
+                headers = {k.lower(): v.strip() for k, _, v in (r.partition(":") for r in rest if r)}
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                body = json.loads(body) if body else {}
+                await self.answer(writer, at, method, path, body)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    def send(self, writer, status, body, kind="application/json"):
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        extra = "".join(f"{k}: {v}\r\n" for k, v in self.settings["headers"].items())
+        writer.write(
+            (
+                f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n{extra}\r\n"
+            ).encode()
+            + data
+        )
+
+    async def answer(self, writer, at, method, path, body):
+        if path == "/arrivals":
+            return self.send(writer, 200, self.arrivals)
+        if path == "/settings":
+            self.settings.update(body)
+            if body.get("clear"):
+                self.arrivals.clear()
+            return self.send(writer, 200, self.settings)
+        if method != "POST":
+            return self.send(writer, 404, {})
+        prompt, output = self.usage(path, body)
+        status = self.settings["status"]
+        self.arrivals.append(
+            {
+                "at": at,
+                "tokens": prompt + output,
+                "path": path,
+                "status": status,
+                "model": body.get("model"),
+                "stream": bool(body.get("stream")),
+            }
+        )
+        await asyncio.sleep(self.settings["latency"])
+        if status != 200:
+            return self.send(writer, status, {"error": {"message": "injected", "type": "x", "code": status}})
+        now, model = int(time.time()), body.get("model")
+        usage = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+        if "embeddings" in path:
+            self.send(
+                writer,
+                200,
+                {
+                    "object": "list",
+                    "model": model,
+                    "usage": usage,
+                    "data": [{"object": "embedding", "index": 0, "embedding": [0.0, 1.0]}],
+                },
+            )
+        elif "responses" in path:
+            self.send(
+                writer,
+                200,
+                {
+                    "id": "resp_1",
+                    "object": "response",
+                    "created_at": now,
+                    "model": model,
+                    "status": "completed",
+                    "output": [
+                        {
+                            "type": "message",
+                            "id": "m",
+                            "role": "assistant",
+                            "status": "completed",
+                            "content": [{"type": "output_text", "text": "ok", "annotations": []}],
+                        }
+                    ],
+                    "parallel_tool_calls": True,
+                    "tool_choice": "auto",
+                    "tools": [],
+                    "usage": {
+                        "input_tokens": prompt,
+                        "output_tokens": output,
+                        "total_tokens": prompt + output,
+                        "input_tokens_details": {"cached_tokens": 0},
+                        "output_tokens_details": {"reasoning_tokens": 0},
+                    },
+                },
+            )
+        elif "messages" in path:
+            self.send(
+                writer,
+                200,
+                {
+                    "id": "msg",
+                    "type": "message",
+                    "role": "assistant",
+                    "model": model,
+                    "content": [{"type": "text", "text": "ok"}],
+                    "stop_reason": "end_turn",
+                    "usage": {"input_tokens": prompt, "output_tokens": output},
+                },
+            )
+        elif body.get("stream"):
+            await self.stream(writer, now, model, usage)
+        elif "chat" in path:
+            self.send(
+                writer,
+                200,
+                {
+                    "id": "c",
+                    "object": "chat.completion",
+                    "created": now,
+                    "model": model,
+                    "choices": [
+                        {
+                            "index": 0,
+                            "finish_reason": "stop",
+                            "message": {"role": "assistant", "content": "ok"},
+                        }
+                    ],
+                    "usage": usage,
+                },
+            )
+        else:
+            self.send(
+                writer,
+                200,
+                {
+                    "id": "c",
+                    "object": "text_completion",
+                    "created": now,
+                    "model": model,
+                    "choices": [{"index": 0, "finish_reason": "stop", "text": "ok"}],
+                    "usage": usage,
+                },
+            )
+
+    async def stream(self, writer, now, model, usage):
+        writer.write(
+            b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        base = {"id": "c", "object": "chat.completion.chunk", "created": now, "model": model}
+        chunks = [{**base, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "o"}}]}]
+        chunks += [{**base, "choices": [{"index": 0, "delta": {"content": "k"}}]}] * self.settings.get(
+            "chunks", 1
+        )
+        chunks += [
+            {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+            {**base, "choices": [], "usage": usage},
+        ]
+        for text in [json.dumps(c) for c in chunks] + ["[DONE]"]:
+            data = f"data: {text}\n\n".encode()
+            writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(self.settings.get("chunk_delay", 0))
+        writer.write(b"0\r\n\r\n")
+
+
+class ProviderProcess:
+    """The provider in a process of its own."""
+
+    def __init__(self, port):
+        self.port = port
+        self.process = subprocess.Popen([sys.executable, str(Path(__file__)), str(port)])
+        deadline = time.time() + 10
+        while True:
+            try:
+                self.call("/arrivals")
+                break
+            except OSError:
+                assert time.time() < deadline, "the fake provider did not start"
+                time.sleep(0.02)
+
+    @property
+    def base(self):
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def call(self, path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data)) as r:
+            return json.loads(r.read())
+
+    def set(self, **settings):
+        return self.call("/settings", settings)
+
+    def arrivals(self):
+        return self.call("/arrivals")
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def worst_minute(arrivals, slots=600, width=0.1):
+    """The most tokens in any 600 consecutive slots of 100 ms."""
+    if not arrivals:
+        return 0
+    start = min(a["at"] for a in arrivals)
+    sums = {}
+    for a in arrivals:
+        if a["status"] == 200:
+            slot = int((a["at"] - start) / width)
+            sums[slot] = sums.get(slot, 0) + a["tokens"]
+    worst = running = 0
+    for slot in range(max(sums, default=0) + 1):
+        running += sums.get(slot, 0) - sums.get(slot - slots, 0)
+        worst = max(worst, running)
+    return worst
+
+
+if __name__ == "__main__":
+
+    async def main():
+        server = await asyncio.start_server(Provider().serve, "127.0.0.1", int(sys.argv[1]))
+        await server.serve_forever()
+
+    asyncio.run(main())

@@ -1,0 +1,62 @@
+"""A real redis-server on a free port."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+
+from .ports import free_port
+
+DEFAULT = "/root/.cache/tokenbudget/redis-6.2.912183/redis-server"
+
+
+class RedisServer:
+    """Starts, stops and starts again one server process on one port."""
+
+    def __init__(self, directory: Path):
+        self.binary = os.environ.get("TOKENBUDGET_REDIS_SERVER", DEFAULT)
+        assert os.access(self.binary, os.X_OK), (
+            f"{self.binary} is not there: set TOKENBUDGET_REDIS_SERVER to a redis-server (6.2 or newer)"
+        )
+        self.directory, self.port, self.process = directory, free_port(), None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> "RedisServer":
+        self.process = subprocess.Popen(
+            [
+                self.binary,
+                "--port",
+                str(self.port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+            ],
+            cwd=self.directory,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.time() + 10
+        while True:
+            try:
+                self.client().ping()
+                return self
+            except redis.ConnectionError:
+                assert time.time() < deadline, "redis-server did not answer within 10 s"
+                time.sleep(0.02)
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, decode_responses=True, socket_timeout=5)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None

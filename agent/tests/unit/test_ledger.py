@@ -1,0 +1,245 @@
+"""The thread, the script and a real redis-server."""
+
+import json
+import os
+import threading
+import time
+
+import pytest
+from support.fake_operator import limit, policy
+
+
+def until(condition, seconds=5.0):
+    deadline = time.time() + seconds
+    while time.time() < deadline:
+        try:
+            found = condition()
+        except KeyError:  # the thread has not read its policy yet
+            found = None
+        if found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it did not happen in time")
+
+
+class Member:
+    """An agent and its thread, without LiteLLM."""
+
+    def __init__(self, tb, url, directory, policies, pod="pod-1"):
+        self.tb, self.file = tb, directory / "policy.json"
+        directory.mkdir(exist_ok=True)
+        if policies is not None:
+            self.write(policies)
+        self.agent = tb.Agent(
+            environ={
+                "TOKENBUDGET_REDIS_URL": url,
+                "TOKENBUDGET_POD_UID": pod,
+                "TOKENBUDGET_POD_NAME": "p",
+                "TOKENBUDGET_CONTAINER": "litellm",
+                "TOKENBUDGET_POLICY_DIR": str(directory),
+            }
+        )
+        self.ledger = tb.Ledger(self.agent)
+        self.ledger.start()
+
+    def write(self, policies):
+        self.file.write_text(json.dumps({"tokenBudgets": policies}))
+
+    def book(self, uid="uid-1", name="gpt", unit="tokens"):
+        return self.agent.governors[uid].books[(name, unit)]
+
+    def stop(self):
+        self.ledger.stopping = True
+        self.ledger.event.set()
+        self.ledger.join(5)
+
+
+@pytest.fixture
+def member(tb, redis_server, tmp_path):
+    made = []
+
+    def make(policies, pod="pod-1", directory=None):
+        made.append(Member(tb, redis_server.url, tmp_path / (directory or pod), policies, pod))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+def test_the_first_beat_brings_the_share_and_the_report(member, operator):
+    pol = policy([limit(requests=600)], beatMs=100)
+    operator.publish(pol)
+    one = member([pol])
+    until(lambda: one.book().grant == 20000 and one.book(unit="requests").grant == 200)
+    report = operator.reports()[one.agent.member]
+    assert (report["podUid"], report["container"], report["agent"], report["policy"], report["state"]) == (
+        "pod-1",
+        "litellm",
+        "0.1.0",
+        "1",
+        "Starting",
+    )
+    assert report["worker"] == os.getpid()
+    assert one.agent.member.startswith(f"pod-1.{os.getpid()}.")
+    row = until(lambda: operator.members().get(one.agent.member))
+    assert row["record"] == 20000
+
+
+def test_evalsha_falls_back_to_eval_after_a_script_flush(member, operator, redis_server):
+    pol = policy([limit()], beatMs=100)
+    operator.publish(pol)
+    one = member([pol])
+    until(lambda: one.book().answered)
+    redis_server.client().script_flush()
+    seq = one.ledger.seq
+    until(lambda: one.ledger.seq > seq + 2)
+    assert not one.ledger.down
+
+
+def test_a_draw_is_rate_limited_and_brings_what_is_wanted(member, operator, tb):
+    pol = policy([limit(safe=1000)], beatMs=60000)
+    operator.publish(pol)
+    one = member([pol])
+    until(lambda: one.book().answered)
+    seq, start = one.ledger.seq, time.time()
+    while time.time() - start < 0.5:
+        with one.agent.lock:
+            one.book().pending = 5000
+        one.agent.draw()
+        time.sleep(0.001)
+    calls = one.ledger.seq - seq
+    assert 2 <= calls <= 11
+    assert one.book().grant == 5000
+
+
+def test_a_new_policy_comes_with_a_beat(member, operator):
+    pol = policy([limit()], beatMs=100)
+    operator.publish(pol)
+    one = member([pol])
+    until(lambda: one.book().answered)
+    operator.publish(
+        policy(
+            [limit(budget=9000, safe=3000), limit(name="two", budget=500, safe=100)], version="2", beatMs=100
+        )
+    )
+    until(lambda: one.book(name="two").grant == 100)
+    assert one.book().budget == 9000
+    until(lambda: operator.reports()[one.agent.member]["policy"] == "2")
+
+
+def test_detached_stops_the_calls_and_the_file_does_not_bring_it_back(member, operator):
+    pol = policy([limit()], beatMs=100)
+    operator.publish(pol)
+    one = member([pol])
+    until(lambda: one.book().answered)
+    operator.detach("uid-1")
+    until(lambda: not one.agent.governors)
+    one.ledger.read_policies()
+    assert not one.agent.governors
+    one.write([policy([limit()], version="3")])
+    one.ledger.read_policies()
+    assert one.agent.governors
+
+
+def test_a_policy_file_that_comes_late_is_found_within_two_seconds(member, operator):
+    pol = policy([limit()], beatMs=100)
+    operator.publish(pol)
+    one = member(None)
+    time.sleep(0.2)
+    assert not one.agent.governors
+    one.write([pol, policy([], uid="uid-2", deriving=True)])
+    until(lambda: set(one.agent.governors) == {"uid-1", "uid-2"}, 2.0)
+    until(lambda: one.book().answered)
+
+
+def test_redis_away_backs_off_keeps_the_grant_and_comes_back(member, operator, redis_server, caplog):
+    pol = policy([limit()], beatMs=100)
+    operator.publish(pol)
+    one = member([pol])
+    until(lambda: one.book().answered)
+    redis_server.stop()
+    until(lambda: one.ledger.down)
+    seq = one.ledger.seq
+    time.sleep(1.5)
+    assert one.ledger.seq - seq <= 6, "it backs off"
+    assert one.book().grant == 20000
+    assert sum("does not answer" in r.message for r in caplog.records) == 1
+    redis_server.start()
+    operator.publish(pol)
+    until(lambda: not one.ledger.down)
+    until(lambda: one.book().state == "ok")
+
+
+def test_passwords_are_never_logged(tb, tmp_path, caplog):
+    one = Member(tb, "redis://user:secret@127.0.0.1:1/0", tmp_path / "d", [policy([limit()])])
+    until(lambda: one.ledger.down)
+    one.stop()
+    assert "secret" not in caplog.text
+
+
+def test_an_answer_that_comes_late_is_dropped_with_its_connection(member, operator, redis_server, tb):
+    pol = policy([limit()], beatMs=100)
+    operator.publish(pol)
+    one = member([pol])
+    until(lambda: one.book().answered)
+    renewed = one.book().boot
+    blocker = threading.Thread(target=lambda: redis_server.client().execute_command("DEBUG", "SLEEP", "1.5"))
+    blocker.start()
+    until(lambda: one.ledger.down)
+    assert one.book().boot - renewed < 1.0
+    blocker.join()
+    until(lambda: not one.ledger.down)
+
+
+def test_leave_gives_the_unspent_back_at_once_and_only_once(member, operator):
+    pol = policy([limit()], beatMs=100)
+    operator.publish(pol)
+    one = member([pol])
+    until(lambda: one.book().answered)
+    with one.agent.lock:
+        one.book().ring.stamp(one.book().ring.charge(700), one.agent.clock.boot())
+    one.ledger.leave()
+    one.ledger.leave()
+    row = operator.members()[one.agent.member]
+    assert (row["record"], row["spent"]) == (700, 700)
+    assert row["ended"] > 0
+    assert one.book().allowed(one.agent.clock.boot(), one.agent.clock.wall()) == 0
+
+
+def test_two_members_share_one_budget(member, operator):
+    pol = policy([limit(budget=30000, safe=15000)], beatMs=100)
+    operator.publish(pol)
+    a, b = member([pol]), member([pol], "pod-2")
+    until(lambda: a.book().grant + b.book().grant >= 29000)
+    for _ in range(30):
+        with a.agent.lock:
+            a.book().pending = 25000
+        a.agent.draw()
+        rows = operator.members().values()
+        assert sum(r["record"] for r in rows) <= 30000
+        time.sleep(0.02)
+
+
+def test_the_report_is_sent_again_when_it_changed(member, operator):
+    pol = policy([limit()], beatMs=100)
+    operator.publish(pol)
+    one = member([pol])
+    until(lambda: operator.reports().get(one.agent.member))
+    one.agent.fault("here", ValueError("x"))
+    until(lambda: operator.reports()[one.agent.member]["problems"] == ["here: ValueError: x"])
+
+
+def test_the_redis_address_comes_from_the_environment(tb):
+    assert tb.redis_url({}) is None
+    assert tb.redis_url({"REDIS_URL": "redis://a", "TOKENBUDGET_REDIS_URL": "redis://b"}) == {
+        "url": "redis://b"
+    }
+    assert tb.redis_url({"REDIS_URL": "redis://a", "REDIS_HOST": "h"}) == {"url": "redis://a"}
+    assert tb.redis_url({"REDIS_HOST": "h", "REDIS_PASSWORD": "p", "REDIS_SSL": "True"}) == {
+        "host": "h",
+        "port": 6379,
+        "password": "p",
+        "username": None,
+        "ssl": True,
+    }

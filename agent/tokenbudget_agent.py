@@ -1,0 +1,1720 @@
+"""TokenBudget agent: one file, loaded into every LiteLLM worker process by LITELLM_WORKER_STARTUP_HOOKS.
+
+It holds the process's part of a fleet-wide provider quota (a *grant*, lent by the ledger in Redis) and admits
+a request only while what was charged in the last 60 s stays at or under it. Admission is local; a thread
+talks to Redis.
+
+  Core     Ring      what was charged when, in slots of 250 ms; forgets them 60 s + slot + guard later
+           Book      one (limit, unit): grant, share, lease, give-back rules of docs/architecture.md
+           Governor  one TokenBudget: its policy and books
+  Agent    all TokenBudgets of the process: admission over several books, reservations, refusals, estimates
+  Ledger   thread: beats, draws, the final call (contract: docs/protocol.md), policy file, back-off
+  Adapter  the one place that touches LiteLLM's private attributes: router, model_list, callbacks, shutdown
+  Hooks    the CustomLogger: filter, check, deployment hook, pre_api_call (stamp), success / failure
+
+Amounts are tokens or requests (spent rounded up, grants down); times are seconds unless a name ends in Ms;
+the clock is CLOCK_BOOTTIME, so that a suspended machine counts. Nothing here may fail a request: a fault lets
+it through LiteLLM's own path, is named in the report's `problems`, and is logged once a minute. No files are
+written.
+"""
+
+import asyncio
+import atexit
+import collections
+import contextvars
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import sys
+import threading
+import time
+import uuid
+
+import redis
+from litellm.integrations.custom_logger import CustomLogger
+
+AGENT_VERSION = "0.1.0"
+# src/ledger/scripts/call.lua, put here by the operator when it makes the ConfigMap.
+CALL_SCRIPT = r"""@CALL_LUA@"""
+
+log = logging.getLogger("tokenbudget")
+
+WINDOW = 60.0  # what a provider's "per minute" is taken to be: any 60 s
+SLOT = 0.25  # resolution of the ring
+GUARD = (
+    0.6  # delay between stamp and arrival may differ by this much; longer stalls are measured (Agent.tick)
+)
+STALL = 0.15  # an event loop that did not run for longer may have held requests back after their stamp
+MARGIN = 0.15  # a request stamped this long before a stall may still have been on its way out
+DAMP = 1 / 3  # part of the way that a grant moves per beat
+BUFFER = 0.25  # seconds of its own rate that a member keeps beyond what it spent
+SLACK = 0.2  # part of the budget in the pool that counts as no pressure (x = 1)
+DRAW_GAP = 0.05  # least time between two calls of one TokenBudget
+UNSENT_BOUND = 120.0  # a reservation without a stamp is taken as sent after this long
+ATTEMPT_BOUND = 900.0  # and forgotten (what it charged stays) after this long
+STALE_CHECK = 1.0  # a reservation older than this when it is about to leave is admitted again
+LATE_WAIT = 5.0  # how long that may wait
+REPORT_EVERY = 10.0
+READ_TIMEOUT = 0.8
+CONNECT_TIMEOUT = 1.0
+BACKOFF_MAX = 2.0
+LIFTED = 10**12  # "no limit" to LiteLLM's own calendar-minute check, for a request that the agent governs
+UNKNOWN_OUTPUT = 1000  # tokens of output before anything is known of a model
+IMAGE_TOKENS = (
+    1100  # OpenAI: up to 1105 for a high-detail image; Anthropic: width x height / 750, about 1600 at most
+)
+MESSAGE_TOKENS = 4  # OpenAI's chat format: 3 for a message, 1 for a name
+
+
+class Clock:
+    """Boot time runs on while the machine is suspended; the wall clock is the second opinion on a lease."""
+
+    def boot(self):
+        return (
+            time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+        )
+
+    def wall(self):
+        return time.time()
+
+
+# ---------------------------------------------------------------- core: no I/O, the time is passed in
+
+
+class Slot:
+    """What was sent in one slot. A stall merges slots: `into` then says where the amount went."""
+
+    __slots__ = ("index", "amount", "gone", "into")
+
+    def __init__(self, index):
+        self.index, self.amount, self.gone, self.into = index, 0.0, False, None
+
+    def live(self):
+        slot = self
+        while slot.into is not None:
+            slot = slot.into
+        return slot
+
+
+class Charge:
+    """One amount of one attempt in one ring. Unsent (slot None) until stamped; closed when settled or given
+    back."""
+
+    __slots__ = ("amount", "slot", "closed")
+
+    def __init__(self, amount):
+        self.amount, self.slot, self.closed = amount, None, False
+
+
+class Ring:
+    """What was charged in the last 60 s: unsent charges, and slots by the time they were sent."""
+
+    def __init__(self, guard=GUARD):
+        self.guard, self.unsent, self.sent = guard, 0.0, 0.0
+        self.slots = collections.deque()
+
+    @property
+    def spent(self):
+        return self.unsent + self.sent
+
+    def leaves(self, slot):
+        return (slot.index + 1) * SLOT + WINDOW + self.guard
+
+    def advance(self, now):
+        """Forgets what was sent long enough ago; returns how much that was."""
+        if not self.slots or self.leaves(self.slots[0]) > now:
+            return 0.0
+        gone = 0.0
+        while self.slots and self.leaves(self.slots[0]) <= now:
+            slot = self.slots.popleft()
+            slot.gone = True
+            gone += slot.amount
+        self.sent = self.sent - gone if self.slots else 0.0
+        return gone
+
+    def charge(self, amount):
+        self.unsent += amount
+        return Charge(amount)
+
+    def _slot(self, now):
+        index = math.floor(now / SLOT)
+        if not self.slots or self.slots[-1].index < index:
+            self.slots.append(Slot(index))
+        return self.slots[-1]  # a clock that went back counts as now: later is safe
+
+    def stamp(self, charge, now):
+        """The charge leaves now. A second stamp (the same attempt, sent again by the client library) moves it
+        later."""
+        if charge.slot is None:
+            if charge.closed:
+                return
+            self.unsent -= charge.amount
+            self.sent += charge.amount
+        else:
+            old = charge.slot.live()
+            if old.gone:
+                self.sent += charge.amount
+            else:
+                old.amount -= charge.amount
+        charge.slot = self._slot(now)
+        charge.slot.amount += charge.amount
+
+    def settle(self, charge, actual, now):
+        """The actual amount is known. Down only in the slot it was charged in, while that is in the ring; up
+        at once."""
+        if charge.closed:
+            return
+        charge.closed = True
+        delta = max(0, actual) - charge.amount
+        if charge.slot is None:
+            self.unsent += delta
+            charge.amount += delta
+            charge.closed = False
+            self.stamp(charge, now)
+            charge.closed = True
+            return
+        slot = charge.slot.live()
+        if slot.gone:
+            if delta <= 0:
+                return
+            slot = charge.slot = self._slot(now)
+        slot.amount += delta
+        self.sent += delta
+        charge.amount += delta
+
+    def give_back(self, charge):
+        """The attempt provably never counted at the provider."""
+        if charge.closed:
+            return
+        charge.closed = True
+        if charge.slot is None:
+            self.unsent -= charge.amount
+        else:
+            slot = charge.slot.live()
+            if slot.gone:
+                return
+            slot.amount -= charge.amount
+            self.sent -= charge.amount
+        charge.amount = 0.0
+
+    def stall(self, start, end):
+        """Nothing ran from start to end: what was stamped since then may have left as late as end."""
+        first, target = math.floor(start / SLOT), None
+        moved = []
+        while self.slots and self.slots[-1].index >= first:
+            moved.append(self.slots.pop())
+        for slot in moved:
+            if target is None:
+                target = slot if slot.index >= math.floor(end / SLOT) else self._slot(end)
+                if target is slot:
+                    self.slots.append(slot)
+                    continue
+            target.amount += slot.amount
+            slot.into = target
+
+    def room_at(self, need, limit):
+        """When `need` more will fit under `limit` as sent slots leave; None if not in this window."""
+        missing = self.spent + need - limit
+        for slot in self.slots:
+            missing -= slot.amount
+            if missing <= 0:
+                return self.leaves(slot)
+        return None
+
+
+class Denied:
+    """What was refused in the last 60 s, each request once however often it was tried."""
+
+    def __init__(self):
+        self.total, self.queue, self.by_id = 0.0, collections.deque(), {}
+
+    def advance(self, now):
+        while self.queue and self.queue[0][0] + WINDOW <= now:
+            self.forget(self.queue.popleft()[1])
+
+    def add(self, key, amount, now):
+        self.advance(now)
+        if key not in self.by_id:
+            self.queue.append((now, key))
+            self.by_id[key] = amount
+            self.total += amount
+
+    def forget(self, key):
+        self.total -= self.by_id.pop(key, 0.0)
+        if not self.by_id:
+            self.total = 0.0
+
+
+class Sent:
+    """What a call carried, kept until its answer."""
+
+    __slots__ = ("keep", "want", "spent", "denied", "off", "boot", "wall")
+
+    def __init__(self, keep, want, spent, denied, off, boot, wall):
+        self.keep, self.want, self.spent, self.denied = keep, want, spent, denied
+        self.off, self.boot, self.wall = off, boot, wall
+
+    def args(self):
+        return [self.keep, self.want, self.spent, self.denied, self.off]
+
+
+class Book:
+    """One limit in one unit: how much this process may have charged in its window, and what it tells the
+    ledger."""
+
+    def __init__(self, limit, unit, budget, safe, lease):
+        self.limit, self.unit, self.budget, self.safe, self.lease = limit, unit, budget, safe, lease
+        self.ring, self.denied = Ring(), Denied()
+        self.grant, self.share, self.pool, self.off = 0, safe, 0, 0
+        self.state, self.answered, self.left = "none", False, False
+        self.boot = self.wall = None  # when the call that renewed the lease was sent
+        self.pressure, self.yielded = 1.0, 0.0
+        self.pending = 0.0  # what draws are to ask for, beyond the waiting requests
+
+    def lease_over(self, boot, wall):
+        return self.boot is None or boot - self.boot >= self.lease or wall - self.wall >= self.lease
+
+    def advance(self, now):
+        gone = self.ring.advance(now)
+        if gone and self.pressure < 0.5 and self.grant > self.share:  # rule 4
+            new = max(self.share, math.floor(self.grant - gone))
+            self.yielded += self.grant - new
+            self.grant = new
+
+    def allowed(self, boot, wall):
+        """The most `spent` may be now."""
+        if not self.answered or self.left:
+            return 0  # rule 7
+        if self.lease_over(boot, wall):
+            return min(self.grant, self.off)  # rule 6
+        return min(self.grant, self.share) if self.state == "contended" else self.grant  # rule 5
+
+    def fits(self, need, boot, wall):
+        self.advance(boot)
+        return self.ring.spent + need <= self.allowed(boot, wall) + 1e-6
+
+    def retry_after(self, need, boot, wall):
+        """Whole seconds until `need` fits, 1 to 60: when enough has left this process's own window. Until
+        then other
+        members may give something back, so it can be sooner; what is lent above the share is not counted
+        on."""
+        limit = self.allowed(boot, wall)
+        if self.pressure < 0.5 and not self.lease_over(boot, wall):
+            limit = min(limit, self.share)
+        missing = self.ring.spent + need - limit
+        at = self.ring.room_at(need, limit)
+        if missing <= 0:
+            wait = 1.0
+        elif at is not None:
+            wait = at - boot
+        elif (
+            self.ring.spent + need <= self.share
+        ):  # entitled to more than is lent: first in line for what others free
+            wait = missing / max(1, self.budget) * WINDOW
+        else:
+            wait = WINDOW
+        return max(1, min(60, math.ceil(wait)))
+
+    def prepare(self, beat, pending, boot, wall, final=False):
+        """What the next call carries. The grant shrinks here, before the call is sent (rule 2)."""
+        self.advance(boot)
+        self.denied.advance(boot)
+        spent = math.ceil(self.ring.spent - 1e-6)
+        keep = max(self.grant, spent)
+        want = keep
+        if final:
+            keep = want = spent
+            self.left = True
+        elif not self.answered:
+            want = max(want, self.safe)
+        elif beat:  # rule 3
+            room = max(0, self.share - spent)
+            cap = min(self.share, spent + math.ceil(BUFFER * spent / WINDOW) + self.pressure * room)
+            if self.grant > cap:
+                keep = want = max(spent, math.floor(self.grant - DAMP * (self.grant - cap)))
+            else:
+                want = max(keep, math.ceil(self.grant + DAMP * (cap - self.grant)))
+        if pending and not final:
+            want = max(want, math.ceil(spent + pending - 1e-6))
+        off = min(keep, self.safe)
+        self.grant, self.off = min(self.grant, keep), min(self.off, off)
+        self.yielded = self.pending = 0.0
+        return Sent(keep, 0 if final else want, spent, math.ceil(self.denied.total - 1e-6), off, boot, wall)
+
+    def apply(self, sent, answer):
+        """The answer is the grant, also when it is lower; only an answer renews the lease. True if it
+        counted."""
+        state = answer[0]
+        grant, share, pool, budget, safe = (int(float(v)) for v in answer[1:6])
+        if state not in ("ok", "contended", "learning"):
+            self.state = state if state == "none" else self.state
+            return False
+        self.state, self.answered = state, True
+        self.share, self.pool, self.budget, self.safe = share, pool, budget, safe
+        self.pressure = max(0.0, min(1.0, pool / (SLACK * budget))) if budget > 0 else 0.0
+        if self.pressure < 0.5 and grant > share:  # what left the window while the call was under way
+            grant = max(share, math.floor(grant - self.yielded))
+        self.grant = max(0, grant)
+        self.off = max(0, min(sent.off, safe, grant))
+        self.boot, self.wall = sent.boot, sent.wall
+        return True
+
+
+class Governor:
+    """One TokenBudget: its policy and its books."""
+
+    def __init__(self, policy, now):
+        self.uid, self.started, self.books = policy["uid"], now, {}
+        self.last_call, self.next_beat, self.last_good = -1e9, 0.0, None
+        self.last_report, self.report_at, self.unreached = None, -1e9, False
+        self.policy = {}
+        self.update(policy)
+
+    def update(self, policy):
+        """Takes a new policy; books that stay keep what they hold."""
+        self.policy = policy
+        self.name = policy.get("tokenBudget", self.uid)
+        self.mode = policy.get("mode", "Enforce")
+        self.reserve = policy.get("reserve", "MaxTokens")
+        self.max_wait = policy.get("maxWaitMs", 250) / 1000
+        self.lease = policy.get("leaseMs", 30000) / 1000
+        self.beat = max(0.1, policy.get("beatMs", 500) / 1000)
+        self.open_on_loss = policy.get("onLedgerLoss") == "Open"
+        self.limits = policy.get("limits") or []
+        books = {}
+        for limit in self.limits:
+            for unit in ("tokens", "requests"):
+                given = limit.get(unit)
+                if not given:
+                    continue
+                key = (limit["name"], unit)
+                book = self.books.get(key)
+                if book is None:
+                    book = Book(limit["name"], unit, given["budget"], given.get("safe", 0), self.lease)
+                    book.governor = self
+                book.lease, book.budget, book.safe = self.lease, given["budget"], given.get("safe", 0)
+                books[key] = book
+        self.books = books
+
+    def key(self, rest):
+        return "tokenbudget:{%s}:%s" % (self.uid, rest)
+
+    def book_keys(self):
+        return [self.key("book:%s:%s" % key) for key in self.books]
+
+    def lost(self, boot, wall):
+        """The ledger has not answered for a lease."""
+        if not self.books:
+            return False
+        if all(book.boot is None for book in self.books.values()):
+            return boot - self.started >= self.lease
+        return any(book.lease_over(boot, wall) for book in self.books.values() if book.boot is not None)
+
+    def acting(self, boot, wall):
+        """enforce, observe, or open (nothing is refused: LiteLLM's own limit holds)."""
+        if self.mode == "Observe":
+            return "observe"
+        return "open" if self.open_on_loss and self.lost(boot, wall) else "enforce"
+
+
+# ---------------------------------------------------------------- estimates
+
+
+def size_of(value):
+    """Characters of text, and images, in a message, a prompt, a tool definition."""
+    if isinstance(value, str):
+        return len(value), 0
+    if isinstance(value, dict):
+        kind = value.get("type")
+        if kind in ("image_url", "image", "input_image", "input_audio", "file", "document", "input_file"):
+            return 0, 1
+        values = value.values()
+    elif isinstance(value, (list, tuple)):
+        if value and isinstance(value[0], int):  # token ids
+            return 4 * len(value), 0
+        values = value
+    else:
+        return (0 if value is None else 4), 0
+    chars = images = 0
+    for item in values:
+        c, i = size_of(item)
+        chars, images = chars + c, images + i
+    return chars, images
+
+
+class Learned:
+    """What a model's answers taught: tokens per character (95th percentile), output tokens (95th percentile,
+    mean)."""
+
+    def __init__(self):
+        self.ratios, self.outputs = collections.deque(maxlen=64), collections.deque(maxlen=64)
+        self.ratio, self.output_high, self.output_mean = 1 / 3, None, None
+
+    def learn(self, chars, overhead, prompt, output):
+        if prompt and chars >= 20:
+            self.ratios.append(max(0.05, (prompt - overhead) / chars))
+            high = sorted(self.ratios)[int(0.95 * (len(self.ratios) - 1) + 0.5)]
+            self.ratio = high if len(self.ratios) >= 16 else max(1 / 3, high)
+        if output:
+            self.outputs.append(output)
+            self.output_high = sorted(self.outputs)[int(0.95 * (len(self.outputs) - 1) + 0.5)]
+            self.output_mean = sum(self.outputs) / len(self.outputs)
+
+
+NO_OUTPUT = ("embedding", "rerank", "moderation", "transcription", "speech", "image", "ocr", "search")
+
+
+class Request:
+    """What the estimates need to know of one request."""
+
+    __slots__ = (
+        "call_id",
+        "chars",
+        "images",
+        "messages",
+        "output",
+        "n",
+        "no_output",
+        "deadline",
+        "candidates",
+        "attempt",
+        "parent",
+        "needs",
+    )
+
+    def __init__(self, call_id, data, messages, call_type, body=None):
+        def get(name):  # what the router was given, else what the client sent
+            value = data.get(name)
+            return value if value is not None or not body else body.get(name)
+
+        self.call_id = call_id
+        content = messages
+        for name in ("messages", "input", "prompt"):
+            content = content if content is not None else get(name)
+        self.chars, self.images = size_of(content)
+        for name in ("tools", "functions", "system", "instructions", "response_format"):
+            value = get(name)
+            if value:
+                chars, images = size_of(value)
+                self.chars, self.images = self.chars + chars, self.images + images
+        self.messages = len(content) if isinstance(content, list) else 1
+        outputs = [get(k) for k in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
+        outputs = [v for v in outputs if isinstance(v, (int, float)) and v > 0]
+        self.output = max(outputs) if outputs else None
+        n = [get(k) for k in ("n", "best_of")]
+        self.n = max([v for v in n if isinstance(v, int) and v > 0] or [1])
+        self.no_output = any(word in (call_type or "") for word in NO_OUTPUT)
+        self.deadline = self.attempt = self.parent = None
+        self.candidates, self.needs = (), {}
+
+    @property
+    def overhead(self):
+        return 3 + MESSAGE_TOKENS * self.messages + IMAGE_TOKENS * self.images
+
+
+class Attempt:
+    """One try of one request on one deployment: its charges, and how far it came."""
+
+    __slots__ = (
+        "call_id",
+        "deployment",
+        "model",
+        "request",
+        "charges",
+        "reserved",
+        "hooked",
+        "stamped",
+        "ended",
+        "kind",
+    )
+
+    def __init__(self, request, deployment, model, charges, now):
+        self.call_id, self.deployment, self.model, self.request = request.call_id, deployment, model, request
+        self.charges, self.reserved = charges, now
+        self.hooked = self.stamped = self.ended = False
+        self.kind = None
+
+
+class Refused(Exception):
+    """A 429 of ours. LiteLLM cools nothing down for it, does not retry (num_retries) and still uses
+    fallbacks."""
+
+    status_code = 429
+    num_retries = 0
+    type = "rate_limit_error"
+    param = None
+    code = "429"
+
+    def __init__(self, message, limit, retry_after):
+        super().__init__(message)
+        self.message = message
+        self.headers = {"x-tokenbudget-limit": limit}
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
+
+
+class RefusedLate(Refused):
+    """Raised in the deployment hook, where LiteLLM cools the deployment down unless the text names an
+    APIConnectionError (router_utils/cooldown_handlers.py, _is_cooldown_required)."""
+
+    def __str__(self):
+        return self.message + " (nothing was sent: not a fault of the deployment; APIConnectionError)"
+
+
+# ---------------------------------------------------------------- the agent of this process
+
+_request = contextvars.ContextVar("tokenbudget_request", default=None)  # set by the filter
+_body = contextvars.ContextVar("tokenbudget_body", default=None)  # (data, call type), set at the proxy's door
+
+
+class Agent:
+    """Everything this process knows. `lock` guards the books: hooks run in the event loop, some in executor
+    threads,
+    answers are applied by the ledger's thread."""
+
+    def __init__(self, clock=None, environ=None):
+        self.clock, self.env = clock or Clock(), os.environ if environ is None else environ
+        self.lock = threading.RLock()
+        self.governors, self.attempts, self.learned = {}, {}, collections.defaultdict(Learned)
+        self.waiters = {}  # future -> [(book, need)]
+        self.stamps_known = set()  # call types that were seen to pass log_pre_api_call
+        self.faults, self.logged = {}, {}
+        self.last_tick, self.last_sweep = None, 0.0
+        self.draw = lambda: None  # set by the ledger thread
+        self.adapter = None
+        self.reset_identity()
+
+    def reset_identity(self):
+        self.pid, self.started_ms = os.getpid(), int(self.clock.wall() * 1000)
+        self.member = "%s.%d.%s" % (
+            self.env.get("TOKENBUDGET_POD_UID") or "local",
+            self.pid,
+            uuid.uuid4().hex[:8],
+        )
+
+    # -- faults
+
+    def fault(self, where, error):
+        """A fault of ours: reported for a minute, logged once a minute."""
+        now = self.clock.boot()
+        self.faults[where] = (now, "%s: %s: %s" % (where, type(error).__name__, str(error)[:200]))
+        if now - self.logged.get(where, -1e9) >= 60:
+            self.logged[where] = now
+            log.error("tokenbudget: fault in %s, the request goes LiteLLM's own way", where, exc_info=error)
+
+    def problems(self):
+        now = self.clock.boot()
+        found = [text for at, text in list(self.faults.values()) if now - at < 60]
+        return sorted(found + (self.adapter.problems() if self.adapter else []))
+
+    def watch_leases(self, boot, wall):
+        """A ledger that is lost is a problem by name, logged once a minute for as long as it lasts."""
+        for governor in list(self.governors.values()):
+            if not governor.lost(boot, wall):
+                continue
+            what = (
+                "onLedgerLoss is Open: LiteLLM's own limit, in every process"
+                if governor.open_on_loss
+                else "this process admits only up to its offline amount"
+            )
+            where = "lease of " + governor.name
+            self.faults[where] = (boot, "%s is over: %s" % (where, what))
+            if boot - self.logged.get(where, -1e9) >= 60:
+                self.logged[where] = boot
+                log.error("tokenbudget: the %s is over; %s", where, what)
+
+    # -- time
+
+    def tick(self, now):
+        """Called by a light loop each 50 ms and by every admission: a gap means that the event loop stood
+        still."""
+        last, self.last_tick = self.last_tick, now
+        if last is not None and now - last > STALL:
+            with self.lock:
+                for governor in self.governors.values():
+                    for book in governor.books.values():
+                        book.ring.stall(last - MARGIN, now)
+        if now - self.last_sweep > 1:
+            self.last_sweep = now
+            self.sweep(now)
+
+    def sweep(self, now):
+        with self.lock:
+            for call_id, attempts in list(self.attempts.items()):
+                for attempt in attempts:
+                    if not attempt.stamped and now - attempt.reserved > UNSENT_BOUND:
+                        self.stamp(attempt, now)
+                attempts[:] = [a for a in attempts if now - a.reserved <= ATTEMPT_BOUND]
+                if not attempts:
+                    del self.attempts[call_id]
+
+    # -- needs and admission
+
+    def need(self, request, deployment, book):
+        """What this request will be charged in this book, before it runs."""
+        if book.unit == "requests":
+            return 1
+        params = deployment.get("litellm_params") or {}
+        model = params.get("model") or ""
+        learned = self.learned[model]
+        prompt = request.overhead + request.chars * learned.ratio
+        if request.no_output:
+            return math.ceil(prompt)
+        output = request.output
+        if book.governor.reserve == "Estimate" and learned.output_mean is not None:
+            guess = math.ceil(learned.output_mean)
+            output = guess if output is None else min(output, guess)
+        elif output is None:
+            output = self.default_output(deployment, params, model, book, learned)
+        return math.ceil(prompt + output * request.n)
+
+    def default_output(self, deployment, params, model, book, learned):
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+            if isinstance(params.get(name), int):
+                return params[name]
+        known = self.adapter.max_output(deployment, model) if self.adapter else None
+        usual = learned.output_high or UNKNOWN_OUTPUT
+        return min(known, max(usual, book.share // 4)) if known else usual
+
+    def needs(self, request, deployment, books):
+        key = id(deployment.get("litellm_params"))
+        found = request.needs.get(key)
+        if found is None:
+            found = request.needs[key] = [(book, self.need(request, deployment, book)) for book in books]
+        return found
+
+    def fits(self, needs, boot, wall):
+        for book, amount in needs:
+            if book.governor.acting(boot, wall) == "enforce" and not book.fits(amount, boot, wall):
+                return False
+        return True
+
+    def reserve(self, request, deployment, needs, force=False):
+        """All or nothing over the books; None when it does not fit."""
+        boot, wall = self.clock.boot(), self.clock.wall()
+        self.tick(boot)
+        with self.lock:
+            if not force and not self.fits(needs, boot, wall):
+                return None
+            taken, observed = [], []
+            for need in needs:
+                observes = need[0].governor.acting(boot, wall) == "observe"
+                (observed if observes else taken).append(need)
+            if all(book.fits(amount, boot, wall) for book, amount in observed):
+                taken += observed  # only what would have been admitted is in the ring
+            else:
+                for book, amount in observed:
+                    book.denied.add(request.call_id, amount, boot)
+                    book.pending = max(book.pending, amount)
+                self.draw()
+            charges = [(book, book.ring.charge(amount)) for book, amount in taken]
+            for book, _ in taken:
+                if book.denied.by_id:
+                    book.denied.forget(request.call_id)
+            model = (deployment.get("litellm_params") or {}).get("model") or ""
+            attempt = Attempt(request, model_id(deployment), model, charges, boot)
+            self.attempts.setdefault(request.call_id, []).append(attempt)
+            request.attempt = attempt
+            return attempt
+
+    async def wait_for_room(self, needs_list, request):
+        """Asks the ledger and waits for an answer, or for tokens to leave the window. False when the time is
+        over."""
+        now = self.clock.boot()
+        if request.deadline is None:
+            waits = [book.governor.max_wait for needs in needs_list for book, _ in needs]
+            request.deadline = now + max(waits or [0])
+        left = request.deadline - now
+        future = asyncio.get_running_loop().create_future()
+        with self.lock:
+            self.waiters[future] = [need for needs in needs_list for need in needs]
+        try:
+            self.draw()
+            if left <= 0:
+                return False
+            await asyncio.wait([future], timeout=min(left, 0.05))
+            return True
+        finally:
+            with self.lock:
+                asked = self.waiters.pop(future, [])
+                if left <= 0:  # the draw that it asked for is still to come
+                    for book, amount in asked:
+                        book.pending = max(book.pending, amount)
+
+    def wanted(self, book):
+        """What waiting requests need of this book."""
+        return book.pending + sum(n for needs in self.waiters.values() for b, n in needs if b is book)
+
+    def wake(self):
+        """An answer came, or a request ended: wakes the waiting requests that may fit now."""
+        boot, wall = self.clock.boot(), self.clock.wall()
+        with self.lock:
+            waiters = [f for f, needs in self.waiters.items() if any(b.fits(n, boot, wall) for b, n in needs)]
+        for future in waiters:
+            try:
+                future.get_loop().call_soon_threadsafe(lambda f=future: f.done() or f.set_result(None))
+            except RuntimeError:
+                pass  # its loop is closed
+
+    def refusal(self, request, needs_list, kind=Refused):
+        """The 429, by the deployment that will have room first."""
+        boot, wall = self.clock.boot(), self.clock.wall()
+        best = None
+        with self.lock:
+            for needs in needs_list:
+                worst = None
+                for book, amount in needs:
+                    if amount > book.budget:
+                        found = (10**6, book, amount)
+                    elif not book.fits(amount, boot, wall):
+                        found = (book.retry_after(amount, boot, wall), book, amount)
+                    else:
+                        continue
+                    worst = found if worst is None or found[0] > worst[0] else worst
+                if worst is None:  # there is room again since
+                    worst = (1, needs[0][0], needs[0][1])
+                best = worst if best is None or worst[0] < best[0] else best
+            seconds, book, amount = best
+            for one, need in needs_list[0]:
+                if seconds <= 60:  # what can never be admitted is no demand
+                    one.denied.add(request.call_id, need, boot)
+        who, name = book.governor.name, f"{book.governor.name}/{book.limit}"
+        if seconds > 60:
+            text = (
+                f"this request needs {amount} {book.unit} and the whole budget of limit {book.limit} is "
+                f"{book.budget} per minute: it can never be admitted. Lower max_tokens or split the request."
+            )
+            return kind(f"TokenBudget {who}: {text}", name, None)
+        text = (
+            f"limit {book.limit} ({book.budget} {book.unit} per minute for the whole fleet) has no room for "
+            f"{amount} {book.unit}. Retry after {seconds} s."
+        )
+        return kind(f"TokenBudget {who}: {text}", name, seconds)
+
+    # -- the life of an attempt
+
+    def stamp(self, attempt, now):
+        with self.lock:
+            attempt.stamped = True
+            for book, charge in attempt.charges:
+                book.ring.stamp(charge, now)
+
+    def open_attempt(self, call_id, deployment=None):
+        request = _request.get()
+        if (
+            request is not None
+            and request.call_id == call_id
+            and request.attempt
+            and not request.attempt.ended
+        ):
+            if deployment is None or request.attempt.deployment == deployment:
+                return request.attempt
+        for attempt in reversed(self.attempts.get(call_id, ())):
+            if not attempt.ended and (deployment is None or attempt.deployment == deployment):
+                return attempt
+        return None
+
+    def end(self, attempt, total=None, give_back=False, never_sent=False):
+        """total: actual tokens, None when unknown. give_back: the provider did not count its tokens (a 429).
+        never_sent: it did not reach the provider, so it was no request either."""
+        now = self.clock.boot()
+        with self.lock:
+            if attempt.ended:
+                return
+            attempt.ended = True
+            for book, charge in attempt.charges:
+                if never_sent or (give_back and book.unit == "tokens"):
+                    book.ring.give_back(charge)
+                    continue
+                if charge.slot is None:
+                    book.ring.stamp(charge, now)  # not seen leaving: it left by now at the latest
+                if total is not None and book.unit == "tokens":
+                    book.ring.settle(charge, total, now)
+            attempts = self.attempts.get(attempt.call_id)
+            if attempts and all(a.ended for a in attempts):
+                del self.attempts[attempt.call_id]
+        if self.waiters:
+            self.wake()
+
+    def failed(self, attempt, error):
+        """An attempt that left counts, unless the provider refused it or was never reached."""
+        if never_connected(error) or (
+            not attempt.stamped and self.never_left(attempt)
+        ):  # error: None if unknown
+            self.end(attempt, never_sent=True)
+        else:
+            self.end(attempt, give_back=getattr(error, "status_code", None) == 429)
+
+    def never_left(self, attempt):
+        return not attempt.hooked or attempt.kind in self.stamps_known
+
+
+def model_id(deployment):
+    return str((deployment.get("model_info") or {}).get("id"))
+
+
+def never_connected(error):
+    """Whether the connection to the provider was never opened (aiohttp, httpx)."""
+    seen = 0
+    while error is not None and seen < 8:
+        if type(error).__name__ in (
+            "ConnectError",
+            "ConnectTimeout",
+            "ClientConnectorError",
+            "PoolTimeout",
+            "ConnectionRefusedError",
+            "ClientConnectorDNSError",
+        ):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
+
+
+# ---------------------------------------------------------------- Redis
+
+
+def redis_url(env):
+    """The ledger's address, and whether one is set."""
+    for name in ("TOKENBUDGET_REDIS_URL", "REDIS_URL"):
+        if env.get(name):
+            return {"url": env[name]}
+    if env.get("REDIS_HOST"):
+        return {
+            "host": env["REDIS_HOST"],
+            "port": int(env.get("REDIS_PORT") or 6379),
+            "password": env.get("REDIS_PASSWORD") or None,
+            "username": env.get("REDIS_USERNAME") or None,
+            "ssl": (env.get("REDIS_SSL") or "").lower() in ("1", "true", "yes"),
+        }
+    return None
+
+
+class Ledger(threading.Thread):
+    """Talks to Redis: beats, draws and the final call; one connection, one call at a time, growing seq."""
+
+    def __init__(self, agent):
+        super().__init__(name="tokenbudget-ledger", daemon=True)
+        self.agent, self.pid = agent, os.getpid()
+        self.event, self.stopping, self.done = threading.Event(), False, False
+        self.drawing = False
+        self.calls = threading.Lock()  # one call at a time, the final one included
+        self.client, self.sha, self.seq = None, None, 0
+        self.backoff, self.retry_at, self.down = 0.0, -1e9, False
+        self.file_at, self.detached, self.in_file = -1e9, {}, None
+        agent.draw = self.request_draw
+
+    def request_draw(self):
+        self.drawing = True
+        self.event.set()
+
+    def run(self):
+        while not self.stopping:
+            try:
+                self.turn()
+            except Exception as error:  # the thread must live
+                self.agent.fault("ledger", error)
+                time.sleep(0.5)
+
+    def turn(self):
+        """One round: the policy file, the calls that are due, then sleep."""
+        agent, now = self.agent, self.agent.clock.boot()
+        drawing, self.drawing = self.drawing, False
+        self.event.clear()
+        if now >= self.file_at:
+            self.read_policies()
+        wake = self.file_at
+        for governor in list(agent.governors.values()):
+            with agent.lock:
+                wants = any(agent.wanted(book) for book in governor.books.values())
+            beat = now >= governor.next_beat
+            if now >= self.retry_at and (beat or (wants and now - governor.last_call >= DRAW_GAP)):
+                self.call(governor, beat)
+                now = agent.clock.boot()
+            wake = min(wake, governor.next_beat)
+            if wants or drawing:
+                wake = min(wake, governor.last_call + DRAW_GAP)
+        wake = max(wake, self.retry_at)
+        self.event.wait(max(0.001, min(wake - now, 1.0)))
+        gap = (
+            min((g.last_call for g in agent.governors.values()), default=-1e9) + DRAW_GAP - agent.clock.boot()
+        )
+        if 0 < gap <= DRAW_GAP and not self.stopping:
+            time.sleep(gap)
+
+    # -- one call
+
+    def connect(self):
+        where = redis_url(self.agent.env)
+        if where is None:
+            raise redis.ConnectionError(
+                "no Redis is configured (TOKENBUDGET_REDIS_URL, REDIS_URL or REDIS_HOST)"
+            )
+        options = {
+            "socket_timeout": READ_TIMEOUT,
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "decode_responses": True,
+            "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
+        }
+        if "url" in where:
+            return redis.Redis.from_url(where["url"], **options)
+        return redis.Redis(**where, **options)
+
+    def drop(self):
+        client, self.client = self.client, None
+        if client is not None:
+            try:
+                client.close()
+                client.connection_pool.disconnect()
+            except Exception:
+                pass
+
+    def execute(self, keys, args):
+        if self.client is None:
+            self.client = self.connect()
+        if self.sha is None:
+            self.sha = hashlib.sha1(CALL_SCRIPT.encode()).hexdigest()
+        try:
+            return self.client.evalsha(self.sha, len(keys), *keys, *args)
+        except redis.exceptions.NoScriptError:
+            return self.client.eval(CALL_SCRIPT, len(keys), *keys, *args)
+
+    def call(self, governor, beat=True, final=False):
+        """A beat, a draw (beat False) or the final call of one TokenBudget."""
+        agent = self.agent
+        with self.calls:
+            if self.done:
+                return False
+            self.seq += 1
+            with agent.lock:
+                boot, wall = agent.clock.boot(), agent.clock.wall()
+                books = list(governor.books.values())
+                keys = [governor.key("meta"), governor.key("members")] + governor.book_keys()
+                sent = [book.prepare(beat, agent.wanted(book), boot, wall, final) for book in books]
+                version = governor.policy.get("version", "")
+            governor.last_call = boot
+            if beat:
+                governor.next_beat = boot + governor.beat
+            report = "" if final else self.report(governor, boot)
+            args = [agent.member, self.seq, int(final), version, report]
+            for one in sent:
+                args += one.args()
+            try:
+                version, policy, answers = self.execute(keys, args)
+                late = agent.clock.boot() - boot
+                if late > READ_TIMEOUT + CONNECT_TIMEOUT:
+                    raise redis.TimeoutError("the answer took %.1f s" % late)
+            except Exception as error:
+                self.drop()
+                self.away(governor, error, boot, report)
+                return False
+            if self.down:
+                log.warning("tokenbudget: the ledger answers again")
+            self.down, self.backoff, self.retry_at = False, 0.0, -1e9
+            with agent.lock:
+                good = [book.apply(one, answer) for book, one, answer in zip(books, sent, answers)]
+                if any(good) or not good:
+                    governor.last_good = boot
+            if policy:
+                self.new_policy(governor, json.loads(policy))
+            agent.wake()
+            return True
+
+    def away(self, governor, error, boot, report):
+        if report:
+            governor.last_report = None  # it may not have arrived
+        self.backoff = min(BACKOFF_MAX, max(0.1, self.backoff * 2))
+        self.retry_at = boot + self.backoff
+        if not self.down:
+            self.down = True
+            log.error(
+                "tokenbudget: the ledger does not answer (%s: %s); grants hold for a lease, then %s",
+                type(error).__name__,
+                re.sub(r"//[^@/\s]*@", "//***@", str(error))[:200],
+                "LiteLLM's own limit, in every process (onLedgerLoss: Open)"
+                if governor.open_on_loss
+                else "the safe share",
+            )
+
+    def report(self, governor, now):
+        adapter, problems = self.agent.adapter, self.agent.problems()
+        declared = adapter.declared() if adapter else None
+        env = self.agent.env
+        state = (
+            "Starting"
+            if declared is None
+            else "Degraded"
+            if problems
+            else ("Observing" if governor.mode == "Observe" else "Enforcing")
+        )
+        text = json.dumps(
+            {
+                "pod": env.get("TOKENBUDGET_POD_NAME", ""),
+                "podUid": env.get("TOKENBUDGET_POD_UID", ""),
+                "container": env.get("TOKENBUDGET_CONTAINER", ""),
+                "worker": self.pid,
+                "startedMs": self.agent.started_ms,
+                "agent": AGENT_VERSION,
+                "policy": governor.policy.get("version", ""),
+                "state": state,
+                "problems": problems,
+                "declared": declared,
+            },
+            sort_keys=True,
+        )
+        if text == governor.last_report and now - governor.report_at < REPORT_EVERY:
+            return ""
+        governor.last_report, governor.report_at = text, now
+        return text
+
+    # -- policies
+
+    def new_policy(self, governor, policy):
+        agent = self.agent
+        with agent.lock:
+            if policy.get("mode") == "Detached":
+                agent.governors.pop(governor.uid, None)
+                self.detached[governor.uid] = governor.policy.get("version")
+                log.warning("tokenbudget: %s is detached, LiteLLM's own limits are back", governor.name)
+            else:
+                policy.setdefault("uid", governor.uid)
+                governor.update(policy)
+                governor.next_beat = 0.0
+        if agent.adapter:
+            agent.adapter.changed()
+
+    def read_policies(self):
+        """The ConfigMap: TokenBudgets that are not known yet, and which ones are gone without a word."""
+        agent, now = self.agent, self.agent.clock.boot()
+        path = os.path.join(agent.env.get("TOKENBUDGET_POLICY_DIR") or "/etc/tokenbudget", "policy.json")
+        try:
+            with open(path, encoding="utf-8") as file:
+                policies = json.load(file)["tokenBudgets"]
+        except (OSError, ValueError, KeyError, TypeError):
+            self.file_at = now + 1.0
+            return
+        self.file_at = now + (1.0 if not policies else 5.0)
+        changed = False
+        with agent.lock:
+            for policy in policies:
+                uid = policy.get("uid")
+                if not uid or uid in agent.governors or policy.get("mode") == "Detached":
+                    continue
+                if uid in self.detached and self.detached[uid] == policy.get("version"):
+                    continue
+                agent.governors[uid] = Governor(policy, now)
+                changed = True
+            named = {policy.get("uid") for policy in policies}
+            for uid, governor in list(agent.governors.items()):
+                silent = now - (governor.last_good if governor.last_good is not None else governor.started)
+                if uid not in named and not self.down and silent > governor.lease + 65:
+                    del agent.governors[uid]  # closed while we could not hear it
+                    changed = True
+        if changed and agent.adapter:
+            agent.adapter.changed()
+
+    def leave(self):
+        """The final call of every TokenBudget: what is left of the grants goes back at once. Idempotent."""
+        if self.done or self.stopping or os.getpid() != self.pid:
+            return
+        self.stopping = True
+        self.event.set()
+        for governor in list(self.agent.governors.values()):
+            if governor.last_good is not None and not self.down:
+                self.call(governor, final=True)
+        self.done = True
+        self.drop()
+
+
+# ---------------------------------------------------------------- LiteLLM's inside
+
+
+class Adapter:
+    """All that touches LiteLLM beyond the hooks of CustomLogger. Each attribute that is missing is a problem
+    by name."""
+
+    def __init__(self, agent, handler):
+        self.agent, self.handler = agent, handler
+        self.router, self.missing = None, {}
+        self.seen = {}  # model id -> [deployment dict, original {tpm, rpm}, last written {tpm, rpm}]
+        self.matched = {}  # model id -> [books]
+        self.declared_rows, self.identities = None, {}
+        self.caches = []  # (object, attribute, original)
+        self.shutdown_wrapped, self.dirty = False, True
+
+    def problems(self):
+        return list(self.missing.values())
+
+    def problem(self, name, text):
+        if text is None:
+            self.missing.pop(name, None)
+        else:
+            if name not in self.missing:
+                log.error("tokenbudget: %s", text)
+            self.missing[name] = text
+
+    def changed(self):
+        self.dirty = True
+
+    def declared(self):
+        return self.declared_rows
+
+    # -- registration
+
+    def register(self):
+        import litellm
+
+        manager = getattr(litellm, "logging_callback_manager", None)
+        callbacks = getattr(litellm, "callbacks", None)
+        if callbacks is None or manager is None:
+            return self.problem(
+                "callbacks", "litellm.callbacks or logging_callback_manager is missing: not enforcing"
+            )
+        if self.handler not in callbacks:
+            manager.add_litellm_callback(self.handler)
+        for name, add in (
+            ("input_callback", "add_litellm_input_callback"),
+            ("_async_success_callback", "add_litellm_async_success_callback"),
+            ("_async_failure_callback", "add_litellm_async_failure_callback"),
+        ):
+            if self.handler not in getattr(litellm, name, ()) and hasattr(manager, add):
+                getattr(manager, add)(self.handler)
+        kept = self.handler in litellm.callbacks
+        self.problem("callbacks", None if kept else "LiteLLM drops the agent's callback: not enforcing")
+
+    def wrap_shutdown(self, server):
+        """uvicorn raises the signal again after its shutdown, so atexit does not run: the proxy's own
+        shutdown event,
+        which comes when no request is running any more, is where the agent leaves."""
+        event = getattr(server, "proxy_shutdown_event", None)
+        if event is None:
+            return self.problem(
+                "shutdown",
+                "litellm.proxy.proxy_server.proxy_shutdown_event is missing: "
+                "grants of ended processes come back late",
+            )
+        if getattr(event, "tokenbudget", False):
+            return None
+
+        @functools.wraps(event)
+        async def leave_first(*args, **kwargs):
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, leave)
+            except Exception as error:
+                self.agent.fault("leave", error)
+            return await event(*args, **kwargs)
+
+        leave_first.tokenbudget = True
+        server.proxy_shutdown_event = leave_first
+
+    # -- the router
+
+    def refresh(self):
+        """Runs in the event loop, each second and after changes: LiteLLM's lists are not touched from
+        elsewhere."""
+        self.register()
+        server = sys.modules.get("litellm.proxy.proxy_server")
+        if server is None:
+            return None
+        self.wrap_shutdown(server)
+        if not hasattr(server, "llm_router"):
+            return self.problem("router", "litellm.proxy.proxy_server.llm_router is missing: not enforcing")
+        router = server.llm_router
+        self.problem("router", None)
+        if router is None:
+            return None
+        models = getattr(router, "model_list", None)
+        if not isinstance(models, list):
+            return self.problem("model_list", "Router.model_list is not a list: not enforcing")
+        self.problem("model_list", None)
+        if router is not self.router:
+            self.restore_caches()
+            self.router = router
+        self.dirty = False
+        self.identify(models)
+        boot, wall = self.agent.clock.boot(), self.agent.clock.wall()
+        rows, all_governed, present = [], True, set()
+        for deployment in models:
+            key = model_id(deployment)
+            present.add(key)
+            row = self.originals(key, deployment)
+            books, explicit = self.match(deployment)
+            self.matched[key] = books
+            limits = self.limits_of(deployment, row[1])
+            if not explicit and any(v is not None for v in limits.values()):
+                rows.append(self.declared_row(deployment, limits))
+            enforced = [b for b in books if b.governor.acting(boot, wall) == "enforce"]
+            self.write(deployment, row, enforced)
+            if not enforced and any(v is not None for v in limits.values()):
+                all_governed = False
+        for key in list(self.seen):
+            if key not in present:
+                self.seen.pop(key)
+                self.matched.pop(key, None)
+        self.declared_rows = rows
+        if all_governed and any(self.matched.values()):
+            self.localize_caches(router)
+        else:
+            self.restore_caches()
+
+    def originals(self, key, deployment):
+        row = self.seen.get(key)
+        if row is None or row[0] is not deployment:
+            values = {}
+            for name in ("tpm", "rpm"):
+                value = deployment.get(name)
+                if row is not None and value is not None and value == row[2].get(name):
+                    value = row[1][name]  # a copy of an entry that we had rewritten
+                values[name] = value
+            row = self.seen[key] = [deployment, values, row[2] if row else {}]
+        return row
+
+    def limits_of(self, deployment, original):
+        params, info = deployment.get("litellm_params") or {}, deployment.get("model_info") or {}
+        out = {}
+        for name in ("tpm", "rpm"):
+            values = [original[name], params.get(name), info.get(name)]
+            out[name] = next((int(v) for v in values if v is not None), None)
+        return out
+
+    def write(self, deployment, row, books):
+        """max(share, grant) at the top level of the live entry, and nowhere else."""
+        for name, unit in (("tpm", "tokens"), ("rpm", "requests")):
+            values = [max(book.share, book.grant, 1) for book in books if book.unit == unit]
+            if values:
+                deployment[name] = row[2][name] = int(min(values))
+            elif name in row[2]:
+                del row[2][name]
+                if row[1][name] is None:
+                    deployment.pop(name, None)
+                else:
+                    deployment[name] = row[1][name]
+
+    # -- which limits a deployment spends from
+
+    def identify(self, models):
+        """The identity of each deployment, for derived limits: declared id, else what it is and the how
+        manieth."""
+        counts, self.identities = collections.Counter(), {}
+        for deployment in models:
+            declared = self.declared_id(deployment)
+            if declared is not None:
+                identity = "id=%s" % declared
+            else:
+                params = deployment.get("litellm_params") or {}
+                base = "%s|%s|%s" % (
+                    deployment.get("model_name"),
+                    params.get("model"),
+                    params.get("api_base") or "",
+                )
+                identity = "%s|%d" % (base, counts[base])
+                counts[base] += 1
+            self.identities[model_id(deployment)] = identity
+
+    def declared_id(self, deployment):
+        """LiteLLM's own ids are a sha256 over all params: they change with a key or a limit."""
+        found = model_id(deployment)
+        return None if re.match(r"^[0-9a-f]{64}$", found) or found == "None" else found
+
+    def declared_row(self, deployment, limits):
+        params = deployment.get("litellm_params") or {}
+        return {
+            "identity": self.identities[model_id(deployment)],
+            "modelName": deployment.get("model_name"),
+            "litellmModel": params.get("model"),
+            "apiBase": params.get("api_base"),
+            "id": self.declared_id(deployment),
+            "tokensPerMinute": limits["tpm"],
+            "requestsPerMinute": limits["rpm"],
+        }
+
+    def match(self, deployment):
+        """(books, whether an explicit limit matched). Explicit limits beat derived ones."""
+        params = deployment.get("litellm_params") or {}
+        have = {
+            "modelName": deployment.get("model_name"),
+            "id": model_id(deployment),
+            "litellmModel": params.get("model"),
+            "apiBase": params.get("api_base"),
+        }
+        identity = self.identities.get(have["id"])
+        explicit, derived = [], []
+        for governor in list(self.agent.governors.values()):
+            for limit in governor.limits:
+                books = [
+                    governor.books[key]
+                    for key in ((limit["name"], "tokens"), (limit["name"], "requests"))
+                    if key in governor.books
+                ]
+                if limit.get("derived") is not None:
+                    if limit["derived"] == identity:
+                        derived += books
+                elif any(
+                    selector and all(have.get(k) == v for k, v in selector.items() if v is not None)
+                    for selector in limit.get("models") or []
+                ):
+                    explicit += books
+        return (explicit, True) if explicit else (derived, False)
+
+    def books_of(self, deployment):
+        """On the request path: what the last refresh found, or found now for an entry that is new."""
+        if self.dirty and self.router is not None:
+            self.refresh()
+        key = model_id(deployment)
+        books = self.matched.get(key)
+        if books is None:
+            if key not in self.identities and self.router is not None:
+                self.identify(self.router.model_list)
+            books = self.matched[key] = self.match(deployment)[0]
+        return books
+
+    def max_output(self, deployment, model):
+        info = deployment.get("model_info") or {}
+        value = info.get("max_output_tokens")
+        if value is None:
+            import litellm
+
+            costs = getattr(litellm, "model_cost", {})
+            entry = costs.get(model) or costs.get(model.split("/", 1)[-1]) or {}
+            value = entry.get("max_output_tokens") or entry.get("max_tokens")
+        try:
+            return int(value) if value else None
+        except (TypeError, ValueError):
+            return None
+
+    # -- LiteLLM's own counters
+
+    def localize_caches(self, router):
+        """Our share must be compared with this process's usage, not with the fleet's: memory only."""
+        from litellm.caching.caching import DualCache
+
+        targets = []
+        handler = getattr(router, "lowesttpm_logger_v2", None)
+        if handler is not None:
+            if not hasattr(handler, "router_cache"):
+                self.problem(
+                    "v2", "lowesttpm_logger_v2.router_cache is missing: shares compared with fleet totals"
+                )
+            targets += [(handler, "router_cache"), (handler, "dual_cache")]
+        for check in getattr(router, "optional_callbacks", None) or []:
+            if type(check).__name__ == "ModelRateLimitingCheck":
+                if not hasattr(check, "dual_cache"):
+                    self.problem(
+                        "check", "ModelRateLimitingCheck.dual_cache is missing: shares compared with totals"
+                    )
+                targets.append((check, "dual_cache"))
+        local = {}
+        for owner, name in targets:
+            if hasattr(owner, name) and not any(o is owner and n == name for o, n, _ in self.caches):
+                self.caches.append((owner, name, getattr(owner, name)))
+                setattr(owner, name, local.setdefault(id(owner), DualCache()))
+
+    def restore_caches(self):
+        for owner, name, original in self.caches:
+            setattr(owner, name, original)
+        self.caches = []
+
+
+# ---------------------------------------------------------------- hooks
+
+
+class Hooks(CustomLogger):
+    """What LiteLLM calls, in this order for each attempt; a fault falls through to LiteLLM's own
+    behaviour."""
+
+    def __init__(self, agent):
+        super().__init__()
+        self.agent = agent
+
+    async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):
+        """At the proxy's door: the only hook that sees an embedding's input before the router."""
+        _body.set((data, str(call_type)))
+
+    async def async_filter_deployments(
+        self, model, healthy_deployments, messages, request_kwargs=None, parent_otel_span=None
+    ):
+        try:
+            return await self.filter(healthy_deployments, messages, request_kwargs or {})
+        except Refused:
+            raise
+        except Exception as error:
+            self.agent.fault("filter", error)
+            return healthy_deployments
+
+    async def async_pre_call_check(self, deployment, parent_otel_span=None):
+        try:
+            await self.check(deployment)
+        except Refused:
+            raise
+        except Exception as error:
+            self.agent.fault("check", error)
+
+    async def async_pre_call_deployment_hook(self, kwargs, call_type):
+        try:
+            await self.before_call(kwargs, str(getattr(call_type, "value", call_type)))
+        except Refused:
+            raise
+        except Exception as error:
+            self.agent.fault("deployment hook", error)
+
+    def log_pre_api_call(self, model, messages, kwargs):
+        """The last hook before the call leaves; LiteLLM swallows exceptions here, some providers call it in a
+        thread."""
+        try:
+            attempt = self.agent.open_attempt(kwargs.get("litellm_call_id"))
+            if attempt is not None:
+                self.agent.stamp(attempt, self.agent.clock.boot())
+                if attempt.kind:
+                    self.agent.stamps_known.add(attempt.kind)
+        except Exception as error:
+            self.agent.fault("stamp", error)
+
+    async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
+        try:
+            self.success(kwargs, response_obj)
+        except Exception as error:
+            self.agent.fault("success event", error)
+
+    async def async_log_failure_event(self, kwargs, response_obj, start_time, end_time):
+        try:
+            info = (kwargs.get("litellm_params") or {}).get("model_info") or {}
+            attempt = self.agent.open_attempt(kwargs.get("litellm_call_id"), str(info.get("id")))
+            error = kwargs.get("exception")
+            if attempt is not None and error is not None and not isinstance(error, Refused):
+                self.agent.failed(attempt, error)
+        except Exception as error:
+            self.agent.fault("failure event", error)
+
+    async def async_post_call_failure_deployment_hook(
+        self, request_data, exception, call_type, fallback_depth=None
+    ):
+        """Once for each failed attempt (newer LiteLLM versions)."""
+        try:
+            attempt = self.agent.open_attempt(request_data.get("litellm_call_id"))
+            if attempt is not None:
+                self.agent.failed(attempt, exception)
+        except Exception as error:
+            self.agent.fault("failure hook", error)
+
+    async def async_post_call_failure_hook(
+        self, request_data, original_exception, user_api_key_dict, traceback_str=None
+    ):
+        """The request has finally failed: nothing of it stays reserved."""
+        try:
+            still = [
+                a for a in self.agent.attempts.get(request_data.get("litellm_call_id"), ()) if not a.ended
+            ]
+            for attempt in still:  # what it failed with is what became of the last attempt
+                last = attempt is still[-1] and not isinstance(original_exception, Refused)
+                self.agent.failed(attempt, original_exception if last else None)
+        except Exception as error:
+            self.agent.fault("final failure hook", error)
+
+    # -- what they do
+
+    def request_for(self, messages, kwargs):
+        data, call_type = _body.get() or ({}, "")
+        call_id = kwargs.get("litellm_call_id") or data.get("litellm_call_id") or uuid.uuid4().hex
+        return Request(call_id, kwargs, messages, call_type, data)
+
+    async def filter(self, deployments, messages, kwargs):
+        agent = self.agent
+        if not agent.governors or not isinstance(deployments, list) or not deployments:
+            return deployments
+        if agent.pid != os.getpid():
+            restart_after_fork()
+        governed = [(d, agent.adapter.books_of(d)) for d in deployments]
+        if not any(books for _, books in governed):
+            return deployments
+        request = self.request_for(messages, kwargs)
+        previous = _request.get()
+        if previous is not None and previous.call_id == request.call_id:
+            if previous.attempt is not None and not previous.attempt.ended and not previous.attempt.stamped:
+                if agent.never_left(previous.attempt):
+                    agent.end(
+                        previous.attempt, never_sent=True
+                    )  # this is the next attempt of the same request
+        elif previous is not None and previous.attempt is None:
+            request.parent = previous  # a call inside a call (LiteLLM's compaction)
+        request.candidates = {model_id(d) for d in deployments}
+        needs = {id(d): agent.needs(request, d, books) for d, books in governed}
+        while True:
+            boot, wall = agent.clock.boot(), agent.clock.wall()
+            agent.tick(boot)
+            with agent.lock:
+                fitting = [d for d, _ in governed if agent.fits(needs[id(d)], boot, wall)]
+            if fitting:
+                break
+            wanting = [n for n in needs.values() if all(amount <= book.budget for book, amount in n)]
+            if not wanting or not await agent.wait_for_room(wanting, request):
+                raise agent.refusal(request, list(needs.values()))
+        if len(fitting) < len(governed):
+            self.ask_for(needs, governed, fitting)
+        _request.set(request)
+        return [self.lifted(d, needs[id(d)], boot, wall) for d in fitting]
+
+    def ask_for(self, needs, governed, fitting):
+        """Another deployment takes this request; the ledger may still have room for the ones that were
+        dropped."""
+        kept = {id(d) for d in fitting}
+        with self.agent.lock:
+            for deployment, _ in governed:
+                if id(deployment) not in kept:
+                    for book, amount in needs[id(deployment)]:
+                        book.pending = max(book.pending, amount)
+        self.agent.draw()
+
+    def lifted(self, deployment, needs, boot, wall):
+        """A copy for this request only, whose own limit LiteLLM will not reach. LiteLLM counts by calendar
+        minute and
+        when a call ends, so with long calls, or after the grant moved, it would refuse what the ring
+        admits."""
+        copy = None
+        for book, _ in needs:
+            if book.governor.acting(boot, wall) == "enforce":
+                copy = copy or dict(deployment)
+                copy["tpm" if book.unit == "tokens" else "rpm"] = LIFTED
+        return copy or deployment
+
+    async def check(self, deployment):
+        """Reserves on the deployment that was picked."""
+        agent = self.agent
+        if not agent.governors or not isinstance(deployment, dict):
+            return
+        books = agent.adapter.books_of(deployment)
+        if not books:
+            return
+        key, request = model_id(deployment), _request.get()
+        while request is not None and (request.attempt is not None or key not in request.candidates):
+            request = request.parent
+        if request is None:  # the filter was skipped: the client named the deployment, or another strategy
+            request = self.request_for(None, {})
+            request.candidates = {key}
+            _request.set(request)
+        needs = agent.needs(request, deployment, books)
+        while agent.reserve(request, deployment, needs) is None:
+            if any(amount > book.budget for book, amount in needs) or not await agent.wait_for_room(
+                [needs], request
+            ):
+                raise agent.refusal(request, [needs])
+
+    async def before_call(self, kwargs, call_type):
+        """Admits again what was reserved too long ago: the process may have been frozen in between."""
+        agent = self.agent
+        attempt = agent.open_attempt(kwargs.get("litellm_call_id"))
+        if attempt is None or attempt.stamped:
+            return
+        attempt.hooked, attempt.kind = True, call_type
+        boot, wall = agent.clock.boot(), agent.clock.wall()
+        if boot - attempt.reserved <= STALE_CHECK or not attempt.charges:
+            return
+        needs = [(book, charge.amount) for book, charge in attempt.charges]
+        until = boot + LATE_WAIT
+        while True:
+            with agent.lock:
+                if agent.fits([(book, 0) for book, _ in needs], boot, wall):  # its own charge is in `spent`
+                    return
+            if boot >= until:
+                agent.end(attempt, never_sent=True)
+                raise agent.refusal(attempt.request, [needs], RefusedLate)
+            agent.draw()
+            await asyncio.sleep(0.1)
+            boot, wall = agent.clock.boot(), agent.clock.wall()
+            agent.tick(boot)
+
+    def success(self, kwargs, response):
+        agent = self.agent
+        logged = kwargs.get("standard_logging_object") or {}
+        deployment = logged.get("model_id") or (
+            (kwargs.get("litellm_params") or {}).get("model_info") or {}
+        ).get("id")
+        call_id = kwargs.get("litellm_call_id")
+        attempt = agent.open_attempt(call_id, str(deployment)) or agent.open_attempt(call_id)
+        if attempt is None:
+            return None
+        if kwargs.get("cache_hit") is True:
+            return agent.end(attempt, never_sent=True)  # answered from LiteLLM's cache
+        total = logged.get("total_tokens")
+        prompt, output = logged.get("prompt_tokens") or 0, logged.get("completion_tokens") or 0
+        agent.end(attempt, total=total if total else None)
+        if total:
+            request = attempt.request
+            agent.learned[attempt.model].learn(request.chars, request.overhead, prompt, output // request.n)
+
+
+# ---------------------------------------------------------------- start and end
+
+_agent = _ledger = None
+
+
+def start():
+    """The worker startup hook: runs in every worker process before the config is loaded. Never raises."""
+    global _agent, _ledger
+    try:
+        if not log.handlers and not logging.getLogger().handlers:
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            log.addHandler(handler)
+            log.propagate = False
+        if _agent is not None and _agent.pid == os.getpid():
+            return
+        _agent = Agent()
+        _agent.adapter = Adapter(_agent, Hooks(_agent))
+        _agent.adapter.register()
+        _ledger = Ledger(_agent)
+        _ledger.read_policies()
+        _ledger.start()
+        atexit.register(leave)
+        try:
+            asyncio.get_running_loop().create_task(watch(_agent))
+        except RuntimeError:
+            _agent.adapter.problem("loop", "the startup hook ran outside of an event loop: not enforcing")
+    except Exception:
+        log.exception("tokenbudget: the agent could not start, LiteLLM runs without it")
+
+
+async def watch(agent):
+    """A light loop beside LiteLLM: sees stalls of the event loop, keeps the callback registered and shares
+    written."""
+    next_refresh = 0.0
+    while True:
+        try:
+            now = agent.clock.boot()
+            agent.tick(now)
+            if agent.adapter.dirty or now >= next_refresh:
+                next_refresh = now + 1.0
+                agent.watch_leases(now, agent.clock.wall())
+                agent.adapter.refresh()
+            elif agent.adapter.router is None:
+                agent.adapter.register()
+        except Exception as error:
+            agent.fault("watch", error)
+        await asyncio.sleep(0.05)
+
+
+def leave():
+    """The final call. Not at SIGTERM: the process still serves then."""
+    if _ledger is not None:
+        try:
+            _ledger.leave()
+        except Exception:
+            log.exception("tokenbudget: the final call failed")
+
+
+def restart_after_fork():
+    """A forked process is a new member with nothing lent to it."""
+    global _ledger
+    agent = _agent
+    with agent.lock:
+        agent.reset_identity()
+        policies = [governor.policy for governor in agent.governors.values()]
+        now = agent.clock.boot()
+        agent.governors = {policy["uid"]: Governor(policy, now) for policy in policies}
+        agent.adapter.changed()
+    agent.last_tick = None
+    _ledger = Ledger(agent)
+    _ledger.start()
+    asyncio.get_running_loop().create_task(watch(agent))

@@ -1,0 +1,93 @@
+{{- define "tokenbudget.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "tokenbudget.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
+{{- else if contains (include "tokenbudget.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "tokenbudget.name" .) | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "tokenbudget.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "tokenbudget.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "tokenbudget.labels" -}}
+{{ include "tokenbudget.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "tokenbudget.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "tokenbudget.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "tokenbudget.image" -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "tokenbudget.port" -}}
+{{- .Values.listen | splitList ":" | last -}}
+{{- end -}}
+
+{{/* What the operator may do where it watches: cluster-wide, or in one namespace. A comment over each rule says why. */}}
+{{- define "tokenbudget.rules" -}}
+# What to do. patch is for the finalizer, which makes sure that pod templates and the ledger are put back first.
+- apiGroups: [tokenbudget.dev]
+  resources: [tokenbudgets]
+  verbs: [get, list, watch, patch]
+# What is shown in kubectl get tokenbudgets.
+- apiGroups: [tokenbudget.dev]
+  resources: [tokenbudgets/status]
+  verbs: [get, patch]
+# Objects that are owned by a TokenBudget block its deletion; servers with OwnerReferencesPermissionEnforcement ask for this.
+- apiGroups: [tokenbudget.dev]
+  resources: [tokenbudgets/finalizers]
+  verbs: [update]
+# The targets. patch is the server-side apply of the agent's entries in the pod template; nothing else is written.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, patch]
+# Which LiteLLM processes there are, and which have ended for sure: evidence that their tokens may go to others.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+# The most replicas that a target can come to, for the safe share.
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch]
+# get: Redis settings and hooks that a LiteLLM container takes from a ConfigMap. The others: the agent and the policies
+# beside the target, named tokenbudget-agent and tokenbudget-<deployment>. Names are only known at run time.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, create, patch, delete]
+# The Redis URL or password that a TokenBudget or a LiteLLM container names. By name only: never list or watch.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get]
+# What happened, on the TokenBudget.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
+
+{{/* Values that each are right and together are not. */}}
+{{- define "tokenbudget.check" -}}
+{{- if and (not .Values.leaderElection) (gt (int .Values.replicas) 1) -}}
+{{- fail "leaderElection: false allows one replica at most: set replicas to 1, or leaderElection to true" -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,92 @@
+//! Starts the local cluster and runs what users do on it.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use rig::clock::interrupted;
+use rig::scenario::{Paths, Rig, checks, demo};
+
+/// The local cluster and the scenarios on it. `make up`, `make down`, `make demo` and `make test` call it.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a local cluster and leave it running.
+    Up,
+    /// Stop it; leaves no process behind, also after a crash.
+    Down,
+    /// The main job, on a cluster of its own.
+    Demo,
+    /// The main job, and then what users do wrong and how they leave.
+    Test,
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Up => up().await,
+        Command::Down => {
+            for name in ["up", "demo", "test"] {
+                Rig::down(&Paths::new(name)?)?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Demo => on_a_cluster("demo", false).await,
+        Command::Test => on_a_cluster("test", true).await,
+    }
+}
+
+/// Runs the demo, and the checks too, on a cluster that is stopped afterwards whatever happens.
+async fn on_a_cluster(name: &str, checks: bool) -> Result<ExitCode> {
+    let paths = Paths::new(name)?;
+    let outcome = tokio::select! {
+        outcome = work(&paths, checks) => outcome,
+        _ = interrupted() => Err(anyhow::anyhow!("interrupted")),
+    };
+    if !matches!(outcome, Ok(true)) && paths.dir.exists() {
+        eprintln!("logs are kept in {}", paths.keep_logs()?.display());
+    }
+    Rig::down(&paths)?;
+    Ok(if outcome? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn up() -> Result<ExitCode> {
+    let rig = Rig::up(&Paths::new("up")?).await?;
+    println!(
+        "
+A cluster is running. Next:
+  source .local/env                                  # kubectl, helm, tokenbudget and load on your PATH
+  kubectl apply -f e2e/manifests/litellm.yaml        # three LiteLLM replicas, tpm 60,000
+  kubectl -n llm get pods -w                         # ready after half a minute
+  load --namespace llm --deployment litellm --key sk-local --tokens-per-minute 300000 --duration 75s --provider-url $PROVIDER_URL
+  curl -s $PROVIDER_URL/usage?series=false           # what the provider counted: worst_60s
+  kubectl apply -f e2e/manifests/tokenbudget.yaml    # five lines
+  kubectl -n llm get tb -w
+  make down                                          # leaves nothing behind
+The operator's log: kubectl -n tokenbudget-system logs deploy/tokenbudget -f
+The provider: {}",
+        rig.provider_url
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Answers whether every figure was reached.
+async fn work(paths: &Paths, with_checks: bool) -> Result<bool> {
+    let rig = Rig::up(paths).await?;
+    let outcome = demo::run(&rig).await?;
+    if with_checks {
+        checks::run(&rig).await?;
+    }
+    for failure in &outcome.failures {
+        println!("FAILED: {failure}");
+    }
+    for line in &outcome.lines {
+        println!("{line}");
+    }
+    Ok(outcome.failures.is_empty())
+}

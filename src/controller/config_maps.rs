@@ -1,0 +1,76 @@
+//! The two ConfigMaps that the pods mount: the agent (one for each namespace) and the policies (one for each Deployment).
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Resource, ResourceExt};
+use sha2::{Digest, Sha256};
+
+use super::context::Context;
+use super::validate::Target;
+use super::{Error, World};
+use crate::api::{FIELD_MANAGER, TokenBudget};
+use crate::ledger::PolicyFile;
+use crate::litellm::{agent_config_map, policy_config_map_name};
+
+/// How often an unchanged ConfigMap is applied again, in case that somebody deleted or changed it.
+const HEAL: Duration = Duration::from_secs(300);
+
+/// What was applied last, by namespace and name.
+pub type AppliedMaps = BTreeMap<(String, String), (Vec<u8>, Instant)>;
+
+/// Keeps both ConfigMaps as they should be.
+///
+/// # Errors
+/// When the API server refuses or does not answer.
+pub async fn keep(tb: &TokenBudget, ctx: &Context, world: &World, target: &Target) -> Result<(), Error> {
+    let namespace = tb.namespace().unwrap_or_default();
+    apply(ctx, agent_config_map(&namespace)).await?;
+    if let Some(map) = policies(ctx, world, &namespace, &target.name()) {
+        apply(ctx, map).await?;
+    }
+    Ok(())
+}
+
+/// The policies of all TokenBudgets of a Deployment; none while one of them has not been planned since this operator
+/// started, since a file without it would tell the agents that it is gone.
+fn policies(ctx: &Context, world: &World, namespace: &str, deployment: &str) -> Option<ConfigMap> {
+    let budgets = world.budgets_of(namespace, deployment);
+    let live: Vec<_> = budgets.iter().filter(|b| b.metadata.deletion_timestamp.is_none()).collect();
+    let planned = ctx.policies();
+    let mut file = PolicyFile::default();
+    for budget in &live {
+        let uid = budget.uid()?;
+        // A TokenBudget that cannot be planned (no ledger) has no policy, and holds up nobody else.
+        let Some(policy) = planned.get(&uid) else {
+            if budget.status.as_ref().is_some_and(|s| !s.limits.is_empty()) {
+                return None;
+            }
+            continue;
+        };
+        file.token_budgets.push(policy.clone());
+    }
+    let mut map = ConfigMap::default();
+    map.metadata.name = Some(policy_config_map_name(deployment));
+    map.metadata.namespace = Some(namespace.to_owned());
+    map.metadata.labels = Some([("app.kubernetes.io/managed-by".to_owned(), "tokenbudget".to_owned())].into());
+    map.metadata.owner_references = Some(live.iter().filter_map(|b| b.owner_ref(&())).collect());
+    map.data = Some([("policy.json".to_owned(), serde_json::to_string_pretty(&file).ok()?)].into());
+    Some(map)
+}
+
+async fn apply(ctx: &Context, map: ConfigMap) -> Result<(), Error> {
+    let (namespace, name) = (map.namespace().unwrap_or_default(), map.name_any());
+    let key = (namespace.clone(), name.clone());
+    let digest = Sha256::digest(serde_json::to_vec(&map).unwrap_or_default()).to_vec();
+    let is_current = |(known, at): &(Vec<u8>, Instant)| *known == digest && at.elapsed() < HEAL;
+    if ctx.applied_maps().get(&key).is_some_and(is_current) {
+        return Ok(());
+    }
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    Api::<ConfigMap>::namespaced(ctx.client.clone(), &namespace).patch(&name, &params, &Patch::Apply(&map)).await?;
+    ctx.applied_maps().insert(key, (digest, Instant::now()));
+    Ok(())
+}

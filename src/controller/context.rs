@@ -1,0 +1,101 @@
+//! What all passes share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kube::runtime::events::{Recorder, Reporter};
+use kube::{Client, ResourceExt};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::config_maps::AppliedMaps;
+use super::memory::Memory;
+use crate::api::{SecretKeyRef, TokenBudget};
+use crate::leader::Leadership;
+use crate::ledger::Policy;
+use crate::ops::Metrics;
+
+/// What the operator was started with.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Namespaces to watch; all, if there are none.
+    pub namespaces: Vec<String>,
+    /// The Secret with the Redis URL for TokenBudgets and containers that name none.
+    pub default_redis: Option<SecretKeyRef>,
+    /// Who this process is, for events.
+    pub identity: String,
+}
+
+/// Clients, settings and memory.
+pub struct Context {
+    /// Client of the API server.
+    pub client: Client,
+    /// What the operator was started with.
+    pub settings: Settings,
+    /// Whether this replica may write.
+    pub leadership: Leadership,
+    /// Publishes events, and aggregates equal ones.
+    pub recorder: Recorder,
+    /// What Prometheus sees.
+    pub metrics: Metrics,
+    memories: Mutex<HashMap<String, Arc<AsyncMutex<Memory>>>>,
+    policies: Mutex<BTreeMap<String, Policy>>,
+    applied_maps: Mutex<AppliedMaps>,
+}
+
+impl Context {
+    /// A context without memory.
+    #[must_use]
+    pub fn new(client: Client, settings: Settings, leadership: Leadership, metrics: Metrics) -> Self {
+        let reporter = Reporter { controller: "tokenbudget".to_owned(), instance: Some(settings.identity.clone()) };
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            settings,
+            leadership,
+            metrics,
+            memories: Mutex::default(),
+            policies: Mutex::default(),
+            applied_maps: Mutex::default(),
+        }
+    }
+
+    /// The memory of this TokenBudget.
+    pub fn memory(&self, tb: &TokenBudget) -> Arc<AsyncMutex<Memory>> {
+        locked(&self.memories).entry(tb.uid().unwrap_or_default()).or_default().clone()
+    }
+
+    /// Forgets everything: another replica leads, and what was known is out of date.
+    pub fn forget_all(&self) {
+        locked(&self.memories).clear();
+        locked(&self.policies).clear();
+        locked(&self.applied_maps).clear();
+    }
+
+    /// Forgets a TokenBudget that is gone.
+    pub fn forget(&self, tb: &TokenBudget) {
+        let uid = tb.uid().unwrap_or_default();
+        locked(&self.memories).remove(&uid);
+        locked(&self.policies).remove(&uid);
+        self.metrics.remove_budget(&tb.namespace().unwrap_or_default(), &tb.name_any());
+    }
+
+    /// Makes the policy known to the TokenBudgets of the same Deployment.
+    pub fn publish_policy(&self, tb: &TokenBudget, policy: &Policy) {
+        locked(&self.policies).insert(tb.uid().unwrap_or_default(), policy.clone());
+    }
+
+    /// The policies that were planned, by the TokenBudget's UID.
+    pub fn policies(&self) -> BTreeMap<String, Policy> {
+        locked(&self.policies).clone()
+    }
+
+    /// What ConfigMaps were applied.
+    pub fn applied_maps(&self) -> MutexGuard<'_, AppliedMaps> {
+        locked(&self.applied_maps)
+    }
+}
+
+/// A poisoned lock holds whole values all the same: nobody leaves them half-written.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,136 @@
+//! The end of a TokenBudget: processes get their own limits back, our entries leave the pod templates, the ledger goes.
+//! It ends within 30 s, whatever is broken.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::controller::Action;
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use tracing::{info, warn};
+
+use super::context::Context;
+use super::memory::Memory;
+use super::{Error, World};
+use crate::api::{FIELD_MANAGER, FINALIZER, TokenBudget};
+use crate::ledger::{Ledger, RedisLedger, Timeouts};
+use crate::litellm::{detachment, is_attached, policy_config_map_name};
+
+/// How long the clean-up is tried before the finalizer goes without it.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(20);
+
+/// How soon a failed clean-up is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Sets our finalizer, so that the ledger and the Deployments can be cleaned up. Answers whether it was there.
+///
+/// # Errors
+/// When the API server refuses or does not answer.
+pub async fn hold(tb: &TokenBudget, ctx: &Context) -> Result<bool, Error> {
+    if tb.finalizers().iter().any(|f| f == FINALIZER) {
+        return Ok(true);
+    }
+    let finalizers: Vec<&str> = tb.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
+    write_finalizers(tb, ctx, &finalizers).await?;
+    Ok(false)
+}
+
+/// Cleans up after a TokenBudget that is being deleted.
+///
+/// # Errors
+/// When the API server refuses or does not answer.
+pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<Action, Error> {
+    if !tb.finalizers().iter().any(|f| f == FINALIZER) {
+        ctx.forget(tb);
+        return Ok(Action::await_change());
+    }
+    let waiting_since = tb.metadata.deletion_timestamp.as_ref().map_or_else(Timestamp::now, |t| t.0);
+    let patient = Timestamp::now().duration_since(waiting_since) < PATIENCE;
+
+    if let Err(error) = close_ledger(tb, ctx, world, memory).await {
+        if patient {
+            warn!(%error, "the ledger could not be closed yet");
+            return Ok(Action::requeue(AGAIN));
+        }
+        warn!(%error, "the ledger could not be closed; its keys go by themselves within a day");
+    }
+    if let Err(error) = detach_deployments(tb, ctx, world).await {
+        if patient {
+            return Err(error);
+        }
+        warn!(%error, "the agent could not be taken out of every Deployment");
+    }
+    let rest: Vec<&str> = tb.finalizers().iter().map(String::as_str).filter(|f| *f != FINALIZER).collect();
+    write_finalizers(tb, ctx, &rest).await?;
+    ctx.forget(tb);
+    info!("detached");
+    Ok(Action::await_change())
+}
+
+async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(), String> {
+    let had_ledger = tb.status.as_ref().is_some_and(|s| !s.limits.is_empty()) || memory.policy.is_some();
+    if memory.ledger.is_none() && had_ledger {
+        let observed = super::observe::observe(tb, ctx, world, memory).await.map_err(|e| e.to_string())?;
+        if let Some(Ok(location)) = observed.redis {
+            let ledger = RedisLedger::connect(&location.url, Timeouts::default()).map_err(|e| e.to_string())?;
+            memory.ledger = Some((location.url, ledger));
+        }
+    }
+    let Some((_, ledger)) = &memory.ledger else {
+        return Ok(());
+    };
+    let uid = tb.uid().unwrap_or_default();
+    let books: Vec<_> = memory.books.iter().cloned().collect();
+    let epoch = ledger.claim(&uid).await.map_err(|e| e.to_string())?;
+    ledger.close(&uid, epoch, &books).await.map_err(|e| e.to_string())
+}
+
+/// Takes the agent out of each Deployment that no other TokenBudget names.
+async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> Result<(), Error> {
+    let namespace = tb.namespace().unwrap_or_default();
+    for target in &tb.spec.target_refs {
+        let others = world.budgets_of(&namespace, &target.name);
+        let shared = others.iter().any(|b| b.uid() != tb.uid() && b.metadata.deletion_timestamp.is_none());
+        if shared {
+            continue;
+        }
+        let Some(deployment) = world.deployment(&namespace, &target.name) else {
+            continue;
+        };
+        if is_attached(&deployment) {
+            let inherited =
+                super::observe::inherited_hooks(ctx, &namespace, &deployment, target.container.as_deref()).await?;
+            let detachment = detachment(&deployment, inherited.as_ref());
+            if let Some(stays) = &detachment.stays {
+                warn!(deployment = %target.name, "{stays}");
+            }
+            let params = PatchParams::apply(FIELD_MANAGER);
+            let api: Api<Deployment> = Api::namespaced(ctx.client.clone(), &namespace);
+            api.patch(&target.name, &params, &Patch::Apply(&detachment.patch)).await?;
+            info!(deployment = %target.name, "took the agent out of the pod template");
+        }
+        let maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &namespace);
+        let name = policy_config_map_name(&target.name);
+        match maps.delete(&name, &Default::default()).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        ctx.applied_maps().remove(&(namespace.clone(), name));
+    }
+    Ok(())
+}
+
+async fn write_finalizers(tb: &TokenBudget, ctx: &Context, finalizers: &[&str]) -> Result<(), Error> {
+    let api: Api<TokenBudget> = Api::namespaced(ctx.client.clone(), &tb.namespace().unwrap_or_default());
+    // The version makes this fail when somebody else changed the list meanwhile.
+    let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": tb.resource_version()}});
+    match api.patch(&tb.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,102 @@
+//! What the kubelet said about ended containers: the only evidence that a process is gone (design rule 8). A pod that
+//! vanished says nothing, since its processes may run on.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+
+/// How long evidence is kept after it was seen: longer than the ledger holds the record of an ended member (65 s).
+const KEEP: SignedDuration = SignedDuration::from_mins(30);
+
+/// When containers ended, by pod UID and container name.
+#[derive(Debug, Default)]
+pub struct Evidence {
+    ended: Mutex<HashMap<(String, String), Ended>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    /// The newest `finishedAt` of the container.
+    finished: Timestamp,
+    /// When this was seen last.
+    seen: Timestamp,
+}
+
+impl Evidence {
+    /// Takes note of the ended containers in a pod's status. Call it with every version of a pod that a watch brings, the
+    /// last one included.
+    pub fn note(&self, pod: &Pod, now: Timestamp) {
+        let Some(uid) = &pod.metadata.uid else { return };
+        let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        for status in statuses {
+            let finished = [&status.state, &status.last_state]
+                .into_iter()
+                .filter_map(|state| state.as_ref()?.terminated.as_ref()?.finished_at.as_ref())
+                .map(|time| time.0)
+                .max();
+            if let Some(finished) = finished {
+                ended.insert((uid.clone(), status.name.clone()), Ended { finished, seen: now });
+            }
+        }
+        ended.retain(|_, e| now.duration_since(e.seen) < KEEP);
+    }
+
+    /// Whether a process that started at `started_ms` (wall clock of its node, unix ms) in this container has ended: the
+    /// container ended after that. The kubelet cuts `finishedAt` to whole seconds, so a process of the next container
+    /// never starts before it.
+    pub fn has_ended(&self, pod_uid: &str, container: &str, started_ms: u64) -> bool {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended
+            .get(&(pod_uid.to_owned(), container.to_owned()))
+            .is_some_and(|e| i64::try_from(started_ms).is_ok_and(|started| started < e.finished.as_millisecond()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(yaml: &str) -> Pod {
+        serde_saphyr::from_str(yaml).unwrap()
+    }
+
+    #[test]
+    fn only_processes_from_before_the_end_are_gone() {
+        let evidence = Evidence::default();
+        let restarted = pod(r#"
+            metadata: {uid: u1, name: p}
+            status:
+              containerStatuses:
+              - name: litellm
+                image: x
+                imageID: x
+                ready: true
+                restartCount: 1
+                state: {running: {startedAt: "2026-01-01T00:00:11Z"}}
+                lastState: {terminated: {exitCode: 137, finishedAt: "2026-01-01T00:00:10Z"}}
+        "#);
+        let now: Timestamp = "2026-01-01T00:00:12Z".parse().unwrap();
+        evidence.note(&restarted, now);
+        let at = |text: &str| u64::try_from(text.parse::<Timestamp>().unwrap().as_millisecond()).unwrap();
+        assert!(evidence.has_ended("u1", "litellm", at("2026-01-01T00:00:02Z")));
+        assert!(!evidence.has_ended("u1", "litellm", at("2026-01-01T00:00:10.5Z")));
+        assert!(!evidence.has_ended("u1", "other", at("2026-01-01T00:00:02Z")));
+        assert!(!evidence.has_ended("u2", "litellm", at("2026-01-01T00:00:02Z")));
+    }
+
+    #[test]
+    fn a_running_pod_is_no_evidence() {
+        let evidence = Evidence::default();
+        let running = pod(r#"
+            metadata: {uid: u1, name: p, deletionTimestamp: "2026-01-01T00:00:00Z"}
+            status:
+              containerStatuses:
+              - {name: litellm, image: x, imageID: x, ready: true, restartCount: 0, state: {running: {startedAt: "2026-01-01T00:00:00Z"}}}
+        "#);
+        evidence.note(&running, Timestamp::UNIX_EPOCH);
+        assert!(!evidence.has_ended("u1", "litellm", 0));
+    }
+}

@@ -1,0 +1,182 @@
+//! Which limits a TokenBudget comes to: those of its spec, or those that LiteLLM's own configuration declares. Pure.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+
+use crate::api::{DeploymentSelector, Limit, LimitStatus, TokenBudgetSpec};
+use crate::ledger::{Declared, Report, Unit};
+
+/// One limit as the fleet is to keep it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EffectiveLimit {
+    /// Its name, also in the ledger's keys.
+    pub name: String,
+    /// What spends from it; empty for a derived limit.
+    pub models: Vec<DeploymentSelector>,
+    /// The identity of the LiteLLM deployment that declared it.
+    pub derived: Option<String>,
+    /// Tokens per minute.
+    pub tokens: Option<u64>,
+    /// Requests per minute.
+    pub requests: Option<u64>,
+}
+
+impl EffectiveLimit {
+    /// The books of this limit: unit and budget.
+    pub fn books(&self) -> impl Iterator<Item = (Unit, u64)> + '_ {
+        let tokens = self.tokens.map(|budget| (Unit::Tokens, budget));
+        let requests = self.requests.map(|budget| (Unit::Requests, budget));
+        tokens.into_iter().chain(requests)
+    }
+
+    fn of_spec(limit: &Limit) -> Self {
+        Self {
+            name: limit.name.clone(),
+            models: limit.models.clone(),
+            derived: None,
+            tokens: limit.tokens_per_minute.and_then(|v| u64::try_from(v).ok()),
+            requests: limit.requests_per_minute.and_then(|v| u64::try_from(v).ok()),
+        }
+    }
+
+    /// Takes in what one more process declares for the same deployment. While processes disagree (a rolling update) the
+    /// smaller value counts.
+    fn narrow(&mut self, tokens: Option<u64>, requests: Option<u64>) {
+        let smaller = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
+        self.tokens = smaller(self.tokens, tokens);
+        self.requests = smaller(self.requests, requests);
+    }
+}
+
+/// What is known about the limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Limits {
+    /// These, by name.
+    Known(Vec<EffectiveLimit>),
+    /// They are to be derived, and no process has said yet what it declares.
+    Waiting,
+    /// They are to be derived, and no process declares any.
+    NoneDeclared,
+}
+
+/// The limits of the spec; else what live processes declare; else, while none has said so, what the status holds from
+/// before.
+#[must_use]
+pub fn effective<'a>(spec: &TokenBudgetSpec, live: impl Iterator<Item = &'a Report>, before: &[LimitStatus]) -> Limits {
+    if !spec.derives_limits() {
+        return Limits::Known(spec.limits.iter().map(EffectiveLimit::of_spec).collect());
+    }
+    let declared: Vec<&[Declared]> = live.filter_map(|report| report.declared.as_deref()).collect();
+    let mut derived: BTreeMap<String, EffectiveLimit> = BTreeMap::new();
+    if declared.is_empty() {
+        for row in before.iter().filter(|row| row.derived.is_some()) {
+            let budget = u64::try_from(row.budget).ok();
+            let (tokens, requests) = if row.unit == Unit::Tokens.as_str() { (budget, None) } else { (None, budget) };
+            let blank = EffectiveLimit { name: row.name.clone(), derived: row.derived.clone(), ..Default::default() };
+            derived.entry(row.name.clone()).or_insert(blank).narrow(tokens, requests);
+        }
+    }
+    for entry in declared.iter().copied().flatten() {
+        let positive = |value: Option<u64>| value.filter(|v| *v > 0);
+        let (tokens, requests) = (positive(entry.tokens_per_minute), positive(entry.requests_per_minute));
+        if tokens.is_some() || requests.is_some() {
+            let name = derived_name(entry.model_name.as_deref().unwrap_or_default(), &entry.identity);
+            let blank =
+                EffectiveLimit { name: name.clone(), derived: Some(entry.identity.clone()), ..Default::default() };
+            derived.entry(name).or_insert(blank).narrow(tokens, requests);
+        }
+    }
+    match (derived.is_empty(), declared.is_empty()) {
+        (false, _) => Limits::Known(derived.into_values().collect()),
+        (true, true) => Limits::Waiting,
+        (true, false) => Limits::NoneDeclared,
+    }
+}
+
+/// The name of a derived limit: the model group as far as a name allows it, and six digits of its identity, so that it
+/// stays the same whatever else comes and goes.
+fn derived_name(model_name: &str, identity: &str) -> String {
+    let clean = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' }
+    };
+    let group: String = model_name.chars().take(40).map(clean).collect();
+    let digest = Sha256::digest(identity.as_bytes());
+    let digits: String = digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+    match group.trim_matches(|c| c == '-' || c == '.') {
+        "" => format!("model-{digits}"),
+        group => format!("{group}-{digits}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(yaml: &str) -> TokenBudgetSpec {
+        serde_saphyr::from_str(yaml).unwrap()
+    }
+
+    fn report(declared: &str) -> Report {
+        serde_saphyr::from_str(&format!(
+            "{{pod: p, podUid: u, container: litellm, worker: 1, startedMs: 0, agent: 0.1.0, policy: '', state: Starting, \
+             problems: [], declared: {declared}}}"
+        ))
+        .unwrap()
+    }
+
+    const GPT: &str = "{identity: 'gpt-4o|openai/gpt-4o|http://x|0', modelName: gpt-4o, litellmModel: openai/gpt-4o, \
+                       apiBase: 'http://x', id: null, tokensPerMinute: TPM, requestsPerMinute: null}";
+
+    fn derive(reports: &[Report], before: &[LimitStatus]) -> Limits {
+        effective(&spec("targetRefs: [{name: litellm}]"), reports.iter(), before)
+    }
+
+    #[test]
+    fn the_smaller_value_counts_while_processes_disagree() {
+        let reports = [
+            report(&format!("[{}]", GPT.replace("TPM", "60000"))),
+            report(&format!("[{}]", GPT.replace("TPM", "50000"))),
+        ];
+        let Limits::Known(limits) = derive(&reports, &[]) else { panic!() };
+        assert_eq!(limits.len(), 1);
+        assert_eq!((limits[0].tokens, limits[0].requests), (Some(50_000), None));
+        assert!(limits[0].name.starts_with("gpt-4o-"), "{}", limits[0].name);
+    }
+
+    #[test]
+    fn waits_until_a_process_has_said_what_it_declares() {
+        assert_eq!(derive(&[report("null")], &[]), Limits::Waiting);
+        assert_eq!(derive(&[report("null"), report("[]")], &[]), Limits::NoneDeclared);
+    }
+
+    #[test]
+    fn the_status_bridges_an_empty_fleet() {
+        let row = LimitStatus {
+            name: "gpt-4o-aaaaaa".to_owned(),
+            unit: "tokens".to_owned(),
+            budget: 60_000,
+            derived: Some("x".to_owned()),
+            ..LimitStatus::default()
+        };
+        let Limits::Known(limits) = derive(&[report("null")], std::slice::from_ref(&row)) else { panic!() };
+        assert_eq!((limits[0].name.as_str(), limits[0].tokens), ("gpt-4o-aaaaaa", Some(60_000)));
+        assert_eq!(derive(&[report("[]")], &[row]), Limits::NoneDeclared);
+    }
+
+    #[test]
+    fn explicit_limits_ignore_what_is_declared() {
+        let spec =
+            spec("{targetRefs: [{name: a}], limits: [{name: x, models: [{modelName: gpt-4o}], requestsPerMinute: 9}]}");
+        let Limits::Known(limits) = effective(&spec, std::iter::empty(), &[]) else { panic!() };
+        assert_eq!(limits[0].books().collect::<Vec<_>>(), [(Unit::Requests, 9)]);
+    }
+
+    #[test]
+    fn names_are_fit_for_keys_and_stable() {
+        assert_eq!(derived_name("Azure/GPT 4o", "a"), derived_name("Azure/GPT 4o", "a"));
+        assert_ne!(derived_name("gpt", "a"), derived_name("gpt", "b"));
+        assert!(derived_name("*", "a").starts_with("model-"));
+        assert!(derived_name("Azure/GPT 4o", "a").starts_with("azure-gpt-4o-"));
+    }
+}

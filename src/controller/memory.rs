@@ -1,0 +1,104 @@
+//! What the operator remembers of a TokenBudget between passes. All of it can be lost: it is found again in the status,
+//! the ledger and the Deployments.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::redis_url::{NoRedis, RedisLocation};
+use crate::api::{ConditionKind, TokenBudget, TokenBudgetStatus};
+use crate::ledger::{BookId, Epoch, Policy, RedisLedger, Unit};
+
+/// How long the fleet has to be whole before the promise holds: the 60 s window.
+pub const WINDOW: SignedDuration = SignedDuration::from_secs(60);
+
+/// Memory of one TokenBudget.
+#[derive(Default)]
+pub struct Memory {
+    /// Connection to the ledger, and its URL.
+    pub ledger: Option<(String, RedisLedger)>,
+    /// The epoch that was claimed from it.
+    pub epoch: Option<Epoch>,
+    /// Where the ledger is: read when, for which generation of the spec.
+    pub location: Option<(Instant, Option<i64>, Result<RedisLocation, NoRedis>)>,
+    /// The books that the last pass knew.
+    pub books: BTreeSet<BookId>,
+    /// The policy that the last pass made.
+    pub policy: Option<Policy>,
+    /// Deployments of which every live pod had the agent.
+    pub complete: BTreeSet<String>,
+    /// Since when every live process has enforced.
+    pub whole_since: Option<Timestamp>,
+    /// What was done to each Deployment.
+    pub attached: BTreeMap<String, AttachMemory>,
+    /// When the figures of the status were written last.
+    pub figures_at: Option<Instant>,
+    /// The status that was written last.
+    pub written: Option<TokenBudgetStatus>,
+    /// Failed passes in a row.
+    pub failures: u32,
+    /// Whether it was started from the status.
+    started: bool,
+}
+
+/// What was done to one Deployment.
+#[derive(Debug, Default)]
+pub struct AttachMemory {
+    /// Our entries were there when we looked last.
+    pub applied: bool,
+    /// When somebody took them out.
+    pub removed: Vec<Timestamp>,
+}
+
+impl AttachMemory {
+    /// Two removals in this time, and the entries are left alone.
+    const CONTEST: SignedDuration = SignedDuration::from_mins(10);
+
+    /// Somebody removed the entries. Answers whether this is contested.
+    pub fn was_removed(&mut self, now: Timestamp) -> bool {
+        self.applied = false;
+        self.removed.push(now);
+        self.contested(now)
+    }
+
+    /// Whether the entries were removed twice in ten minutes.
+    pub fn contested(&mut self, now: Timestamp) -> bool {
+        self.removed.retain(|at| now.duration_since(*at) < Self::CONTEST);
+        self.removed.len() >= 2
+    }
+}
+
+impl Memory {
+    /// Takes from the status what an operator that has just started would not know.
+    pub fn start_from(&mut self, tb: &TokenBudget) {
+        if std::mem::replace(&mut self.started, true) {
+            return;
+        }
+        let Some(status) = &tb.status else { return };
+        for row in &status.limits {
+            let unit = if row.unit == Unit::Tokens.as_str() { Unit::Tokens } else { Unit::Requests };
+            self.books.insert(BookId::new(&row.name, unit));
+        }
+        let enforcing = status.conditions.iter().find(|c| c.type_ == ConditionKind::Enforcing.as_str());
+        if let Some(since) = enforcing.filter(|c| c.status == "True") {
+            self.whole_since = since.last_transition_time.0.checked_sub(WINDOW).ok();
+        }
+        self.written = Some(status.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_removals_in_ten_minutes_are_a_contest() {
+        let at = |minute: i64| Timestamp::from_second(minute * 60).unwrap();
+        let mut memory = AttachMemory { applied: true, ..AttachMemory::default() };
+        assert!(!memory.was_removed(at(0)));
+        assert!(!memory.was_removed(at(11)));
+        assert!(memory.was_removed(at(20)));
+        assert!(!memory.contested(at(31)));
+    }
+}

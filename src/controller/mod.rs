@@ -1,0 +1,191 @@
+//! The operator's loop. A pass reads like its sentence: observe, validate, plan, apply, status.
+
+mod apply;
+mod arrange;
+mod config_maps;
+mod context;
+mod detach;
+mod evidence;
+mod limits;
+mod memory;
+mod metrics;
+mod observe;
+mod publish;
+mod redis_url;
+mod status;
+mod validate;
+mod world;
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use kube::ResourceExt;
+use kube::runtime::Controller;
+use kube::runtime::controller::{self, Action};
+use kube::runtime::reflector::ObjectRef;
+use tracing::{Instrument, error, info_span, warn};
+
+pub use context::{Context, Settings};
+pub use world::World;
+
+use crate::api::TokenBudget;
+use crate::leader::Moment;
+use crate::ops::Outcome;
+use memory::Memory;
+
+/// The longest that a pass may take.
+const PASS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A TokenBudget that works is planned this often.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A TokenBudget that the user has to mend is looked at this often; a change of it or of its Deployments comes at once.
+const BROKEN: Duration = Duration::from_secs(15);
+
+/// A replica that does not lead looks this often whether it does.
+const STANDBY: Duration = Duration::from_secs(2);
+
+/// Passes at once.
+const CONCURRENCY: u16 = 16;
+
+/// Why a pass was given up. What a user has to mend is no error: it is a condition.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused or did not answer.
+    #[error("the API server: {0}")]
+    Kubernetes(#[source] Box<kube::Error>),
+    /// The pass took too long.
+    #[error("the pass was given up after {} s", PASS_DEADLINE.as_secs())]
+    Deadline,
+}
+
+impl From<kube::Error> for Error {
+    fn from(error: kube::Error) -> Self {
+        Self::Kubernetes(Box::new(error))
+    }
+}
+
+/// Watches one namespace (or all) and keeps its TokenBudgets, until `shutdown`. `synced` is called once when the caches
+/// are whole.
+pub async fn run(
+    ctx: Arc<Context>,
+    namespace: Option<String>,
+    synced: impl FnOnce() + Send + 'static,
+    shutdown: impl Future<Output = ()> + Send + Sync + 'static,
+) {
+    let (world, streams) = World::watch(&ctx.client, namespace.as_deref());
+    let caches = world.clone();
+    tokio::spawn(async move {
+        let stores = (
+            caches.budgets.wait_until_ready(),
+            caches.deployments.wait_until_ready(),
+            caches.autoscalers.wait_until_ready(),
+            caches.pods.wait_until_ready(),
+        );
+        let (a, b, c, d) = futures::join!(stores.0, stores.1, stores.2, stores.3);
+        if a.and(b).and(c).and(d).is_ok() {
+            synced();
+        }
+    });
+    let (by_deployment, by_autoscaler, by_pod) = (world.clone(), world.clone(), world.clone());
+    let passes = world.clone();
+    Controller::for_stream(streams.budgets, world.budgets.clone())
+        .with_config(kube::runtime::controller::Config::default().concurrency(CONCURRENCY))
+        .watches_stream(streams.deployments, move |deployment| {
+            naming(&by_deployment, deployment.namespace(), Some(deployment.name_any()))
+        })
+        .watches_stream(streams.autoscalers, move |autoscaler| {
+            let target = Some(autoscaler.spec.scale_target_ref.name.clone());
+            naming(&by_autoscaler, autoscaler.namespace(), target)
+        })
+        .watches_stream(streams.pods, move |pod| naming(&by_pod, pod.namespace(), world::deployment_of(&pod)))
+        .graceful_shutdown_on(shutdown)
+        .run(
+            move |tb, ctx| {
+                let world = passes.clone();
+                let span = info_span!("pass", tokenbudget = %format!("{}/{}", tb.namespace().unwrap_or_default(), tb.name_any()));
+                async move { reconcile(tb, ctx, world).await }.instrument(span)
+            },
+            on_error,
+            ctx,
+        )
+        .for_each(|outcome| {
+            match outcome {
+                // The error policy has said so already.
+                Err(controller::Error::ReconcilerFailed(..)) | Ok(_) => {}
+                Err(error) => warn!(%error, cause = error.source().map(tracing::field::display), "a watch"),
+            }
+            futures::future::ready(())
+        })
+        .await;
+}
+
+/// The TokenBudgets that name this Deployment.
+fn naming(world: &World, namespace: Option<String>, deployment: Option<String>) -> Vec<ObjectRef<TokenBudget>> {
+    let (Some(namespace), Some(deployment)) = (namespace, deployment) else {
+        return Vec::new();
+    };
+    world.budgets_of(&namespace, &deployment).iter().map(|tb| ObjectRef::from_obj(tb.as_ref())).collect()
+}
+
+async fn reconcile(tb: Arc<TokenBudget>, ctx: Arc<Context>, world: World) -> Result<Action, Error> {
+    let started = Instant::now();
+    let leads = ctx.leadership.token().is_some_and(|token| token.is_valid(Moment::now()));
+    if !leads {
+        ctx.metrics.reconciled(Outcome::Standby, started.elapsed());
+        return Ok(Action::requeue(STANDBY));
+    }
+    let memory = ctx.memory(&tb);
+    let mut memory = memory.lock().await;
+    let outcome = match tokio::time::timeout(PASS_DEADLINE, pass(&tb, &ctx, &world, &mut memory)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::Deadline),
+    };
+    let (label, action) = match outcome {
+        Ok((label, action)) => (label, Ok(action)),
+        Err(error) => (Outcome::Failed, Err(error)),
+    };
+    ctx.metrics.reconciled(label, started.elapsed());
+    memory.failures = if action.is_ok() { 0 } else { memory.failures.saturating_add(1) };
+    action
+}
+
+/// One pass.
+async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(Outcome, Action), Error> {
+    memory.start_from(tb);
+    if tb.metadata.deletion_timestamp.is_some() {
+        return detach::detach(tb, ctx, world, memory).await.map(|action| (Outcome::Applied, action));
+    }
+    if !detach::hold(tb, ctx).await? {
+        return Ok((Outcome::Waiting, Action::requeue(Duration::ZERO)));
+    }
+    let observed = observe::observe(tb, ctx, world, memory).await?;
+    let valid = validate::validate(tb, &observed, &world.evidence);
+    let intent = arrange::arrange(tb, &observed, &valid, &memory.books);
+    let applied = apply::apply(tb, ctx, world, memory, &observed, &valid, &intent).await?;
+    let status = status::status(tb, &observed, &valid, &intent, &applied, memory);
+    metrics::set(tb, ctx, &observed, &applied, &status);
+    publish::publish(tb, ctx, memory, status).await?;
+
+    let broken = valid.targets.is_empty() || matches!(observed.redis, Some(Err(_)));
+    Ok(match (broken, &applied.ledger) {
+        (true, _) => (Outcome::Refused, Action::requeue(BROKEN)),
+        (false, Some(Ok(_))) => (Outcome::Applied, Action::requeue(TICK)),
+        (false, _) => (Outcome::Waiting, Action::requeue(TICK)),
+    })
+}
+
+/// Tries again after 1, 2, 4 ... 60 s.
+fn on_error(tb: Arc<TokenBudget>, error: &Error, ctx: Arc<Context>) -> Action {
+    let memory = ctx.memory(&tb);
+    let failures = memory.try_lock().map_or(1, |m| m.failures).clamp(1, 7);
+    let wait = Duration::from_secs(1 << (failures - 1)).min(Duration::from_secs(60));
+    let (namespace, name) = (tb.namespace().unwrap_or_default(), tb.name_any());
+    match error {
+        Error::Deadline => error!(%namespace, name, ?wait, "{error}"),
+        Error::Kubernetes(_) => warn!(%namespace, name, ?wait, "{error}"),
+    }
+    Action::requeue(wait)
+}

@@ -1,0 +1,195 @@
+//! Step 1, observe: everything that a pass decides on, read once. The only step that reads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use kube::core::PartialObjectMeta;
+use kube::{Api, ResourceExt};
+
+use super::context::Context;
+use super::memory::Memory;
+use super::redis_url::{NoRedis, RedisLocation, locate};
+use super::{Error, World};
+use crate::api::{TargetRef, TokenBudget};
+use crate::ledger::{Ledger, LedgerError, Observation, RedisLedger, Timeouts};
+use crate::litellm::{
+    ATTACHED_LABEL, ATTACHED_VALUE, Inherited, Ref, STARTUP_HOOKS, Setting, choose_container, startup_hooks,
+};
+
+/// How long a Redis URL is used before the Secret or ConfigMap that it comes from is read again.
+const URL_AGE: Duration = Duration::from_secs(30);
+
+/// What was seen.
+pub struct Observed {
+    /// When.
+    pub now: Timestamp,
+    /// The Deployments, in the order of the spec.
+    pub targets: Vec<TargetSeen>,
+    /// The ledger's Redis; none while there is no container to ask.
+    pub redis: Option<Result<RedisLocation, NoRedis>>,
+    /// What the ledger says, or why it does not.
+    pub ledger: Option<Result<Observation, LedgerError>>,
+}
+
+/// One Deployment of `targetRefs`.
+pub struct TargetSeen {
+    /// As the spec names it.
+    pub reference: TargetRef,
+    /// The Deployment, if it exists.
+    pub deployment: Option<Arc<Deployment>>,
+    /// What `envFrom` gives to LiteLLM's startup hooks.
+    pub inherited_hooks: Option<Inherited>,
+    /// `maxReplicas` of its autoscaler.
+    pub most_replicas: Option<i32>,
+    /// Its pods that were made with the agent, by name.
+    pub pods: Vec<Arc<Pod>>,
+    /// Its live pods that were made without.
+    pub pods_without_agent: usize,
+}
+
+/// Reads Kubernetes' caches and the ledger.
+///
+/// # Errors
+/// When the API server does not answer. A ledger that does not is an observation.
+pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<Observed, Error> {
+    let namespace = tb.namespace().unwrap_or_default();
+    let mut targets = Vec::with_capacity(tb.spec.target_refs.len());
+    for reference in &tb.spec.target_refs {
+        targets.push(target(reference, &namespace, ctx, world, memory).await?);
+    }
+    let redis = redis(tb, &namespace, &targets, ctx, memory).await?;
+    let ledger = match &redis {
+        Some(Ok(location)) => Some(read_ledger(tb, location, memory).await),
+        _ => None,
+    };
+    Ok(Observed { now: Timestamp::now(), targets, redis, ledger })
+}
+
+async fn target(
+    reference: &TargetRef,
+    namespace: &str,
+    ctx: &Context,
+    world: &World,
+    memory: &mut Memory,
+) -> Result<TargetSeen, Error> {
+    let deployment = world.deployment(namespace, &reference.name);
+    let pods = world.attached_pods(namespace, &reference.name);
+    let mut seen = TargetSeen {
+        reference: reference.clone(),
+        most_replicas: world.most_replicas(namespace, &reference.name),
+        inherited_hooks: None,
+        pods_without_agent: 0,
+        deployment,
+        pods,
+    };
+    let Some(deployment) = &seen.deployment else {
+        return Ok(seen);
+    };
+
+    let replicas = deployment.status.as_ref().and_then(|s| s.replicas).unwrap_or(0);
+    let living = seen.pods.iter().filter(|p| p.metadata.deletion_timestamp.is_none()).count();
+    let complete = usize::try_from(replicas).is_ok_and(|replicas| replicas <= living);
+    // Old pods serve on while they terminate, so the count is taken from the API server until there are none.
+    if !complete || !memory.complete.contains(&reference.name) {
+        seen.pods_without_agent = pods_without_agent(deployment, namespace, ctx).await?;
+        if complete && seen.pods_without_agent == 0 {
+            memory.complete.insert(reference.name.clone());
+        } else {
+            memory.complete.remove(&reference.name);
+        }
+    }
+    seen.inherited_hooks = inherited_hooks(ctx, namespace, deployment, reference.container.as_deref()).await?;
+    Ok(seen)
+}
+
+/// What `envFrom` gives to LiteLLM's startup hooks in a Deployment.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn inherited_hooks(
+    ctx: &Context,
+    namespace: &str,
+    deployment: &Deployment,
+    container: Option<&str>,
+) -> Result<Option<Inherited>, Error> {
+    let Ok(container) = choose_container(deployment, container) else {
+        return Ok(None);
+    };
+    let setting = startup_hooks(container);
+    if setting == Setting::Absent {
+        return Ok(None);
+    }
+    let values = super::redis_url::read_all(&ctx.client, namespace, setting.refs()).await?;
+    let value = setting.resolve(STARTUP_HOOKS, &|r: &Ref| values.get(r).cloned()).ok().flatten();
+    Ok(value.map(|value| Inherited { from: "envFrom".to_owned(), value }))
+}
+
+/// Live pods of the Deployment without our label.
+async fn pods_without_agent(deployment: &Deployment, namespace: &str, ctx: &Context) -> Result<usize, Error> {
+    let labels = deployment.spec.as_ref().and_then(|s| s.selector.match_labels.clone()).unwrap_or_default();
+    let mut selector: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    selector.push(format!("{ATTACHED_LABEL}!={ATTACHED_VALUE}"));
+    let unfinished = "status.phase!=Succeeded,status.phase!=Failed";
+    let params = ListParams::default().labels(&selector.join(",")).fields(unfinished);
+    let pods = Api::<PartialObjectMeta<Pod>>::namespaced(ctx.client.clone(), namespace).list(&params).await?;
+    Ok(pods.items.len())
+}
+
+async fn redis(
+    tb: &TokenBudget,
+    namespace: &str,
+    targets: &[TargetSeen],
+    ctx: &Context,
+    memory: &mut Memory,
+) -> Result<Option<Result<RedisLocation, NoRedis>>, Error> {
+    if let Some((read_at, generation, known)) = &memory.location
+        && read_at.elapsed() < URL_AGE
+        && *generation == tb.metadata.generation
+        && known.is_ok()
+    {
+        return Ok(Some(known.clone()));
+    }
+    let wanted = tb.spec.redis.as_ref().map(|redis| &redis.url_secret_ref);
+    let mut found: Option<Result<RedisLocation, NoRedis>> = None;
+    for target in targets {
+        let Some(deployment) = &target.deployment else {
+            continue;
+        };
+        let Ok(container) = choose_container(deployment, target.reference.container.as_deref()) else {
+            continue;
+        };
+        let located = locate(&ctx.client, namespace, wanted, container, ctx.settings.default_redis.as_ref()).await?;
+        found = Some(match (found, located) {
+            (Some(Ok(a)), Ok(b)) if a != b => Err(NoRedis::several(&target.reference.name)),
+            (Some(Err(first)), _) => Err(first),
+            (_, located) => located,
+        });
+    }
+    if let Some(found) = &found {
+        memory.location = Some((std::time::Instant::now(), tb.metadata.generation, found.clone()));
+    }
+    Ok(found)
+}
+
+async fn read_ledger(
+    tb: &TokenBudget,
+    location: &RedisLocation,
+    memory: &mut Memory,
+) -> Result<Observation, LedgerError> {
+    let uid = tb.uid().unwrap_or_default();
+    let ledger = match &memory.ledger {
+        Some((url, ledger)) if *url == location.url => ledger.clone(),
+        _ => {
+            let ledger = RedisLedger::connect(&location.url, Timeouts::default())?;
+            memory.ledger = Some((location.url.clone(), ledger.clone()));
+            memory.epoch = None;
+            ledger
+        }
+    };
+    let books: Vec<_> = memory.books.iter().cloned().collect();
+    ledger.observe(&uid, &books).await
+}

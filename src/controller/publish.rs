@@ -1,0 +1,159 @@
+//! Writes the status when it changed, and an event for each transition.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::events::{Event, EventType};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+use tracing::{info, warn};
+
+use super::Error;
+use super::context::Context;
+use super::memory::Memory;
+use crate::api::{ConditionKind, FIELD_MANAGER, Reason, TokenBudget, TokenBudgetStatus};
+
+/// How old the figures of the status may be.
+const FIGURES: Duration = Duration::from_secs(15);
+
+/// Writes what changed: transitions at once, figures at most every 15 s.
+///
+/// # Errors
+/// When the API server refuses or does not answer. An event that cannot be published is only logged.
+pub async fn publish(
+    tb: &TokenBudget,
+    ctx: &Context,
+    memory: &mut Memory,
+    status: TokenBudgetStatus,
+) -> Result<(), Error> {
+    let old = memory.written.clone().unwrap_or_default();
+    if old == status {
+        return Ok(());
+    }
+    let due = memory.figures_at.is_none_or(|at| at.elapsed() >= FIGURES);
+    if essence(&old) == essence(&status) && !due {
+        return Ok(());
+    }
+    let namespace = tb.namespace().unwrap_or_default();
+    let patch = json!({"apiVersion": TokenBudget::api_version(&()), "kind": TokenBudget::kind(&()), "status": status});
+    let params = PatchParams::apply(&format!("{FIELD_MANAGER}-status")).force();
+    let api: Api<TokenBudget> = Api::namespaced(ctx.client.clone(), &namespace);
+    api.patch_status(&tb.name_any(), &params, &Patch::Apply(&patch)).await?;
+    memory.figures_at = Some(Instant::now());
+    for event in transitions(&old, &status) {
+        info!(reason = %event.reason, note = event.note.as_deref().unwrap_or_default(), "event");
+        if let Err(error) = ctx.recorder.publish(&event, &tb.object_ref(&())).await {
+            warn!(%error, "an event was not published");
+        }
+    }
+    memory.written = Some(status);
+    Ok(())
+}
+
+/// The status without its figures: a change in it is a transition.
+fn essence(status: &TokenBudgetStatus) -> TokenBudgetStatus {
+    let mut status = status.clone();
+    (status.used, status.denied, status.utilization) = (None, None, None);
+    for row in &mut status.limits {
+        (row.spent, row.denied, row.pool) = (0, 0, 0);
+    }
+    for row in &mut status.pods {
+        (row.share, row.grant, row.spent, row.denied) = (0, 0, 0, 0);
+    }
+    for condition in &mut status.conditions {
+        condition.message.clear();
+    }
+    status
+}
+
+/// The events that a change of the status is worth.
+fn transitions(old: &TokenBudgetStatus, new: &TokenBudgetStatus) -> Vec<Event> {
+    let mut events: Vec<Event> = new
+        .conditions
+        .iter()
+        .filter(|c| c.type_ != ConditionKind::Ready.as_str() && c.type_ != ConditionKind::WithinBudget.as_str())
+        .filter(|c| c.status != "Unknown" && !same(old.conditions.iter().find(|o| o.type_ == c.type_), c))
+        .map(|c| {
+            let mends = c.status == "True" || is_waiting(&c.reason);
+            event(if mends { EventType::Normal } else { EventType::Warning }, &c.reason, &c.type_, &c.message)
+        })
+        .collect();
+    for row in &new.limits {
+        let before = old.limits.iter().find(|o| o.name == row.name && o.unit == row.unit);
+        if let Some(before) = before.filter(|b| b.budget > row.budget) {
+            let note = format!("limit {}: {} -> {} {} a minute", row.name, before.budget, row.budget, row.unit);
+            events.push(event(EventType::Normal, "BudgetCut", "Plan", &note));
+        }
+        if let Some(before) = before.filter(|b| b.members != row.members && b.members > 0 && row.members > 0) {
+            let note = format!("limit {}: {} processes share it now, {} before", row.name, row.members, before.members);
+            events.push(event(EventType::Normal, "Rebalanced", "Plan", &note));
+        }
+    }
+    events
+}
+
+fn same(old: Option<&Condition>, new: &Condition) -> bool {
+    old.is_some_and(|old| old.status == new.status && old.reason == new.reason)
+}
+
+/// Reasons that pass by themselves: no warning.
+fn is_waiting(reason: &str) -> bool {
+    [
+        Reason::PartiallyAttached,
+        Reason::WaitingForProcesses,
+        Reason::WindowNotPassed,
+        Reason::WaitingForDeclaredLimits,
+        Reason::Observing,
+        Reason::NoPods,
+    ]
+    .iter()
+    .any(|r| r.as_str() == reason)
+}
+
+fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
+    let end = (0..=note.len().min(1000)).rev().find(|&at| note.is_char_boundary(at)).unwrap_or(0);
+    Event {
+        type_,
+        reason: reason.to_owned(),
+        note: Some(note[..end].to_owned()),
+        action: action.to_owned(),
+        secondary: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::LimitStatus;
+
+    fn status(spent: i64, budget: i64, members: i64, reason: &str) -> TokenBudgetStatus {
+        let condition: Condition = serde_json::from_value(json!({
+            "type": "Attached", "status": "False", "reason": reason, "message": format!("{spent}"),
+            "lastTransitionTime": "2026-01-01T00:00:00Z"
+        }))
+        .unwrap();
+        let row = LimitStatus { name: "a".into(), unit: "tokens".into(), budget, spent, members, ..Default::default() };
+        TokenBudgetStatus { limits: vec![row], conditions: vec![condition], ..Default::default() }
+    }
+
+    #[test]
+    fn figures_and_messages_are_no_transition() {
+        assert_eq!(essence(&status(1, 10, 1, "NoPods")), essence(&status(2, 10, 1, "NoPods")));
+        assert_ne!(essence(&status(1, 10, 1, "NoPods")), essence(&status(1, 10, 2, "NoPods")));
+    }
+
+    #[test]
+    fn events_tell_of_transitions_once() {
+        let reasons = |old: &TokenBudgetStatus, new: &TokenBudgetStatus| -> Vec<String> {
+            transitions(old, new).into_iter().map(|e| e.reason).collect()
+        };
+        let first = status(1, 10, 2, "NoPods");
+        assert_eq!(reasons(&TokenBudgetStatus::default(), &first), ["NoPods"]);
+        assert!(reasons(&first, &status(5, 10, 2, "NoPods")).is_empty());
+        assert_eq!(
+            reasons(&first, &status(1, 5, 3, "AttachContested")),
+            ["AttachContested", "BudgetCut", "Rebalanced"]
+        );
+    }
+}

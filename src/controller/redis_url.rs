@@ -1,0 +1,166 @@
+//! Which Redis holds the ledger of a TokenBudget: the one of its spec, else the LiteLLM container's own, else the default.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Secret};
+use kube::{Api, Client};
+
+use crate::api::{Reason, SecretKeyRef};
+use crate::litellm::{RedisSource, Ref};
+
+/// Where a URL comes from, and the URL. The URL may hold a password: it is never logged or shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisLocation {
+    /// The URL.
+    pub url: String,
+    /// The Secret that the agent's environment has to name, if the container has no Redis of its own.
+    pub secret: Option<SecretKeyRef>,
+}
+
+/// Why there is no URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoRedis {
+    /// For the condition.
+    pub reason: Reason,
+    /// What is missing, and what to do.
+    pub message: String,
+}
+
+impl NoRedis {
+    /// The targets name different servers.
+    #[must_use]
+    pub fn several(deployment: &str) -> Self {
+        let message = format!(
+            "Deployment {deployment} names another Redis than the other targets: set spec.redis.urlSecretRef, so that all \
+             of them share one ledger"
+        );
+        Self { reason: Reason::SeveralLedgers, message }
+    }
+}
+
+/// Finds the URL.
+///
+/// # Errors
+/// [`NoRedis`] says which object or key is missing. An API server that does not answer is an error of the pass.
+pub async fn locate(
+    client: &Client,
+    namespace: &str,
+    wanted: Option<&SecretKeyRef>,
+    container: &Container,
+    default: Option<&SecretKeyRef>,
+) -> Result<Result<RedisLocation, NoRedis>, kube::Error> {
+    if let Some(secret) = wanted {
+        return from_secret(client, namespace, secret, "spec.redis.urlSecretRef").await;
+    }
+    let source = RedisSource::of(container);
+    let values = read_all(client, namespace, source.refs()).await?;
+    match source.url(|reference| values.get(reference).cloned()) {
+        Ok(Some(url)) => Ok(Ok(RedisLocation { url: qualified(&url, namespace), secret: None })),
+        Ok(None) => match default {
+            Some(secret) => from_secret(client, namespace, secret, "the operator's default").await,
+            None => Ok(Err(NoRedis {
+                reason: Reason::NoLedger,
+                message: "no Redis is named: set spec.redis.urlSecretRef, or REDIS_URL or REDIS_HOST in the LiteLLM container"
+                    .to_owned(),
+            })),
+        },
+        Err(missing) => {
+            let message = format!("the LiteLLM container's Redis settings: {missing}");
+            Ok(Err(NoRedis { reason: Reason::RedisSettingsMissing, message }))
+        }
+    }
+}
+
+async fn from_secret(
+    client: &Client,
+    namespace: &str,
+    secret: &SecretKeyRef,
+    origin: &str,
+) -> Result<Result<RedisLocation, NoRedis>, kube::Error> {
+    let missing = |what: String| Ok(Err(NoRedis { reason: Reason::RedisSettingsMissing, message: what }));
+    let (name, key) = (&secret.name, &secret.key);
+    let Some(found) = Api::<Secret>::namespaced(client.clone(), namespace).get_opt(name).await? else {
+        return missing(format!("{origin}: there is no Secret {name} in namespace {namespace}"));
+    };
+    let Some(ByteString(bytes)) = found.data.unwrap_or_default().remove(key) else {
+        return missing(format!("{origin}: the Secret {name} has no key {key}"));
+    };
+    match String::from_utf8(bytes) {
+        Ok(url) => {
+            let url = qualified(url.trim(), namespace);
+            Ok(Ok(RedisLocation { url, secret: Some(secret.clone()) }))
+        }
+        Err(_) => Ok(Err(NoRedis {
+            reason: Reason::RedisSettingsInvalid,
+            message: format!("{origin}: key {key} of the Secret {name} is not text"),
+        })),
+    }
+}
+
+/// Reads what can be read of these keys.
+///
+/// # Errors
+/// When the API server does not answer; a key that does not exist is left out.
+pub async fn read_all<'a>(
+    client: &Client,
+    namespace: &str,
+    references: impl Iterator<Item = &'a Ref>,
+) -> Result<HashMap<Ref, String>, kube::Error> {
+    let mut values = HashMap::new();
+    for reference in references {
+        if let Some(value) = read(client, namespace, reference).await? {
+            values.insert(reference.clone(), value);
+        }
+    }
+    Ok(values)
+}
+
+async fn read(client: &Client, namespace: &str, reference: &Ref) -> Result<Option<String>, kube::Error> {
+    match reference {
+        Ref::Secret { name, key } => {
+            let found = Api::<Secret>::namespaced(client.clone(), namespace).get_opt(name).await?;
+            let bytes = found.and_then(|secret| secret.data?.remove(key));
+            Ok(bytes.and_then(|ByteString(bytes)| String::from_utf8(bytes).ok()))
+        }
+        Ref::ConfigMap { name, key } => {
+            let found = Api::<ConfigMap>::namespaced(client.clone(), namespace).get_opt(name).await?;
+            Ok(found.and_then(|map| map.data?.remove(key)))
+        }
+    }
+}
+
+/// A name without a dot means a Service of the pod's namespace; from the operator's namespace it has to say so.
+fn qualified(url: &str, namespace: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    let authority_end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(authority_end);
+    let (credentials, host_port) = authority.rsplit_once('@').map_or((None, authority), |(c, h)| (Some(c), h));
+    let (host, port) = host_port.split_once(':').map_or((host_port, None), |(h, p)| (h, Some(p)));
+    let is_short =
+        !host.is_empty() && !host.contains(['.', '[']) && host != "localhost" && host.parse::<IpAddr>().is_err();
+    if !is_short {
+        return url.to_owned();
+    }
+    let credentials = credentials.map_or(String::new(), |c| format!("{c}@"));
+    let port = port.map_or(String::new(), |p| format!(":{p}"));
+    format!("{scheme}://{credentials}{host}.{namespace}{port}{path}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_get_the_namespace_of_the_pods() {
+        assert_eq!(qualified("redis://:p%40@redis:6379/1", "llm"), "redis://:p%40@redis.llm:6379/1");
+        for complete in
+            ["redis://127.0.0.1:6379", "rediss://u:p@redis.prod.svc:1/0", "redis://localhost", "redis://[::1]:1"]
+        {
+            assert_eq!(qualified(complete, "llm"), complete);
+        }
+    }
+}

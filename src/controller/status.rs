@@ -1,0 +1,333 @@
+//! Step 5, status: what users see, from what was applied. Pure; the writing is in `publish`.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use super::apply::Applied;
+use super::arrange::Intent;
+use super::limits::Limits;
+use super::memory::{Memory, WINDOW};
+use super::observe::Observed;
+use super::validate::{Problem, Validated};
+use crate::api::{
+    ConditionKind as Kind, Conditions, LimitStatus, Mode, PodStatus, Reason, TokenBudget, TokenBudgetStatus,
+};
+use crate::ledger::{BookState, MemberState, Unit};
+
+/// Rows for pods in the status at most; the rest is in the metrics.
+const MOST_PODS: usize = 100;
+
+/// The status that follows from a pass.
+#[must_use]
+pub fn status(
+    tb: &TokenBudget,
+    observed: &Observed,
+    valid: &Validated,
+    intent: &Intent,
+    applied: &Applied,
+    memory: &mut Memory,
+) -> TokenBudgetStatus {
+    let books = books(observed, intent);
+    let mut status = TokenBudgetStatus {
+        observed_generation: tb.metadata.generation,
+        limits: limit_rows(tb, intent, applied, &books),
+        pods: pod_rows(valid, &books),
+        ..TokenBudgetStatus::default()
+    };
+    columns(&mut status, tb, valid);
+    status.conditions = conditions(tb, observed, valid, applied, memory, &status);
+    status
+}
+
+type Books<'a> = BTreeMap<(String, Unit), &'a BookState>;
+
+fn books<'a>(observed: &'a Observed, intent: &Intent) -> Books<'a> {
+    let Some(Ok(seen)) = &observed.ledger else {
+        return Books::new();
+    };
+    let of = |w: &crate::ledger::PlanWrite| Some(((w.book.limit.clone(), w.book.unit), seen.books.get(&w.book)?));
+    intent.writes.iter().filter_map(of).collect()
+}
+
+fn limit_rows(tb: &TokenBudget, intent: &Intent, applied: &Applied, books: &Books<'_>) -> Vec<LimitStatus> {
+    let Some(Ok(planned)) = &applied.ledger else {
+        // Nothing is known now; what was known names the books that the ledger should have.
+        return tb.status.as_ref().map(|s| s.limits.clone()).unwrap_or_default();
+    };
+    let derived = |name: &str| intent.policy.limits.iter().find(|l| l.name == name).and_then(|l| l.derived.clone());
+    intent
+        .writes
+        .iter()
+        .map(|write| {
+            let state = books.get(&(write.book.limit.clone(), write.book.unit));
+            let living = || state.iter().flat_map(|s| s.members.values()).filter(|m| m.ended_ms.is_none());
+            LimitStatus {
+                name: write.book.limit.clone(),
+                unit: write.book.unit.as_str().to_owned(),
+                budget: signed(write.budget),
+                spent: signed(state.iter().flat_map(|s| s.members.values()).map(|m| m.spent).sum()),
+                denied: signed(living().map(|m| m.denied).sum()),
+                pool: planned.books.get(&write.book).map_or(0, |b| b.pool),
+                aside: signed(write.aside),
+                safe_share: signed(write.safe),
+                members: signed(u64::try_from(living().count()).unwrap_or(u64::MAX)),
+                derived: derived(&write.book.limit),
+            }
+        })
+        .collect()
+}
+
+fn pod_rows(valid: &Validated, books: &Books<'_>) -> Vec<PodStatus> {
+    let mut rows: BTreeMap<(String, String, &str), PodStatus> = BTreeMap::new();
+    for ((limit, unit), state) in books {
+        for member in valid.members.iter().filter(|m| !m.ended) {
+            let Some(record) = state.members.get(&member.id).filter(|r| r.ended_ms.is_none()) else {
+                continue;
+            };
+            let report = &member.report;
+            let offline = record.until_ms < state.clock_ms;
+            let key = (report.pod.clone(), limit.clone(), unit.as_str());
+            let row = rows.entry(key).or_insert_with(|| PodStatus {
+                pod: report.pod.clone(),
+                limit: limit.clone(),
+                unit: unit.as_str().to_owned(),
+                agent: report.agent.clone(),
+                state: String::new(),
+                ..PodStatus::default()
+            });
+            row.share += signed(record.share);
+            row.grant += signed(record.record);
+            row.spent += signed(record.spent);
+            row.denied += signed(record.denied);
+            row.workers += 1;
+            let state = if offline { "Offline".to_owned() } else { format!("{:?}", report.state) };
+            // The worker that is worst off speaks for the pod.
+            if row.state.is_empty() || row.state == "Enforcing" || row.state == "Observing" {
+                row.state = state;
+            }
+        }
+    }
+    rows.into_values().take(MOST_PODS).collect()
+}
+
+fn columns(status: &mut TokenBudgetStatus, tb: &TokenBudget, valid: &Validated) {
+    let names: Vec<&str> = tb.spec.target_refs.iter().map(|t| t.name.as_str()).collect();
+    status.target = Some(names.join(","));
+    let attached: usize = valid.targets.iter().map(|t| t.pods.iter().filter(|p| living(p)).count()).sum();
+    let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
+    status.replicas = Some(format!("{attached}/{}", attached + without));
+    let sum = |unit: Unit, of: fn(&LimitStatus) -> i64| {
+        let mut rows = status.limits.iter().filter(|r| r.unit == unit.as_str()).peekable();
+        rows.peek().is_some().then(|| rows.map(of).sum::<i64>())
+    };
+    let tokens_first =
+        |of: fn(&LimitStatus) -> i64| sum(Unit::Tokens, of).or_else(|| sum(Unit::Requests, of)).map(|v| v.to_string());
+    let (used, denied) = (tokens_first(|r| r.spent), tokens_first(|r| r.denied));
+    let (tokens, requests) = (sum(Unit::Tokens, |r| r.budget), sum(Unit::Requests, |r| r.budget));
+    let fullest = status
+        .limits
+        .iter()
+        .filter(|r| r.budget > 0)
+        .map(|r| (r.spent.saturating_mul(100) + r.budget - 1) / r.budget)
+        .max();
+    let safe = status.limits.iter().map(|r| r.safe_share).min();
+    status.used = used;
+    status.denied = denied;
+    status.tokens_per_minute = tokens.map(|v| v.to_string());
+    status.requests_per_minute = requests.map(|v| v.to_string());
+    status.utilization = fullest.map(|percent| format!("{percent}%"));
+    status.safe_share = safe.map(|v| v.to_string());
+}
+
+fn conditions(
+    tb: &TokenBudget,
+    observed: &Observed,
+    valid: &Validated,
+    applied: &Applied,
+    memory: &mut Memory,
+    status: &TokenBudgetStatus,
+) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
+    let old = memory.written.as_ref().map(|s| s.conditions.clone()).unwrap_or_default();
+    let mut all = Conditions::from_status(&old, tb.metadata.generation);
+    let verdicts = [
+        (Kind::Accepted, accepted(valid)),
+        (Kind::Attached, attached(valid, applied)),
+        (Kind::LedgerReachable, ledger(observed, applied)),
+        (Kind::Enforcing, enforcing(tb, observed, valid, applied, memory)),
+        (Kind::WithinBudget, within(status, applied)),
+    ];
+    let observing = |v: &Verdict| v.reason == Reason::Observing;
+    let first_open = verdicts.iter().find(|(_, v)| v.holds != Some(true) && !observing(v)).map(|(_, v)| v.clone());
+    for (kind, verdict) in verdicts {
+        all.set(kind, verdict.holds, verdict.reason, verdict.message, observed.now);
+    }
+    let ready = match first_open {
+        None if tb.spec.mode == Mode::Observe => {
+            Verdict::yes(Reason::Observing, "the fleet is accounted; mode Observe refuses nothing")
+        }
+        None => Verdict::yes(Reason::Ready, "the fleet stays within its budget"),
+        Some(open) => Verdict { holds: Some(false), ..open },
+    };
+    all.set(Kind::Ready, ready.holds, ready.reason, ready.message, observed.now);
+    all.into_vec()
+}
+
+/// One condition's status (None: Unknown), reason and message.
+#[derive(Clone)]
+struct Verdict {
+    holds: Option<bool>,
+    reason: Reason,
+    message: String,
+}
+
+impl Verdict {
+    fn yes(reason: Reason, message: impl Into<String>) -> Self {
+        Self { holds: Some(true), reason, message: message.into() }
+    }
+
+    fn no(reason: Reason, message: impl Into<String>) -> Self {
+        Self { holds: Some(false), reason, message: message.into() }
+    }
+
+    fn unknown(reason: Reason, message: impl Into<String>) -> Self {
+        Self { holds: None, reason, message: message.into() }
+    }
+
+    fn of(problem: &Problem) -> Self {
+        Self::no(problem.reason, problem.message.clone())
+    }
+}
+
+fn accepted(valid: &Validated) -> Verdict {
+    match (valid.problems.first(), &valid.limits) {
+        (Some(problem), _) => Verdict::of(problem),
+        (None, Limits::Waiting) => Verdict::unknown(
+            Reason::WaitingForDeclaredLimits,
+            "spec.limits is empty: waiting for the LiteLLM processes to say which tpm and rpm they declare",
+        ),
+        (None, _) => Verdict::yes(Reason::Accepted, "targets, limits and Redis are known"),
+    }
+}
+
+fn attached(valid: &Validated, applied: &Applied) -> Verdict {
+    if let Some((_, problem)) = applied.unattached.first() {
+        return Verdict::of(problem);
+    }
+    let with: usize = valid.targets.iter().map(|t| t.pods.iter().filter(|p| living(p)).count()).sum();
+    let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
+    match (with, without) {
+        (0, 0) => Verdict::no(Reason::NoPods, "there are no pods"),
+        (_, 0) => Verdict::yes(Reason::AllPodsAttached, "every live pod was made with the agent"),
+        _ => Verdict::no(
+            Reason::PartiallyAttached,
+            format!("{without} live pods run without the agent; they get it when the rollout replaces them"),
+        ),
+    }
+}
+
+fn ledger(observed: &Observed, applied: &Applied) -> Verdict {
+    let error = match (&observed.ledger, &applied.ledger) {
+        (Some(Err(error)), _) | (_, Some(Err(error))) => error,
+        (None, _) | (_, None) => {
+            return Verdict::unknown(Reason::Pending, "no ledger is known yet");
+        }
+        (_, Some(Ok(planned))) => {
+            let learning = planned.books.iter().filter(|(_, b)| b.learning).count();
+            return if learning == 0 {
+                Verdict::yes(Reason::LedgerAnswers, "the ledger answers")
+            } else {
+                Verdict::no(
+                    Reason::Learning,
+                    format!("the ledger is new or lost data: {learning} books lend nothing for up to 95 s"),
+                )
+            };
+        }
+    };
+    Verdict::no(Reason::LedgerUnreachable, format!("{error}; processes spend at most their safe share"))
+}
+
+fn enforcing(
+    tb: &TokenBudget,
+    observed: &Observed,
+    valid: &Validated,
+    applied: &Applied,
+    memory: &mut Memory,
+) -> Verdict {
+    let wanted = match tb.spec.mode {
+        Mode::Enforce => MemberState::Enforcing,
+        Mode::Observe => MemberState::Observing,
+    };
+    let degraded = valid.members.iter().find(|m| !m.ended && m.report.state == MemberState::Degraded);
+    let serving = || valid.targets.iter().flat_map(|t| t.pods.iter().map(move |p| (t, p))).filter(|(_, p)| is_ready(p));
+    let waiting = serving().filter(|(target, pod)| {
+        let uid = pod.uid().unwrap_or_default();
+        let in_state =
+            valid.members.iter().filter(|m| m.report.pod_uid == uid && !m.ended && m.report.state == wanted).count();
+        u32::try_from(in_state).unwrap_or(u32::MAX) < target.size.workers
+    });
+    let (waiting, pods) = (waiting.count(), serving().count());
+    let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
+    let known = matches!(&valid.limits, Limits::Known(_)) && matches!(&applied.ledger, Some(Ok(_)));
+
+    let verdict = if let Some(member) = degraded {
+        let what = member.report.problems.join("; ");
+        Verdict::no(Reason::AgentDegraded, format!("pod {}: {what}", member.report.pod))
+    } else if without > 0 {
+        Verdict::no(Reason::PartiallyAttached, format!("{without} live pods run without the agent"))
+    } else if pods == 0 {
+        Verdict::no(Reason::NoPods, "no pod is ready")
+    } else if !known || waiting > 0 {
+        Verdict::no(
+            Reason::WaitingForProcesses,
+            format!("{waiting} of {pods} ready pods have not applied the policy yet"),
+        )
+    } else {
+        let since = *memory.whole_since.get_or_insert(observed.now);
+        return match (passed(since, observed.now), tb.spec.mode) {
+            (false, _) => Verdict::no(
+                Reason::WindowNotPassed,
+                "every process enforces; what was spent before leaves the 60 s window",
+            ),
+            (true, Mode::Enforce) => Verdict::yes(Reason::Enforcing, "every live process enforces its share"),
+            (true, Mode::Observe) => Verdict::no(Reason::Observing, "mode Observe: nothing is refused"),
+        };
+    };
+    // A ledger that is away for a while does not unmake the promise: processes go by their leases and safe shares.
+    if known || without > 0 {
+        memory.whole_since = None;
+    }
+    verdict
+}
+
+fn within(status: &TokenBudgetStatus, applied: &Applied) -> Verdict {
+    if !matches!(&applied.ledger, Some(Ok(_))) || status.limits.is_empty() {
+        return Verdict::unknown(Reason::Pending, "no figures yet");
+    }
+    match status.limits.iter().find(|row| row.spent > row.budget) {
+        Some(row) => Verdict::no(
+            Reason::OverBudget,
+            format!("limit {} spent {} of {} {} in the last 60 s", row.name, row.spent, row.budget, row.unit),
+        ),
+        None => Verdict::yes(Reason::WithinBudget, "every limit is within its budget"),
+    }
+}
+
+fn passed(since: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(since) >= WINDOW
+}
+
+fn living(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none()
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let mut conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    living(pod) && conditions.any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+fn signed(amount: u64) -> i64 {
+    i64::try_from(amount).unwrap_or(i64::MAX)
+}

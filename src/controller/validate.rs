@@ -1,0 +1,151 @@
+//! Step 2, validate: what of the spec can be acted on, and what is wrong with the rest. Pure. Later steps do not read the
+//! spec's targets and limits again.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use super::evidence::Evidence;
+use super::limits::{Limits, effective};
+use super::observe::Observed;
+use crate::api::{Reason, TokenBudget};
+use crate::ledger::Report;
+use crate::litellm::{Wanted, choose_container, surge, workers};
+use crate::plan;
+
+/// What can be acted on.
+pub struct Validated {
+    /// The Deployments that exist and have a container for the agent.
+    pub targets: Vec<Target>,
+    /// What is wrong, most important first; it makes Accepted False.
+    pub problems: Vec<Problem>,
+    /// The limits to keep.
+    pub limits: Limits,
+    /// Every process that has reported, by id.
+    pub members: Vec<Member>,
+}
+
+/// A Deployment that runs LiteLLM.
+pub struct Target {
+    /// The Deployment.
+    pub deployment: Arc<Deployment>,
+    /// Name of the container that runs LiteLLM.
+    pub container: String,
+    /// What its attachment is to hold.
+    pub wanted: Wanted,
+    /// How many processes it may come to.
+    pub size: plan::Target,
+    /// Its pods that were made with the agent.
+    pub pods: Vec<Arc<Pod>>,
+    /// Its live pods that were made without.
+    pub pods_without_agent: usize,
+}
+
+impl Target {
+    /// Name of the Deployment.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.deployment.name_any()
+    }
+}
+
+/// A process that has reported.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its id.
+    pub id: String,
+    /// What it said.
+    pub report: Report,
+    /// The kubelet says that it has ended.
+    pub ended: bool,
+}
+
+/// Something that the user has to mend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// For the condition.
+    pub reason: Reason,
+    /// What is wrong, and the way out.
+    pub message: String,
+}
+
+/// Checks what was observed against the spec.
+#[must_use]
+pub fn validate(tb: &TokenBudget, observed: &Observed, evidence: &Evidence) -> Validated {
+    let mut problems = Vec::new();
+    let mut targets = Vec::new();
+    for seen in &observed.targets {
+        let name = &seen.reference.name;
+        let Some(deployment) = &seen.deployment else {
+            let namespace = tb.namespace().unwrap_or_default();
+            let message = format!(
+                "there is no Deployment {name} in namespace {namespace}: correct targetRefs[].name, or create it"
+            );
+            problems.push(Problem { reason: Reason::TargetNotFound, message });
+            continue;
+        };
+        let container = match choose_container(deployment, seen.reference.container.as_deref()) {
+            Ok(container) => container,
+            Err(refusal) => {
+                problems.push(Problem { reason: refusal.reason(), message: refusal.to_string() });
+                continue;
+            }
+        };
+        let replicas = count(deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1));
+        let most_replicas = seen.most_replicas.map(count);
+        let most = replicas.max(most_replicas.unwrap_or(0));
+        let redis_secret = observed.redis.as_ref().and_then(|r| r.as_ref().ok()).and_then(|l| l.secret.clone());
+        targets.push(Target {
+            container: container.name.clone(),
+            wanted: Wanted {
+                container: Some(container.name.clone()),
+                redis_secret,
+                inherited_hooks: seen.inherited_hooks.clone(),
+            },
+            size: plan::Target {
+                replicas,
+                most_replicas,
+                surge: surge(deployment, most),
+                workers: workers(container, |_| None),
+            },
+            pods: seen.pods.clone(),
+            pods_without_agent: seen.pods_without_agent,
+            deployment: deployment.clone(),
+        });
+    }
+    if let Some(Err(no_redis)) = &observed.redis {
+        problems.push(Problem { reason: no_redis.reason, message: no_redis.message.clone() });
+    }
+
+    let members = members(observed, evidence);
+    let before = tb.status.as_ref().map_or(&[][..], |s| s.limits.as_slice());
+    let live = members.iter().filter(|m| !m.ended).map(|m| &m.report);
+    let limits = effective(&tb.spec, live, before);
+    if limits == Limits::NoneDeclared {
+        let message =
+            "no deployment in LiteLLM's configuration declares tpm or rpm, and spec.limits is empty: set one of them";
+        problems.push(Problem { reason: Reason::NoLimits, message: message.to_owned() });
+    }
+    Validated { targets, problems, limits, members }
+}
+
+fn members(observed: &Observed, evidence: &Evidence) -> Vec<Member> {
+    let Some(Ok(observation)) = &observed.ledger else {
+        return Vec::new();
+    };
+    observation
+        .reports
+        .iter()
+        .map(|(id, report)| Member {
+            id: id.clone(),
+            ended: evidence.has_ended(&report.pod_uid, &report.container, report.started_ms),
+            report: report.clone(),
+        })
+        .collect()
+}
+
+fn count(replicas: i32) -> u32 {
+    u32::try_from(replicas).unwrap_or(0)
+}

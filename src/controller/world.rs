@@ -1,0 +1,185 @@
+//! The operator's view of one namespace, or of all: watched, cached, stripped of what is not needed.
+
+use std::sync::Arc;
+
+use futures::stream::{BoxStream, StreamExt};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+use super::evidence::Evidence;
+use crate::api::TokenBudget;
+use crate::litellm::{ATTACHED_LABEL, ATTACHED_VALUE};
+
+/// A stream of changed objects, for the controller's triggers.
+pub type Changes<K> = BoxStream<'static, Result<K, watcher::Error>>;
+
+/// The caches.
+#[derive(Clone)]
+pub struct World {
+    /// Every TokenBudget.
+    pub budgets: Store<TokenBudget>,
+    /// Every Deployment.
+    pub deployments: Store<Deployment>,
+    /// Every HorizontalPodAutoscaler.
+    pub autoscalers: Store<HorizontalPodAutoscaler>,
+    /// Pods that carry our label.
+    pub pods: Store<Pod>,
+    /// What the kubelets said about ended containers.
+    pub evidence: Arc<Evidence>,
+}
+
+/// The streams that keep the caches up to date; they do so only while they are read.
+pub struct Streams {
+    /// Changed TokenBudgets.
+    pub budgets: Changes<TokenBudget>,
+    /// Changed Deployments.
+    pub deployments: Changes<Deployment>,
+    /// Changed HorizontalPodAutoscalers.
+    pub autoscalers: Changes<HorizontalPodAutoscaler>,
+    /// Changed pods.
+    pub pods: Changes<Pod>,
+}
+
+impl World {
+    /// Watches this namespace, or all of them.
+    #[must_use]
+    pub fn watch(client: &Client, namespace: Option<&str>) -> (Self, Streams) {
+        let everything = watcher::Config::default();
+        let ours = watcher::Config::default().labels(&format!("{ATTACHED_LABEL}={ATTACHED_VALUE}"));
+        let evidence = Arc::new(Evidence::default());
+        let noted = evidence.clone();
+
+        let (budgets, budget_changes) = cached(client, namespace, everything.clone(), |_: &mut TokenBudget| {});
+        let (deployments, deployment_changes) = cached(client, namespace, everything.clone(), |d: &mut Deployment| {
+            d.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+        });
+        let (autoscalers, autoscaler_changes) =
+            cached(client, namespace, everything, |a: &mut HorizontalPodAutoscaler| {
+                a.managed_fields_mut().clear();
+                a.annotations_mut().clear();
+                a.status = None;
+            });
+        let (pods, pod_changes) = cached(client, namespace, ours, move |pod: &mut Pod| {
+            noted.note(pod, Timestamp::now());
+            strip_pod(pod);
+        });
+        let world = Self { budgets, deployments, autoscalers, pods, evidence };
+        let streams = Streams {
+            budgets: budget_changes,
+            deployments: deployment_changes,
+            autoscalers: autoscaler_changes,
+            pods: pod_changes,
+        };
+        (world, streams)
+    }
+
+    /// A Deployment by name.
+    #[must_use]
+    pub fn deployment(&self, namespace: &str, name: &str) -> Option<Arc<Deployment>> {
+        self.deployments.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// `maxReplicas` of the autoscaler that scales this Deployment, if there is one (the largest, if there are several).
+    #[must_use]
+    pub fn most_replicas(&self, namespace: &str, deployment: &str) -> Option<i32> {
+        self.autoscalers
+            .state()
+            .iter()
+            .filter(|a| a.namespace().as_deref() == Some(namespace))
+            .map(|a| &a.spec)
+            .filter(|s| s.scale_target_ref.kind == "Deployment" && s.scale_target_ref.name == deployment)
+            .map(|s| s.max_replicas)
+            .max()
+    }
+
+    /// The pods of this Deployment that carry our label, by name.
+    #[must_use]
+    pub fn attached_pods(&self, namespace: &str, deployment: &str) -> Vec<Arc<Pod>> {
+        let mut pods: Vec<_> = self
+            .pods
+            .state()
+            .into_iter()
+            .filter(|p| p.namespace().as_deref() == Some(namespace) && deployment_of(p).as_deref() == Some(deployment))
+            .collect();
+        pods.sort_by_key(|p| p.name_any());
+        pods
+    }
+
+    /// The TokenBudgets that name this Deployment, by name.
+    #[must_use]
+    pub fn budgets_of(&self, namespace: &str, deployment: &str) -> Vec<Arc<TokenBudget>> {
+        let mut budgets: Vec<_> = self
+            .budgets
+            .state()
+            .into_iter()
+            .filter(|b| b.namespace().as_deref() == Some(namespace))
+            .filter(|b| b.spec.target_refs.iter().any(|t| t.name == deployment))
+            .collect();
+        budgets.sort_by_key(|b| b.name_any());
+        budgets
+    }
+}
+
+/// The name of the Deployment that a pod belongs to: its ReplicaSet's name without the template's hash.
+#[must_use]
+pub fn deployment_of(pod: &Pod) -> Option<String> {
+    let hash = pod.labels().get("pod-template-hash")?;
+    let owner = pod.owner_references().iter().find(|o| o.kind == "ReplicaSet")?;
+    Some(owner.name.strip_suffix(hash)?.strip_suffix('-')?.to_owned())
+}
+
+fn strip_pod(pod: &mut Pod) {
+    pod.managed_fields_mut().clear();
+    pod.annotations_mut().clear();
+    if let Some(spec) = &mut pod.spec {
+        spec.volumes = None;
+        spec.init_containers = None;
+        for container in &mut spec.containers {
+            let name = std::mem::take(&mut container.name);
+            *container = k8s_openapi::api::core::v1::Container { name, ..Default::default() };
+        }
+    }
+}
+
+fn cached<K>(
+    client: &Client,
+    namespace: Option<&str>,
+    config: watcher::Config,
+    strip: impl FnMut(&mut K) + Send + 'static,
+) -> (Store<K>, Changes<K>)
+where
+    K: Resource<Scope = kube::core::NamespaceResourceScope>
+        + DeserializeOwned
+        + Clone
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static,
+    K::DynamicType: Default + Eq + std::hash::Hash + Clone + Unpin + Send + Sync,
+{
+    let api = namespace.map_or_else(|| Api::all(client.clone()), |name| Api::namespaced(client.clone(), name));
+    let (store, writer) = reflector::store();
+    let changes = watcher(api, config).default_backoff().modify(strip).reflect(writer).touched_objects().boxed();
+    (store, changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_names_its_deployment_through_its_replica_set() {
+        let pod: Pod = serde_saphyr::from_str(
+            "metadata: {name: a-b-7d4-x1, labels: {pod-template-hash: 7d4}, \
+             ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: a-b-7d4, uid: u}]}",
+        )
+        .unwrap();
+        assert_eq!(deployment_of(&pod).as_deref(), Some("a-b"));
+    }
+}

@@ -1,0 +1,179 @@
+//! A book as it is stored.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::error::LedgerError;
+
+/// What the ledger holds for one member in one book. Amounts in the book's unit, times in ms of ledger time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberRecord {
+    /// Number of the last call that counted.
+    pub seq: u64,
+    /// The grant: the most the member may have charged in any 60 s.
+    pub record: u64,
+    /// What it had charged in the last 60 s at its last call.
+    pub spent: u64,
+    /// What it refused in the last 60 s, as it reported.
+    pub denied: u64,
+    /// When its lease is over, unless it calls again.
+    pub until_ms: u64,
+    /// What it admits up to after its lease.
+    pub off: u64,
+    /// Its fair part of the budget.
+    pub share: u64,
+    /// Since when it is known to have ended.
+    pub ended_ms: Option<u64>,
+    /// What it wanted at or under its share and did not get at its last call.
+    pub claim: u64,
+}
+
+impl MemberRecord {
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_ascii_whitespace().map(|word| word.parse::<u64>().ok());
+        let mut next = || words.next().flatten();
+        let record = Self {
+            seq: next()?,
+            record: next()?,
+            spent: next()?,
+            denied: next()?,
+            until_ms: next()?,
+            off: next()?,
+            share: next()?,
+            ended_ms: Some(next()?).filter(|&at| at > 0),
+            claim: next()?,
+        };
+        let _claim_slot = next()?;
+        next().is_none().then_some(record)
+    }
+}
+
+/// One book, as of its last call. Amounts in the book's unit, times in ms of ledger time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BookState {
+    /// What the whole fleet may spend in any 60 s.
+    pub budget: u64,
+    /// Sum of all members' records.
+    pub lent: u64,
+    /// Set aside by the operator, lent to nobody.
+    pub aside: u64,
+    /// The safe share.
+    pub safe: u64,
+    /// How long a grant lasts without an answer, ms.
+    pub lease_ms: u64,
+    /// Ledger time of the last call.
+    pub clock_ms: u64,
+    /// The server's clock at the last call, ms since 1970.
+    pub time_ms: u64,
+    /// `master_replid` of the server that wrote last.
+    pub replid: String,
+    /// Until when nothing is lent.
+    pub learn_until_ms: u64,
+    /// Sum of the claims that are stored, the newest of which last for a second.
+    pub claimed: u64,
+    /// The members' records.
+    pub members: BTreeMap<String, MemberRecord>,
+}
+
+impl BookState {
+    /// What could be lent now; negative after a cut or a debt.
+    pub fn pool(&self) -> i64 {
+        let whole = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
+        whole(self.budget).saturating_sub(whole(self.lent)).saturating_sub(whole(self.aside))
+    }
+
+    /// Nothing was lent at the last call, because the ledger is new or another server.
+    pub fn learning(&self) -> bool {
+        self.clock_ms < self.learn_until_ms
+    }
+
+    /// Reads what HGETALL answered for `key`; `None` if there is no such book.
+    pub(super) fn parse(key: &str, fields: HashMap<String, String>) -> Result<Option<Self>, LedgerError> {
+        if fields.is_empty() {
+            return Ok(None);
+        }
+        read(&fields).map(Some).ok_or_else(|| LedgerError::malformed(key))
+    }
+}
+
+fn read(fields: &HashMap<String, String>) -> Option<BookState> {
+    let number = |name: &str| fields.get(name)?.parse::<u64>().ok();
+    let mut members = BTreeMap::new();
+    for (field, text) in fields {
+        if let Some(member) = field.strip_prefix("m:") {
+            members.insert(member.to_owned(), MemberRecord::parse(text)?);
+        }
+    }
+    let mut claimed = 0;
+    for claim in fields.get("claims")?.split_ascii_whitespace() {
+        claimed += claim.split_once(':')?.1.parse::<u64>().ok()?;
+    }
+    Some(BookState {
+        budget: number("budget")?,
+        lent: number("lent")?,
+        aside: number("aside")?,
+        safe: number("safe")?,
+        lease_ms: number("leaseMs")?,
+        clock_ms: number("clock")?,
+        time_ms: number("time")?,
+        replid: fields.get("replid")?.clone(),
+        learn_until_ms: number("learnUntil")?,
+        claimed,
+        members,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields() -> HashMap<String, String> {
+        [
+            ("budget", "1000"),
+            ("lent", "1100"),
+            ("aside", "50"),
+            ("safe", "100"),
+            ("leaseMs", "30000"),
+            ("clock", "10"),
+            ("time", "1790000000000"),
+            ("replid", "abc"),
+            ("learnUntil", "95010"),
+            ("claims", "4:10 5:20"),
+            ("m:p.1.a", "7 1100 30 5 30010 100 500 0 20 5"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+    }
+
+    #[test]
+    fn reads_a_book() {
+        let book = BookState::parse("k", fields()).unwrap().unwrap();
+        assert_eq!((book.pool(), book.learning(), book.claimed), (-150, true, 30));
+        let member = &book.members["p.1.a"];
+        assert_eq!((member.seq, member.record, member.off, member.ended_ms, member.claim), (7, 1100, 100, None, 20));
+    }
+
+    #[test]
+    fn no_fields_is_no_book() {
+        assert_eq!(BookState::parse("k", HashMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn says_which_key_cannot_be_read() {
+        for (field, value) in [
+            ("budget", ""),
+            ("lent", "-1"),
+            ("claims", "4"),
+            ("m:p.1.a", "7 1100"),
+            ("m:p.1.a", "7 1100 30 5 30010 100 500 0 20 5 6"),
+            ("m:p.1.a", "7 1e3 30 5 30010 100 500 0 20 5"),
+        ] {
+            let mut broken = fields();
+            broken.insert(field.into(), value.into());
+            let error = BookState::parse("the-key", broken).unwrap_err();
+            assert!(matches!(&error, LedgerError::Malformed { key } if key == "the-key"), "{field}={value}: {error}");
+        }
+        let mut missing = fields();
+        missing.remove("clock");
+        assert!(BookState::parse("k", missing).is_err());
+    }
+}

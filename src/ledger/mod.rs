@@ -1,0 +1,216 @@
+//! The ledger: who may spend how much, and until when. `docs/protocol.md` is the contract.
+//!
+//! Amounts are whole tokens or requests from 0 to 10^12; names that end in `ms` are milliseconds.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+
+mod book;
+mod error;
+mod keys;
+mod policy;
+mod redis;
+mod report;
+mod scripts;
+
+pub use book::{BookState, MemberRecord};
+pub use error::{LedgerError, RedisFault};
+pub use keys::{BookId, Keys, Unit};
+pub use policy::{LimitPolicy, Mode, ModelSelector, OnLedgerLoss, Policy, PolicyFile, Reserve, UnitPolicy};
+pub use redis::{RedisLedger, Timeouts};
+pub use report::{Declared, MemberState, Report};
+pub use scripts::call_script;
+
+/// How long a gone or silent member's record is kept, beyond the provider's minute.
+pub const HOLD_MS: u64 = 65_000;
+
+/// An operator's right to write, good until the next claim. Only for equality: it is not a count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Epoch(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What the ledger holds for one TokenBudget.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observation {
+    /// Version of the stored policy; `None` on a new or flushed ledger.
+    pub policy_version: Option<String>,
+    /// The members' reports.
+    pub reports: BTreeMap<String, Report>,
+    /// Members whose report cannot be read (an agent that is too old, too new or broken).
+    pub unreadable: Vec<String>,
+    /// The books that were asked for and that exist.
+    pub books: BTreeMap<BookId, BookState>,
+}
+
+/// What the operator knows of a member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemberPlan {
+    /// Its fair part of the budget, in the book's unit.
+    pub share: u64,
+    /// There is evidence that the process has ended (the kubelet reports its container terminated).
+    pub gone: bool,
+}
+
+/// The operator's word on one book.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanWrite {
+    /// Which book.
+    pub book: BookId,
+    /// What the whole fleet may spend in any 60 s.
+    pub budget: u64,
+    /// Lent to nobody.
+    pub aside: u64,
+    /// The safe share.
+    pub safe: u64,
+    /// The longest lease that any member may still go by, ms. It has to be raised here before it is published, and
+    /// lowered here only when every member follows the shorter one.
+    pub lease_ms: u64,
+    /// This TokenBudget never had a book that matched the same models: a missing book may lend at once.
+    pub first: bool,
+    /// The known members: those with a report, a record, or both. Others are left alone.
+    pub members: BTreeMap<String, MemberPlan>,
+}
+
+/// A book after a plan. Amounts in the book's unit, times in ms of ledger time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedBook {
+    /// Ledger time.
+    pub clock_ms: u64,
+    /// What the whole fleet may spend in any 60 s.
+    pub budget: u64,
+    /// Sum of all members' records.
+    pub lent: u64,
+    /// Lent to nobody.
+    pub aside: u64,
+    /// `budget - lent - aside`.
+    pub pool: i64,
+    /// Nothing is lent yet.
+    pub learning: bool,
+    /// The book was missing.
+    pub created: bool,
+}
+
+/// The outcome of a plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Planned {
+    /// Every book that was written.
+    pub books: BTreeMap<BookId, PlannedBook>,
+    /// Members that had ended, hold no record any more, and were forgotten.
+    pub dropped: Vec<String>,
+}
+
+/// One call of a member: a beat, a draw or (with `leave`) its last.
+#[derive(Clone, Debug, Default)]
+pub struct Call<'a> {
+    /// `<pod uid>.<pid>.<nonce>`.
+    pub member: &'a str,
+    /// Grows with every call of the member.
+    pub seq: u64,
+    /// The process ends: nothing is lent.
+    pub leave: bool,
+    /// Version of the policy that the member has; may be empty.
+    pub version: &'a str,
+    /// Its report, when it has to be stored.
+    pub report: Option<&'a Report>,
+    /// One entry per book.
+    pub books: &'a [BookCall],
+}
+
+/// A member's figures for one book, in the book's unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BookCall {
+    /// Which book.
+    pub book: BookId,
+    /// What is left of the old grant.
+    pub keep: u64,
+    /// What the grant should be.
+    pub want: u64,
+    /// Charged in the last 60 s.
+    pub spent: u64,
+    /// Refused in the last 60 s.
+    pub denied: u64,
+    /// What the member admits up to once its lease is over.
+    pub off: u64,
+}
+
+/// The ledger's answer to a call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Version of the policy; empty on a ledger without one.
+    pub version: String,
+    /// The policy as JSON, when the member has another version.
+    pub policy: Option<String>,
+    /// One entry per book of the call.
+    pub books: Vec<BookAnswer>,
+}
+
+/// How a book stands towards a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BookStanding {
+    /// The grant holds.
+    Ok,
+    /// The grant holds, but the pool is negative: admit only up to the smaller of grant and share.
+    Contended,
+    /// The grant holds; nothing is lent for a while.
+    Learning,
+    /// A later call has been seen: no answer.
+    Stale,
+    /// No such book: no answer.
+    None,
+}
+
+/// One book's part of an answer, in the book's unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BookAnswer {
+    /// Whether it counts.
+    pub state: BookStanding,
+    /// The most the member may have charged in any 60 s.
+    pub grant: u64,
+    /// Its fair part of the budget.
+    pub share: u64,
+    /// What could be lent; may be negative.
+    pub pool: i64,
+    /// What the whole fleet may spend in any 60 s.
+    pub budget: u64,
+    /// The safe share.
+    pub safe: u64,
+}
+
+/// Where grants are kept. All calls are safe to repeat; [`LedgerError::Timeout`] leaves open whether one was done.
+pub trait Ledger: Send + Sync {
+    /// Takes the ledger over: earlier epochs can write no more.
+    fn claim(&self, uid: &str) -> impl Future<Output = Result<Epoch, LedgerError>> + Send;
+
+    /// Reads reports and books; needs no epoch.
+    fn observe(&self, uid: &str, books: &[BookId]) -> impl Future<Output = Result<Observation, LedgerError>> + Send;
+
+    /// Stores the policy and deletes the books `removed`, which it does not name.
+    fn publish(
+        &self,
+        uid: &str,
+        epoch: Epoch,
+        policy: &Policy,
+        removed: &[BookId],
+    ) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// Writes budgets, shares and evidence. Give all books of the TokenBudget, as a member without record in any of
+    /// them is forgotten when it is gone.
+    fn plan(
+        &self,
+        uid: &str,
+        epoch: Epoch,
+        writes: &[PlanWrite],
+    ) -> impl Future<Output = Result<Planned, LedgerError>> + Send;
+
+    /// Tells members to detach, and deletes everything else. What is left goes by itself after 120 s.
+    fn close(&self, uid: &str, epoch: Epoch, books: &[BookId]) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    /// A member's call.
+    fn call(&self, uid: &str, call: &Call<'_>) -> impl Future<Output = Result<Answer, LedgerError>> + Send;
+}

@@ -1,0 +1,100 @@
+//! What a member says about itself.
+
+use serde::{Deserialize, Serialize};
+
+/// How a member does, by its own words. `Offline` is never reported: it follows from missing answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum MemberState {
+    /// LiteLLM has no router yet.
+    Starting,
+    /// Admits by its grant.
+    Enforcing,
+    /// Accounts, refuses nothing.
+    Observing,
+    /// A hook or an attribute of LiteLLM is missing; `problems` says which.
+    Degraded,
+    /// A word that this operator does not know (a newer agent).
+    #[serde(other)]
+    Unknown,
+}
+
+/// A member's report, stored by its calls.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Name of the pod.
+    pub pod: String,
+    /// UID of the pod.
+    pub pod_uid: String,
+    /// Name of the container, to match the kubelet's evidence.
+    pub container: String,
+    /// Process id of the worker inside its container.
+    pub worker: u32,
+    /// When the worker started, ms since 1970 by the pod's clock.
+    pub started_ms: u64,
+    /// Version of the agent.
+    pub agent: String,
+    /// Version of the policy it follows; empty while it has none.
+    #[serde(default)]
+    pub policy: String,
+    /// How it does.
+    pub state: MemberState,
+    /// What keeps it from enforcing, in sentences.
+    #[serde(default)]
+    pub problems: Vec<String>,
+    /// Deployments that declare a `tpm` or `rpm` and that no explicit limit matches; `None` while `Starting`.
+    #[serde(default)]
+    pub declared: Option<Vec<Declared>>,
+}
+
+/// A deployment of LiteLLM's config that declares limits of its own, as it was before the agent rewrote it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Declared {
+    /// Names the same deployment in every process.
+    pub identity: String,
+    /// `model_name`.
+    #[serde(default)]
+    pub model_name: Option<String>,
+    /// `litellm_params.model`.
+    #[serde(default, rename = "litellmModel")]
+    pub litellm_model: Option<String>,
+    /// `litellm_params.api_base`.
+    #[serde(default)]
+    pub api_base: Option<String>,
+    /// `model_info.id`, if the user set one.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// Declared `tpm`.
+    #[serde(default)]
+    pub tokens_per_minute: Option<u64>,
+    /// Declared `rpm`.
+    #[serde(default)]
+    pub requests_per_minute: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_the_protocol_shows() {
+        let report: Report = serde_json::from_str(
+            r#"{"pod": "litellm-7d", "podUid": "u", "container": "litellm", "worker": 17, "startedMs": 1790000000000,
+                "agent": "0.1.0", "policy": "9f3c0a1b", "state": "Enforcing", "problems": [], "later": 1,
+                "declared": [{"identity": "id=x", "modelName": "gpt-4o", "litellmModel": "openai/gpt-4o",
+                              "apiBase": "http://p", "id": null, "tokensPerMinute": 60000, "requestsPerMinute": null}]}"#,
+        )
+        .unwrap();
+        assert_eq!(report.state, MemberState::Enforcing);
+        assert_eq!(report.declared.as_ref().unwrap()[0].tokens_per_minute, Some(60_000));
+        let again: Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
+        assert_eq!(again, report);
+    }
+
+    #[test]
+    fn an_unknown_state_is_no_error() {
+        let state: MemberState = serde_json::from_str("\"Sleeping\"").unwrap();
+        assert_eq!(state, MemberState::Unknown);
+    }
+}

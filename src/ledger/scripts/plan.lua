@@ -1,0 +1,94 @@
+-- Budgets, shares and evidence.   KEYS: meta, members, all books of the TokenBudget...
+-- ARGV: epoch books, then per book: place (in KEYS) budget aside safe leaseMs first members, and per member:
+-- id share gone. Books without arguments are only asked whether they still hold a record.
+if meta[2] == CLOSED then return { 'fenced' } end
+local CHUNK = 500
+local at = 2
+local function take()
+  at = at + 1
+  return ARGV[at]
+end
+
+local plans = {}
+for _ = 1, whole(ARGV[2], 1e6) do
+  local place = whole(take(), #KEYS)
+  if place < 3 then error('not the place of a book: ' .. place) end
+  local p = { key = KEYS[place], budget = whole(take(), MOST), aside = whole(take(), MOST), safe = whole(take(), MOST),
+    lease = whole(take(), MOST), first = take() == '1', members = {} }
+  for i = 1, whole(take(), 1e6) do
+    p.members[i] = { id = take(), share = whole(take(), MOST), gone = take() == '1' }
+  end
+  plans[#plans + 1] = p
+end
+if at ~= #ARGV then error('arguments left over') end
+local replid = replication_id()
+
+local leaving = {}
+local function plan_book(p)
+  local f = redis.call('HMGET', p.key, 'budget', 'lent', 'clock', 'time', 'replid', 'learnUntil', 'leaseMs')
+  local created, lent, clock, learn = not f[1], 0, now, 0
+  if created then
+    local empty = redis.call('DEL', p.key) == 0
+    if not (p.first and empty) then learn = clock + p.lease + HOLD end
+  else
+    lent, clock = tonumber(f[2]), advance(tonumber(f[3]), tonumber(f[4]))
+    learn = learning_end(tonumber(f[6]), f[5], replid, clock, math.max(tonumber(f[7]), p.lease))
+  end
+
+  local function member(who, text)
+    if who.gone then leaving[who.id] = true end
+    if not text then return end
+    -- What stays as it is stays text: this runs for every member at every tick.
+    local seq, old, calls, until_text, off_text, ended_text, rest =
+      string.match(text, '^(%S+) (%S+) (%S+ %S+) (%S+) (%S+) %S+ (%S+) (.*)$')
+    local record, until_, off, ended = tonumber(old), tonumber(until_text), tonumber(off_text), tonumber(ended_text)
+    if who.gone and ended == 0 then ended = clock end
+    if ended > 0 and clock >= ended + HOLD and clock >= until_ then
+      lent, leaving[who.id] = lent - record, true
+      return nil, true
+    end
+    if ended == 0 and clock >= until_ + HOLD and record > off then
+      lent, record = lent - record + off, off
+    end
+    local new = table.concat({ seq, int(record), calls, until_text, off_text, int(who.share), int(ended), rest }, ' ')
+    return new ~= text and new or nil
+  end
+
+  for from = 1, #p.members, CHUNK do
+    local fields, writes, drops = {}, {}, {}
+    for i = from, math.min(from + CHUNK - 1, #p.members) do fields[#fields + 1] = 'm:' .. p.members[i].id end
+    local texts = redis.call('HMGET', p.key, unpack(fields))
+    for i, field in ipairs(fields) do
+      local new, drop = member(p.members[from + i - 1], texts[i])
+      if drop then
+        drops[#drops + 1] = field
+      elseif new then
+        writes[#writes + 1] = field
+        writes[#writes + 1] = new
+      end
+    end
+    if #writes > 0 then redis.call('HSET', p.key, unpack(writes)) end
+    if #drops > 0 then redis.call('HDEL', p.key, unpack(drops)) end
+  end
+
+  redis.call('HSET', p.key, 'budget', int(p.budget), 'lent', int(lent), 'aside', int(p.aside), 'safe', int(p.safe),
+    'leaseMs', int(p.lease), 'clock', int(clock), 'time', int(now), 'replid', replid, 'learnUntil', int(learn))
+  if created then redis.call('HSET', p.key, 'claims', '') end
+  redis.call('EXPIRE', p.key, TTL)
+  return { int(clock), int(p.budget), int(lent), int(p.aside), int(p.budget - lent - p.aside),
+    clock < learn and '1' or '0', created and '1' or '0' }
+end
+
+local answers = {}
+for i, p in ipairs(plans) do answers[i] = plan_book(p) end
+
+-- A member whose records went from every book has nothing left to report.
+local dropped = {}
+for id in pairs(leaving) do
+  local held = false
+  for i = 3, #KEYS do held = held or redis.call('HEXISTS', KEYS[i], 'm:' .. id) == 1 end
+  if not held and redis.call('HDEL', KEYS[2], id) == 1 then dropped[#dropped + 1] = id end
+end
+redis.call('EXPIRE', KEYS[1], TTL)
+redis.call('EXPIRE', KEYS[2], TTL)
+return { 'ok', answers, dropped }

@@ -1,0 +1,13 @@
+//! TokenBudget: one provider quota, shared by every LiteLLM process of a fleet.
+//!
+//! `api` and `plan` are pure. `ledger`, `litellm`, `controller`, `leader` and `ops` do the IO around them.
+
+pub mod api;
+pub mod app;
+pub mod cli;
+pub mod controller;
+pub mod leader;
+pub mod ledger;
+pub mod litellm;
+pub mod ops;
+pub mod plan;

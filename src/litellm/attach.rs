@@ -1,0 +1,307 @@
+//! The server-side apply that adds the agent to a Deployment, and the one that takes it out.
+//!
+//! One patch holds everything that the operator wants in the Deployment, whatever number of TokenBudgets name it: two
+//! applies by one field manager would erase each other.
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Container;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::container::{name_of, pod_spec};
+use super::entries::{Entry, owned, owned_by_others};
+use super::{
+    AGENT_CONFIG_MAP, AGENT_FILE, AGENT_HOOK, ATTACHED_LABEL, ATTACHED_VALUE, STARTUP_HOOKS, Setting, choose_container,
+    names_agent, setting,
+};
+use crate::api::{Reason, SecretKeyRef};
+
+/// Names of our volumes.
+const AGENT_VOLUME: &str = "tokenbudget-agent";
+const POLICY_VOLUME: &str = "tokenbudget-policy";
+
+/// Where the agent finds its policy; its default, so no variable says it.
+const POLICY_DIR: &str = "/etc/tokenbudget";
+
+/// The working directory of LiteLLM's images, which is on Python's path.
+const WORKING_DIR: &str = "/app";
+
+/// What an attachment is to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The container that a TokenBudget names.
+    pub container: Option<String>,
+    /// The Secret that holds the ledger's URL; none where the container's own Redis is the ledger.
+    pub redis_secret: Option<SecretKeyRef>,
+    /// What `envFrom` gives to `LITELLM_WORKER_STARTUP_HOOKS`, if anything: see [`startup_hooks`].
+    pub inherited_hooks: Option<Inherited>,
+}
+
+/// A variable that a container has from `envFrom`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inherited {
+    /// Where from, for messages.
+    pub from: String,
+    /// The value.
+    pub value: String,
+}
+
+/// The apply patch of an attachment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attachment {
+    /// Name of the container that gets the agent.
+    pub container: String,
+    /// The content, for [`kube::api::Patch::Apply`] by [`crate::api::FIELD_MANAGER`], without force.
+    pub patch: Value,
+}
+
+/// The apply patch that ends an attachment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Detachment {
+    /// The content, for [`kube::api::Patch::Apply`] by [`crate::api::FIELD_MANAGER`], without force.
+    pub patch: Value,
+    /// Set when the agent's file has to stay: the user's own hooks still name it, and a LiteLLM worker that cannot import
+    /// a hook does not start. Without a policy the agent does nothing.
+    pub stays: Option<String>,
+}
+
+/// Why the agent is not added to a Deployment.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The container is not there.
+    #[error("{}", no_container(deployment, wanted.as_deref(), containers))]
+    NoContainer {
+        /// Name of the Deployment.
+        deployment: String,
+        /// The container that was named.
+        wanted: Option<String>,
+        /// Those that there are.
+        containers: Vec<String>,
+    },
+    /// Several containers could be LiteLLM.
+    #[error(
+        "Deployment {deployment} has the containers {}, and none is called litellm, gateway or proxy: \
+         set targetRefs[].container to the one that runs LiteLLM",
+        containers.join(", ")
+    )]
+    AmbiguousContainer {
+        /// Name of the Deployment.
+        deployment: String,
+        /// The containers that there are.
+        containers: Vec<String>,
+    },
+    /// The hooks are the user's and do not name the agent.
+    #[error(
+        "LITELLM_WORKER_STARTUP_HOOKS of container {container} in Deployment {deployment} is set by {by}, and is not taken \
+         over: set it to \"{value}\""
+    )]
+    HooksOwnedByUser {
+        /// Name of the Deployment.
+        deployment: String,
+        /// Name of the container.
+        container: String,
+        /// Where the present value comes from.
+        by: String,
+        /// The value to set.
+        value: String,
+    },
+}
+
+impl Refusal {
+    /// The reason to show in the condition.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::NoContainer { .. } => Reason::NoContainer,
+            Self::AmbiguousContainer { .. } => Reason::AmbiguousContainer,
+            Self::HooksOwnedByUser { .. } => Reason::HooksOwnedByUser,
+        }
+    }
+}
+
+fn no_container(deployment: &str, wanted: Option<&str>, containers: &[String]) -> String {
+    match wanted {
+        Some(wanted) => format!(
+            "Deployment {deployment} has no container {wanted}; it has {}: correct targetRefs[].container",
+            containers.join(", ")
+        ),
+        None => format!("Deployment {deployment} has no containers"),
+    }
+}
+
+/// Where `LITELLM_WORKER_STARTUP_HOOKS` of a container could come from by `envFrom`: [`Setting::Absent`] where it could
+/// not, or where `env` sets it. What it resolves to belongs into [`Wanted::inherited_hooks`].
+#[must_use]
+pub fn startup_hooks(container: &Container) -> Setting {
+    let explicit = container.env.iter().flatten().any(|variable| variable.name == STARTUP_HOOKS);
+    if explicit { Setting::Absent } else { setting(container, STARTUP_HOOKS) }
+}
+
+/// The name of the ConfigMap with the policies of a Deployment.
+#[must_use]
+pub fn policy_config_map_name(deployment: &str) -> String {
+    let name = format!("tokenbudget-{deployment}");
+    // A name has at most 253 characters, and one Deployment name would give the agent's own ConfigMap.
+    if name.len() <= 253 && name != AGENT_CONFIG_MAP {
+        return name;
+    }
+    let digest = Sha256::digest(deployment.as_bytes());
+    let digest: String = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    let head: String = name.chars().take(242).collect();
+    format!("{}-{digest}", head.trim_end_matches(['-', '.']))
+}
+
+/// The patch that adds the agent to the Deployment. Its content follows from the arguments alone, and applying it to its
+/// own result changes nothing.
+///
+/// The Deployment must come with its `managedFields`: they say whose an entry is.
+///
+/// # Errors
+/// [`Refusal`]: the Deployment must be left as it is.
+pub fn attachment(deployment: &Deployment, wanted: &Wanted) -> Result<Attachment, Refusal> {
+    let container = choose_container(deployment, wanted.container.as_deref())?;
+    let mut env = Vec::new();
+    if let Some(hooks) = hooks_to_set(deployment, container, wanted.inherited_hooks.as_ref())? {
+        env.push(json!({"name": STARTUP_HOOKS, "value": hooks}));
+    }
+    env.push(json!({"name": "TOKENBUDGET_CONTAINER", "value": container.name}));
+    for (name, path) in [("TOKENBUDGET_POD_NAME", "metadata.name"), ("TOKENBUDGET_POD_UID", "metadata.uid")] {
+        env.push(json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}));
+    }
+    if let Some(secret) = &wanted.redis_secret {
+        let from = json!({"secretKeyRef": {"name": secret.name, "key": secret.key}});
+        env.push(json!({"name": "TOKENBUDGET_REDIS_URL", "valueFrom": from}));
+    }
+    let policy = policy_config_map_name(&name_of(deployment));
+    let patch = apply(
+        deployment,
+        json!({"template": {
+            "metadata": {"labels": {ATTACHED_LABEL: ATTACHED_VALUE}},
+            "spec": {
+                "containers": [{
+                    "name": container.name,
+                    "env": env,
+                    "volumeMounts": [
+                        agent_mount(container),
+                        {"name": POLICY_VOLUME, "mountPath": POLICY_DIR, "readOnly": true},
+                    ],
+                }],
+                "volumes": [
+                    agent_volume(),
+                    {"name": POLICY_VOLUME, "configMap": {"name": policy, "optional": true}},
+                ],
+            },
+        }}),
+    );
+    Ok(Attachment { container: container.name.clone(), patch })
+}
+
+/// The patch that takes out of the Deployment exactly what the operator put in. `inherited` is what `envFrom` gives to the
+/// hooks, as in [`Wanted::inherited_hooks`].
+#[must_use]
+pub fn detachment(deployment: &Deployment, inherited: Option<&Inherited>) -> Detachment {
+    let ours = owned(deployment);
+    let containers = pod_spec(deployment).map_or(&[][..], |spec| spec.containers.as_slice());
+    let still_named = containers.iter().find(|container| {
+        let mount = Entry::Mount { container: container.name.clone(), path: agent_path(container) };
+        ours.contains(&mount) && hooks_outlive_us(deployment, container, inherited)
+    });
+    let Some(container) = still_named else {
+        return Detachment { patch: apply(deployment, Value::Null), stays: None };
+    };
+    let spec = json!({
+        "containers": [{"name": container.name, "volumeMounts": [agent_mount(container)]}],
+        "volumes": [agent_volume()],
+    });
+    Detachment {
+        patch: apply(deployment, json!({"template": {"spec": spec}})),
+        stays: Some(format!(
+            "LITELLM_WORKER_STARTUP_HOOKS of container {} in Deployment {} still names {AGENT_HOOK}, so the agent's file \
+             stays mounted, and does nothing: take {AGENT_HOOK} out of the value, then the mount, the volume and ConfigMap \
+             {AGENT_CONFIG_MAP}",
+            container.name,
+            name_of(deployment),
+        )),
+    }
+}
+
+/// Whether hooks that name the agent are left when our entries are gone.
+fn hooks_outlive_us(deployment: &Deployment, container: &Container, inherited: Option<&Inherited>) -> bool {
+    let entry = Entry::Env { container: container.name.clone(), name: STARTUP_HOOKS.to_owned() };
+    match container.env.iter().flatten().rev().find(|variable| variable.name == STARTUP_HOOKS) {
+        Some(variable) => {
+            variable.value.as_deref().is_none_or(names_agent)
+                && (!owned(deployment).contains(&entry) || owned_by_others(deployment, &entry))
+        }
+        None => inherited.is_some_and(|inherited| names_agent(&inherited.value)),
+    }
+}
+
+/// The value of the hooks that our patch states; none where the user's own value already names the agent.
+fn hooks_to_set(
+    deployment: &Deployment,
+    container: &Container,
+    inherited: Option<&Inherited>,
+) -> Result<Option<String>, Refusal> {
+    let refuse = |by: &str, present: &str| {
+        let value = match present.trim().trim_end_matches(',') {
+            "" => AGENT_HOOK.to_owned(),
+            present => format!("{present},{AGENT_HOOK}"),
+        };
+        let (deployment, container) = (name_of(deployment), container.name.clone());
+        Err(Refusal::HooksOwnedByUser { deployment, container, by: by.to_owned(), value })
+    };
+    let ours = || Ok(Some(AGENT_HOOK.to_owned()));
+    let entry = Entry::Env { container: container.name.clone(), name: STARTUP_HOOKS.to_owned() };
+    let Some(variable) = container.env.iter().flatten().rev().find(|variable| variable.name == STARTUP_HOOKS) else {
+        return match inherited {
+            Some(inherited) if names_agent(&inherited.value) => Ok(None),
+            Some(inherited) => refuse(&inherited.from, &inherited.value),
+            None => ours(),
+        };
+    };
+    if variable.value_from.is_some() {
+        return refuse("valueFrom, which the operator does not follow", "<its present value>");
+    }
+    let value = variable.value.as_deref().unwrap_or_default();
+    // Where the values are equal, stating ours makes both of us owners, without conflict.
+    if value == AGENT_HOOK || (owned(deployment).contains(&entry) && !owned_by_others(deployment, &entry)) {
+        ours()
+    } else if names_agent(value) {
+        Ok(None)
+    } else {
+        refuse("you", value)
+    }
+}
+
+/// An apply of `spec` to the Deployment: an object with our field manager's whole wish, so an absent spec wishes nothing.
+fn apply(deployment: &Deployment, spec: Value) -> Value {
+    let metadata = &deployment.metadata;
+    let mut patch = json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        // The uid makes the server refuse when the Deployment was replaced by another of its name.
+        "metadata": {"name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid},
+    });
+    if let Some(object) = patch.as_object_mut().filter(|_| !spec.is_null()) {
+        object.insert("spec".to_owned(), spec);
+    }
+    patch
+}
+
+fn agent_volume() -> Value {
+    json!({"name": AGENT_VOLUME, "configMap": {"name": AGENT_CONFIG_MAP}})
+}
+
+fn agent_mount(container: &Container) -> Value {
+    json!({"name": AGENT_VOLUME, "mountPath": agent_path(container), "subPath": AGENT_FILE, "readOnly": true})
+}
+
+/// Where the agent's file is mounted: in the working directory, so that Python finds it.
+fn agent_path(container: &Container) -> String {
+    let directory = container.working_dir.as_deref().filter(|path| !path.is_empty()).unwrap_or(WORKING_DIR);
+    format!("{}/{AGENT_FILE}", directory.trim_end_matches('/'))
+}
+
+#[cfg(test)]
+mod tests;
