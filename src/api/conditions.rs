@@ -177,6 +177,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_condition_and_reason_is_documented() {
+        let page = include_str!("../../docs/conditions.md");
+        for name in Reason::ALL.iter().map(|r| r.as_str()).chain(ConditionKind::ALL.iter().map(|k| k.as_str())) {
+            assert!(page.contains(&format!("| `{name}` |")), "docs/conditions.md does not have {name}");
+        }
+    }
+
+    #[test]
     fn transition_time_moves_only_when_the_status_flips() {
         let at = |second: i64| Timestamp::from_second(second).unwrap();
         let mut first = Conditions::from_status(&[], Some(1));

@@ -246,7 +246,7 @@ fn ledger(observed: &Observed, applied: &Applied) -> Verdict {
             };
         }
     };
-    Verdict::no(Reason::LedgerUnreachable, format!("{error}; processes spend at most their safe share"))
+    Verdict::no(Reason::LedgerUnreachable, format!("{}; processes spend at most their safe share", chain(error)))
 }
 
 fn enforcing(
@@ -313,6 +313,11 @@ fn within(status: &TokenBudgetStatus, applied: &Applied) -> Verdict {
         ),
         None => Verdict::yes(Reason::WithinBudget, "every limit is within its budget"),
     }
+}
+
+/// An error and what it comes from.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn passed(since: Timestamp, now: Timestamp) -> bool {

@@ -1,12 +1,15 @@
 //! `make demo`: the main job. Without TokenBudget, with it, while an HPA scales, and with one hot pod; judged by the
 //! provider's count.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::fleet::Fleet;
+use super::figures;
+use super::fleet::{Fleet, text};
 use super::rig::Rig;
 use crate::clock::unix_ms;
 use crate::judge::{self, Arrival};
@@ -30,6 +33,12 @@ const LOAD: Duration = Duration::from_secs(75);
 /// Below this a step failed: use of what one ideal bucket would have admitted.
 const LEAST_USE: f64 = 0.95;
 const LEAST_USE_HOT: f64 = 0.90;
+
+/// A late joiner has its share by then.
+const LATE: Duration = Duration::from_secs(65);
+
+/// The most seconds that unspent tokens may take to a hot pod.
+const MOST_LAG: f64 = 3.0;
 
 /// The least that must be wrong without TokenBudget, as a multiple of the budget.
 const LEAST_EXCESS: u64 = 2;
@@ -92,6 +101,7 @@ impl<'a> Bench<'a> {
             key: Some(MASTER_KEY.to_owned()),
             duration: LOAD,
             concurrency: 800,
+            timeout: Duration::from_secs(20),
             progress: Some(Duration::from_secs(15)),
             ..LoadSpec::default()
         };
@@ -127,8 +137,8 @@ impl<'a> Bench<'a> {
             bail!("the provider has forgotten arrivals of step {name}");
         }
         let admitted = all.admitted();
-        // Requests are offered until the load ends; what is admitted later belongs to those that waited.
-        let end_ms = report.end_ms;
+        // What is admitted later belongs to requests that waited.
+        let end_ms = report.offered.iter().map(|offered| offered.at_ms + 1).max().unwrap_or(to_ms);
         let ideal =
             judge::ideal_admitted(&admitted, &report.arrivals(), BUDGET, judge::WINDOW_MS).tokens_in(from_ms, end_ms);
         let mine = judge::tokens_in(&admitted, from_ms, end_ms);
@@ -191,14 +201,14 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
     let bench = Bench::new(rig)?;
     let fleet = Fleet::of(rig);
     let mut outcome = Outcome::default();
-    let mut replicas: Vec<(u64, u32)> = Vec::new();
+    let mut replicas = Replicas::default();
     let started_ms = unix_ms();
 
     println!("\n== LiteLLM 1.106.2, 3 replicas, usage-based-routing-v2, tpm {BUDGET}");
     rig.apply("litellm.yaml")?;
     let booted = fleet.until_ready(3, Duration::from_secs(180)).await?;
     println!("3 pods are ready after {:.0} s", booted.as_secs_f32());
-    replicas.push((unix_ms(), 3));
+    replicas.set(3);
     let spec = bench.spec().await?;
 
     println!("\n== 1. {} s of load at five times the budget, without TokenBudget", LOAD.as_secs());
@@ -230,8 +240,11 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
     let before = fleet.ready_pods()?.len();
     rig.apply("hpa.yaml")?;
     let scaling_ms = unix_ms();
+    let early: Vec<String> = fleet.ready_pods()?.iter().map(name_of).collect();
     let (mut offered, most) =
         bench.meanwhile(LoadSpec { seed: 3, ..spec.clone() }, scale_up(rig, before, &mut replicas)).await?;
+    late_joiners(&mut outcome, &offered, &early, most);
+    replicas.judge(&mut outcome, &early);
     rig.show(&["-n", "llm", "get", "hpa,tb"])?;
     let light = LoadSpec { rate: 1.0, seed: 4, progress: None, ..spec.clone() };
     let (falling, least) = bench.meanwhile(light, scale_down(rig, most, &mut replicas)).await?;
@@ -243,31 +256,116 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
     println!("\n== 5. the load goes to one hot pod only");
     let hot = bench.run("one hot pod", LoadSpec { seed: 5, skew: Skew::Hot, ..spec }, Some(enforcing_ms)).await?;
     rig.show(&["-n", "llm", "get", "tb"])?;
+    hot_pod_is_fast(&mut outcome, &bench, &hot).await?;
 
-    draw(rig, &bench, started_ms, &[&without, &rolling, &with, &scaling, &hot], &replicas).await?;
+    draw(rig, &bench, started_ms, &[&without, &rolling, &with, &scaling, &hot], &replicas.seen).await?;
     judge_all(&mut outcome, &without, &with, &scaling, &hot, (before, most, least));
     Ok(outcome)
 }
 
-/// Waits until the HPA has scaled up and all pods are Ready, and 45 s more; answers with the largest number of pods.
-async fn scale_up(rig: &Rig, before: usize, replicas: &mut Vec<(u64, u32)>) -> Result<usize> {
+fn name_of(pod: &Value) -> String {
+    text(&pod["metadata"]["name"]).to_owned()
+}
+
+/// A pod that joins a saturated fleet has 90 % of its fair share within 65 s.
+fn late_joiners(outcome: &mut Outcome, report: &LoadReport, early: &[String], pods: usize) {
+    let end_ms = report.offered.iter().map(|o| o.at_ms).max().unwrap_or(0);
+    let tokens = figures::by_pod(report, end_ms.saturating_sub(judge::WINDOW_MS), end_ms);
+    let fair = BUDGET / u64::try_from(pods.max(1)).unwrap_or(1);
+    let late: Vec<_> = tokens.iter().filter(|(pod, _)| !early.contains(pod)).collect();
+    for (pod, tokens) in &late {
+        let part = judge::percent_up(**tokens, fair);
+        println!("late joiner {pod}: {part} of its fair share {} s after the fleet was whole", LATE.as_secs());
+    }
+    if late.len() + early.len() < pods {
+        outcome.failures.push(format!("only {} late pods answered requests", late.len()));
+    }
+    if let Some((pod, tokens)) = late.iter().find(|(_, tokens)| **tokens * 10 < fair * 9) {
+        outcome.failures.push(format!("late joiner {pod} got {tokens} of {fair} tokens within {} s", LATE.as_secs()));
+    }
+}
+
+/// What is unspent moves to a hot pod within 3 s: 95 % of it is admitted at most so much later than an ideal bucket would.
+async fn hot_pod_is_fast(outcome: &mut Outcome, bench: &Bench<'_>, hot: &Step) -> Result<()> {
+    let all = bench.admitted_since(hot.from_ms - judge::WINDOW_MS).await?;
+    let ideal = figures::ideal_from(&all, &hot.report, BUDGET, hot.from_ms);
+    let admitted: Vec<Arrival> = all.into_iter().filter(|a| a.at_ms >= hot.from_ms).collect();
+    // Before the first tokens of this step leave the window, everything that is admitted was unspent.
+    let unspent = judge::tokens_in(&ideal, hot.from_ms, hot.from_ms + judge::WINDOW_MS / 2);
+    match figures::lag(&admitted, &ideal, unspent * 95 / 100) {
+        Some(lag) => {
+            println!("{unspent} unspent tokens moved to the hot pod {lag:.1} s later than an ideal bucket gives them");
+            if lag > MOST_LAG {
+                outcome.failures.push(format!("tokens moved to the hot pod {lag:.1} s late"));
+            }
+        }
+        None => outcome.failures.push("what was unspent did not move to the hot pod".to_owned()),
+    }
+    Ok(())
+}
+
+/// The fleet's size over time, and which pods had a share before they were Ready.
+#[derive(Debug, Default)]
+struct Replicas {
+    /// Ready replicas from each moment on, in Unix milliseconds.
+    seen: Vec<(u64, u32)>,
+    /// Pods that were seen with a share while they were not Ready.
+    in_time: BTreeSet<String>,
+    /// Pods that were seen Ready.
+    ready: BTreeSet<String>,
+}
+
+impl Replicas {
+    fn set(&mut self, ready: usize) -> bool {
+        let ready = u32::try_from(ready).unwrap_or(u32::MAX);
+        let changed = self.seen.last().is_none_or(|(_, last)| *last != ready);
+        if changed {
+            self.seen.push((unix_ms(), ready));
+        }
+        changed
+    }
+
+    /// Notes which pods have a share, and which are Ready, now.
+    fn note(&mut self, fleet: &Fleet<'_>) -> Result<()> {
+        let rows = fleet.get("tokenbudget", "gpt-4o")?["status"]["pods"].as_array().cloned().unwrap_or_default();
+        let ready: BTreeSet<String> = fleet.ready_pods()?.iter().map(name_of).collect();
+        let shared = rows.iter().filter(|row| row["share"].as_i64().unwrap_or(0) > 0).map(|row| text(&row["pod"]).to_owned());
+        self.in_time.extend(shared.filter(|pod| !ready.contains(pod) && !self.ready.contains(pod)));
+        self.ready.extend(ready);
+        Ok(())
+    }
+
+    /// The first beat of a late pod brought its share before it was Ready.
+    fn judge(&self, outcome: &mut Outcome, early: &[String]) {
+        for pod in self.ready.iter().filter(|pod| !early.contains(pod)) {
+            if self.in_time.contains(pod) {
+                println!("late joiner {pod}: had its share before it was Ready");
+            } else {
+                outcome.failures.push(format!("late joiner {pod} was Ready before it had a share"));
+            }
+        }
+    }
+}
+
+/// Waits until the HPA has scaled up and all pods are Ready, and 65 s more; answers with the largest number of pods.
+async fn scale_up(rig: &Rig, before: usize, replicas: &mut Replicas) -> Result<usize> {
     let fleet = Fleet::of(rig);
     let most =
         watch_replicas(rig, replicas, Duration::from_secs(180), |ready, wanted| ready > before && ready == wanted)
             .await?;
-    tokio::time::sleep(Duration::from_secs(45)).await;
+    tokio::time::sleep(LATE).await;
     Ok(most.max(fleet.ready_pods()?.len()))
 }
 
 /// Waits until the HPA has scaled down; answers with the number of pods then.
-async fn scale_down(rig: &Rig, most: usize, replicas: &mut Vec<(u64, u32)>) -> Result<usize> {
+async fn scale_down(rig: &Rig, most: usize, replicas: &mut Replicas) -> Result<usize> {
     watch_replicas(rig, replicas, Duration::from_secs(180), |ready, wanted| ready < most && ready == wanted).await
 }
 
 /// Follows the ready and the wanted replicas until they are as they should be; answers with the ready ones.
 async fn watch_replicas(
     rig: &Rig,
-    replicas: &mut Vec<(u64, u32)>,
+    replicas: &mut Replicas,
     limit: Duration,
     done: impl Fn(usize, usize) -> bool,
 ) -> Result<usize> {
@@ -278,11 +376,10 @@ async fn watch_replicas(
         let count = |at: &str| usize::try_from(deployment["status"][at].as_u64().unwrap_or(0)).unwrap_or(0);
         let wanted = usize::try_from(deployment["spec"]["replicas"].as_u64().unwrap_or(0)).unwrap_or(0);
         let ready = count("readyReplicas");
-        let seen = u32::try_from(ready).unwrap_or(u32::MAX);
-        if replicas.last().is_none_or(|(_, last)| *last != seen) {
+        if replicas.set(ready) {
             println!("  {ready} of {wanted} replicas are ready ({:.0} s)", started.elapsed().as_secs_f32());
-            replicas.push((unix_ms(), seen));
         }
+        replicas.note(&fleet)?;
         if done(ready, wanted) && count("replicas") == wanted {
             return Ok(ready);
         }

@@ -2,6 +2,7 @@
 
 pub mod checks;
 pub mod demo;
+mod figures;
 mod fleet;
 mod rig;
 

