@@ -260,7 +260,11 @@ fn enforcing(
         Mode::Enforce => MemberState::Enforcing,
         Mode::Observe => MemberState::Observing,
     };
-    let degraded = valid.members.iter().find(|m| !m.ended && m.report.state == MemberState::Degraded);
+    let present = |uid: &str| valid.targets.iter().flat_map(|t| &t.pods).any(|p| p.metadata.uid.as_deref() == Some(uid));
+    let degraded = valid
+        .members
+        .iter()
+        .find(|m| !m.ended && m.report.state == MemberState::Degraded && present(&m.report.pod_uid));
     let serving = || valid.targets.iter().flat_map(|t| t.pods.iter().map(move |p| (t, p))).filter(|(_, p)| is_ready(p));
     let waiting = serving().filter(|(target, pod)| {
         let uid = pod.uid().unwrap_or_default();

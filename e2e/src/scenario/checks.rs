@@ -15,7 +15,11 @@ const REFUSED: [(&str, &str, &str); 7] = [
     ("a negative limit", "limits: [{name: a, models: [{modelName: m}], tokensPerMinute: -5}]", "tokensPerMinute"),
     ("a zero limit", "limits: [{name: a, models: [{modelName: m}], requestsPerMinute: 0}]", "requestsPerMinute"),
     ("a limit without a figure", "limits: [{name: a, models: [{modelName: m}]}]", "a limit needs tokensPerMinute"),
-    ("a selector without a field", "limits: [{name: a, models: [{}], tokensPerMinute: 5}]", "give at least one of modelName"),
+    (
+        "a selector without a field",
+        "limits: [{name: a, models: [{}], tokensPerMinute: 5}]",
+        "give at least one of modelName",
+    ),
     (
         "two limits of one name",
         "limits: [{name: a, models: [{id: x}], tokensPerMinute: 5}, {name: a, models: [{id: y}], tokensPerMinute: 5}]",
@@ -76,7 +80,8 @@ pub async fn run(rig: &Rig) -> Result<()> {
     }
 
     rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
-    said(rig, "nothing-declared", "targetRefs: [{name: plain}]", ("Accepted", "NoLimits", "spec.limits is empty")).await?;
+    said(rig, "nothing-declared", "targetRefs: [{name: plain}]", ("Accepted", "NoLimits", "spec.limits is empty"))
+        .await?;
     rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
     delete_within(rig, "nothing-declared", Duration::from_secs(30))?;
     untouched(&fleet, "plain")?;
@@ -88,7 +93,9 @@ pub async fn run(rig: &Rig) -> Result<()> {
 
 fn manifest(name: &str, spec: &str) -> String {
     let targets = if spec.contains("targetRefs") { "" } else { "targetRefs: [{name: litellm}]\n  " };
-    format!("apiVersion: tokenbudget.dev/v1alpha1\nkind: TokenBudget\nmetadata: {{name: {name}, namespace: llm}}\nspec:\n  {targets}{spec}\n")
+    format!(
+        "apiVersion: tokenbudget.dev/v1alpha1\nkind: TokenBudget\nmetadata: {{name: {name}, namespace: llm}}\nspec:\n  {targets}{spec}\n"
+    )
 }
 
 /// `kubectl apply -f -`: whether it was accepted, and what was said.
@@ -178,7 +185,12 @@ fn http_get(host: &str, port: u16, path: &str) -> Result<String> {
 
 fn operator_restarts(rig: &Rig) -> Result<String> {
     rig.kubectl(&[
-        "-n", OPERATOR_NAMESPACE, "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}",
+        "-n",
+        OPERATOR_NAMESPACE,
+        "get",
+        "pods",
+        "-o",
+        "jsonpath={.items[*].status.containerStatuses[*].restartCount}",
     ])
 }
 

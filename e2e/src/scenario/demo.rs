@@ -1,34 +1,19 @@
 //! `make demo`: the main job. Without TokenBudget, with it, while an HPA scales, and with one hot pod; judged by the
 //! provider's count.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
-use serde_json::Value;
-use tokio_util::sync::CancellationToken;
+use anyhow::Result;
 
+use super::bench::{BUDGET, Bench, LOAD, Step};
 use super::figures;
-use super::fleet::{Fleet, text};
+use super::fleet::{Fleet, name_of};
+use super::replicas::{self, Replicas};
 use super::rig::Rig;
 use crate::clock::unix_ms;
 use crate::judge::{self, Arrival};
-use crate::load::{self, LoadReport, LoadSpec, Skew, TargetWatch};
+use crate::load::{LoadReport, LoadSpec, Skew};
 use crate::plot::{self, Chart, Phase};
-use crate::provider::{Range, Remote};
-use crate::size::Size;
-
-/// `tpm` in LiteLLM's configuration: tokens per minute.
-pub const BUDGET: u64 = 60_000;
-
-/// Tokens per minute that are asked for, as a multiple of the budget.
-const OVERLOAD: f64 = 5.0;
-
-/// The key in `manifests/litellm.yaml`.
-const MASTER_KEY: &str = "sk-local";
-
-/// How long a load lasts.
-const LOAD: Duration = Duration::from_secs(75);
 
 /// Below this a step failed: use of what one ideal bucket would have admitted.
 const LEAST_USE: f64 = 0.95;
@@ -37,32 +22,14 @@ const LEAST_USE_HOT: f64 = 0.90;
 /// A late joiner has its share by then.
 const LATE: Duration = Duration::from_secs(65);
 
+/// `minReplicas` in `manifests/hpa.yaml`.
+const LEAST_REPLICAS: usize = 2;
+
 /// The most seconds that unspent tokens may take to a hot pod.
 const MOST_LAG: f64 = 3.0;
 
 /// The least that must be wrong without TokenBudget, as a multiple of the budget.
 const LEAST_EXCESS: u64 = 2;
-
-/// What a step came to.
-#[derive(Clone, Debug)]
-pub struct Step {
-    /// What was done.
-    pub name: String,
-    /// First and last moment, in Unix milliseconds.
-    pub from_ms: u64,
-    /// Last moment.
-    pub to_ms: u64,
-    /// Largest sum of any 600 consecutive 100 ms slots, in tokens.
-    pub worst: u64,
-    /// What the provider admitted of what one ideal rolling bucket would have.
-    pub used: f64,
-    /// Longest time without an admission, in seconds.
-    pub gap: f64,
-    /// Requests that failed with anything but 429.
-    pub lost: u64,
-    /// Everything that was offered.
-    pub report: LoadReport,
-}
 
 /// What the whole demo came to.
 #[derive(Clone, Debug, Default)]
@@ -71,126 +38,6 @@ pub struct Outcome {
     pub lines: Vec<String>,
     /// What did not reach its figure.
     pub failures: Vec<String>,
-}
-
-/// Measures steps at the provider.
-#[derive(Debug)]
-pub struct Bench<'a> {
-    rig: &'a Rig,
-    provider: Remote,
-}
-
-impl<'a> Bench<'a> {
-    /// A bench on this rig.
-    ///
-    /// # Errors
-    /// When the provider cannot be asked.
-    pub fn new(rig: &'a Rig) -> Result<Self> {
-        Ok(Self { rig, provider: rig.provider()? })
-    }
-
-    /// The load of the demo: requests of some hundred tokens, at five times the budget.
-    ///
-    /// # Errors
-    /// When the provider's prices cannot be read.
-    pub async fn spec(&self) -> Result<LoadSpec> {
-        let spec = LoadSpec {
-            prompt_tokens: Size::lognormal(150.0, 0.5),
-            max_tokens: Some(Size::fixed(500.0)),
-            stream: 0.3,
-            key: Some(MASTER_KEY.to_owned()),
-            duration: LOAD,
-            concurrency: 800,
-            timeout: Duration::from_secs(20),
-            progress: Some(Duration::from_secs(15)),
-            ..LoadSpec::default()
-        };
-        let spec = spec.priced_by(&self.provider.settings().await?);
-        Ok(spec.tokens_per_minute(BUDGET as f64 * OVERLOAD))
-    }
-
-    async fn pods(&self) -> Result<TargetWatch> {
-        TargetWatch::deployment(self.rig.client().await?, "llm", "litellm", 4000).await
-    }
-
-    /// Offers a load and measures it. The worst 60 s are looked for from `since_ms` on.
-    ///
-    /// # Errors
-    /// When the load cannot be offered, or the provider not be asked.
-    pub async fn run(&self, name: &str, spec: LoadSpec, since_ms: Option<u64>) -> Result<Step> {
-        let from_ms = unix_ms();
-        let report = load::run_on(spec, self.pods().await?, CancellationToken::new()).await?;
-        self.measure(name, report, from_ms, since_ms.unwrap_or(from_ms)).await
-    }
-
-    /// Measures what the provider saw of a load that ended just now.
-    ///
-    /// # Errors
-    /// When the provider cannot be asked.
-    pub async fn measure(&self, name: &str, report: LoadReport, from_ms: u64, since_ms: u64) -> Result<Step> {
-        let to_ms = unix_ms();
-        let all = self
-            .provider
-            .arrivals(&Range { from_ms: Some(since_ms.min(from_ms) - judge::WINDOW_MS), ..Range::default() })
-            .await?;
-        if !all.complete {
-            bail!("the provider has forgotten arrivals of step {name}");
-        }
-        let admitted = all.admitted();
-        // What is admitted later belongs to requests that waited.
-        let end_ms = report.offered.iter().map(|offered| offered.at_ms + 1).max().unwrap_or(to_ms);
-        let ideal =
-            judge::ideal_admitted(&admitted, &report.arrivals(), BUDGET, judge::WINDOW_MS).tokens_in(from_ms, end_ms);
-        let mine = judge::tokens_in(&admitted, from_ms, end_ms);
-        let usage =
-            self.provider.usage(&Range { from_ms: Some(since_ms), to_ms: Some(to_ms), ..Range::default() }).await?;
-        let step = Step {
-            name: name.to_owned(),
-            from_ms,
-            to_ms,
-            worst: usage.worst_60s.tokens,
-            used: judge::used(mine, ideal),
-            gap: judge::longest_gap(&admitted, from_ms, end_ms) as f64 / 1000.0,
-            lost: report.summary().counts.lost,
-            report,
-        };
-        let counts = step.report.summary().counts;
-        println!(
-            "{name}: worst 60 s {} of the budget, {:.1}% used, longest time without an admission {:.1} s; {} answered, {} refused with 429, {} lost",
-            judge::percent_up(step.worst, BUDGET),
-            step.used * 100.0,
-            step.gap,
-            counts.ok,
-            counts.limited,
-            counts.lost,
-        );
-        for (error, count) in step.report.summary().errors.iter().take(5) {
-            println!("  {count} x {error}");
-        }
-        Ok(step)
-    }
-
-    /// Everything that was admitted since then.
-    ///
-    /// # Errors
-    /// When the provider cannot be asked.
-    pub async fn admitted_since(&self, from_ms: u64) -> Result<Vec<Arrival>> {
-        Ok(self.provider.arrivals(&Range { from_ms: Some(from_ms), ..Range::default() }).await?.admitted())
-    }
-
-    /// Offers a load while something else happens, until that has ended.
-    ///
-    /// # Errors
-    /// When the load or the work fails.
-    pub async fn meanwhile<T>(&self, spec: LoadSpec, work: impl Future<Output = Result<T>>) -> Result<(LoadReport, T)> {
-        let cancel = CancellationToken::new();
-        let spec = LoadSpec { duration: Duration::from_secs(600), ..spec };
-        let offered = tokio::spawn(load::run_on(spec, self.pods().await?, cancel.clone()));
-        let done = work.await;
-        cancel.cancel();
-        let report = offered.await??;
-        Ok((report, done?))
-    }
 }
 
 /// Runs the demo on a rig that has just been started.
@@ -244,7 +91,9 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
     let (mut offered, most) =
         bench.meanwhile(LoadSpec { seed: 3, ..spec.clone() }, scale_up(rig, before, &mut replicas)).await?;
     late_joiners(&mut outcome, &offered, &early, most);
-    replicas.judge(&mut outcome, &early);
+    for pod in replicas.late_without_share(&early) {
+        outcome.failures.push(format!("late joiner {pod} was Ready before it had a share"));
+    }
     rig.show(&["-n", "llm", "get", "hpa,tb"])?;
     let light = LoadSpec { rate: 1.0, seed: 4, progress: None, ..spec.clone() };
     let (falling, least) = bench.meanwhile(light, scale_down(rig, most, &mut replicas)).await?;
@@ -253,7 +102,8 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
     let scaling = bench.measure("scaling", offered, scaling_ms, enforcing_ms).await?;
     rig.show(&["-n", "llm", "get", "hpa,tb"])?;
 
-    println!("\n== 5. the load goes to one hot pod only");
+    println!("\n== 5. when the fleet is idle, the load goes to one hot pod only");
+    fleet.until_idle("gpt-4o", Duration::from_secs(150)).await?;
     let hot = bench.run("one hot pod", LoadSpec { seed: 5, skew: Skew::Hot, ..spec }, Some(enforcing_ms)).await?;
     rig.show(&["-n", "llm", "get", "tb"])?;
     hot_pod_is_fast(&mut outcome, &bench, &hot).await?;
@@ -261,10 +111,6 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
     draw(rig, &bench, started_ms, &[&without, &rolling, &with, &scaling, &hot], &replicas.seen).await?;
     judge_all(&mut outcome, &without, &with, &scaling, &hot, (before, most, least));
     Ok(outcome)
-}
-
-fn name_of(pod: &Value) -> String {
-    text(&pod["metadata"]["name"]).to_owned()
 }
 
 /// A pod that joins a saturated fleet has 90 % of its fair share within 65 s.
@@ -304,54 +150,11 @@ async fn hot_pod_is_fast(outcome: &mut Outcome, bench: &Bench<'_>, hot: &Step) -
     Ok(())
 }
 
-/// The fleet's size over time, and which pods had a share before they were Ready.
-#[derive(Debug, Default)]
-struct Replicas {
-    /// Ready replicas from each moment on, in Unix milliseconds.
-    seen: Vec<(u64, u32)>,
-    /// Pods that were seen with a share while they were not Ready.
-    in_time: BTreeSet<String>,
-    /// Pods that were seen Ready.
-    ready: BTreeSet<String>,
-}
-
-impl Replicas {
-    fn set(&mut self, ready: usize) -> bool {
-        let ready = u32::try_from(ready).unwrap_or(u32::MAX);
-        let changed = self.seen.last().is_none_or(|(_, last)| *last != ready);
-        if changed {
-            self.seen.push((unix_ms(), ready));
-        }
-        changed
-    }
-
-    /// Notes which pods have a share, and which are Ready, now.
-    fn note(&mut self, fleet: &Fleet<'_>) -> Result<()> {
-        let rows = fleet.get("tokenbudget", "gpt-4o")?["status"]["pods"].as_array().cloned().unwrap_or_default();
-        let ready: BTreeSet<String> = fleet.ready_pods()?.iter().map(name_of).collect();
-        let shared = rows.iter().filter(|row| row["share"].as_i64().unwrap_or(0) > 0).map(|row| text(&row["pod"]).to_owned());
-        self.in_time.extend(shared.filter(|pod| !ready.contains(pod) && !self.ready.contains(pod)));
-        self.ready.extend(ready);
-        Ok(())
-    }
-
-    /// The first beat of a late pod brought its share before it was Ready.
-    fn judge(&self, outcome: &mut Outcome, early: &[String]) {
-        for pod in self.ready.iter().filter(|pod| !early.contains(pod)) {
-            if self.in_time.contains(pod) {
-                println!("late joiner {pod}: had its share before it was Ready");
-            } else {
-                outcome.failures.push(format!("late joiner {pod} was Ready before it had a share"));
-            }
-        }
-    }
-}
-
 /// Waits until the HPA has scaled up and all pods are Ready, and 65 s more; answers with the largest number of pods.
 async fn scale_up(rig: &Rig, before: usize, replicas: &mut Replicas) -> Result<usize> {
     let fleet = Fleet::of(rig);
     let most =
-        watch_replicas(rig, replicas, Duration::from_secs(180), |ready, wanted| ready > before && ready == wanted)
+        replicas::watch(rig, replicas, Duration::from_secs(180), |ready, wanted| ready > before && ready == wanted)
             .await?;
     tokio::time::sleep(LATE).await;
     Ok(most.max(fleet.ready_pods()?.len()))
@@ -359,39 +162,10 @@ async fn scale_up(rig: &Rig, before: usize, replicas: &mut Replicas) -> Result<u
 
 /// Waits until the HPA has scaled down; answers with the number of pods then.
 async fn scale_down(rig: &Rig, most: usize, replicas: &mut Replicas) -> Result<usize> {
-    watch_replicas(rig, replicas, Duration::from_secs(180), |ready, wanted| ready < most && ready == wanted).await
-}
-
-/// Follows the ready and the wanted replicas until they are as they should be; answers with the ready ones.
-async fn watch_replicas(
-    rig: &Rig,
-    replicas: &mut Replicas,
-    limit: Duration,
-    done: impl Fn(usize, usize) -> bool,
-) -> Result<usize> {
-    let fleet = Fleet::of(rig);
-    let started = std::time::Instant::now();
-    loop {
-        let deployment = fleet.get("deployment", "litellm")?;
-        let count = |at: &str| usize::try_from(deployment["status"][at].as_u64().unwrap_or(0)).unwrap_or(0);
-        let wanted = usize::try_from(deployment["spec"]["replicas"].as_u64().unwrap_or(0)).unwrap_or(0);
-        let ready = count("readyReplicas");
-        if replicas.set(ready) {
-            println!("  {ready} of {wanted} replicas are ready ({:.0} s)", started.elapsed().as_secs_f32());
-        }
-        replicas.note(&fleet)?;
-        if done(ready, wanted) && count("replicas") == wanted {
-            return Ok(ready);
-        }
-        if started.elapsed() > limit {
-            let hpa = rig.kubectl(&["-n", "llm", "describe", "hpa", "litellm"])?;
-            bail!(
-                "the HPA did not scale as it should within {} s ({ready} of {wanted} ready):\n{hpa}",
-                limit.as_secs()
-            );
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+    replicas::watch(rig, replicas, Duration::from_secs(180), |ready, wanted| {
+        ready < most && wanted == LEAST_REPLICAS && ready == wanted
+    })
+    .await
 }
 
 fn judge_all(

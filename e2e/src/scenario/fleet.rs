@@ -71,6 +71,25 @@ impl<'a> Fleet<'a> {
         }
     }
 
+    /// Waits until nothing that was spent is left in any window, that of pods that are gone included.
+    ///
+    /// # Errors
+    /// When there is something left after the limit.
+    pub async fn until_idle(&self, budget: &str, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let rows = self.get("tokenbudget", budget)?["status"]["limits"].as_array().cloned().unwrap_or_default();
+            let spent: i64 = rows.iter().filter_map(|row| row["spent"].as_i64()).sum();
+            if spent == 0 {
+                return Ok(());
+            }
+            if started.elapsed() > limit {
+                bail!("TokenBudget {budget}: {spent} are still spent after {} s without load", limit.as_secs());
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     /// Waits until a condition of the TokenBudget has this status and, if given, this reason.
     ///
     /// # Errors
@@ -127,4 +146,10 @@ pub fn conditions(object: &Value) -> Vec<Value> {
 #[must_use]
 pub fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
+}
+
+/// The name of an object.
+#[must_use]
+pub fn name_of(object: &Value) -> String {
+    text(&object["metadata"]["name"]).to_owned()
 }

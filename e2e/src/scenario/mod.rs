@@ -1,9 +1,11 @@
 //! What users do with TokenBudget, done on a real control plane and measured at the provider.
 
+pub mod bench;
 pub mod checks;
 pub mod demo;
 mod figures;
 mod fleet;
+mod replicas;
 mod rig;
 
 pub use fleet::Fleet;

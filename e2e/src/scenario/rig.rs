@@ -149,7 +149,14 @@ impl Rig {
         let provider_port = free_port()?;
         let provider_url = format!("http://127.0.0.1:{provider_port}");
         let mut provider = Command::new(paths.built("provider"));
-        provider.args(["--listen", &format!("127.0.0.1:{provider_port}"), "--answer", ANSWER, "--latency-ms", LATENCY_MS]);
+        provider.args([
+            "--listen",
+            &format!("127.0.0.1:{provider_port}"),
+            "--answer",
+            ANSWER,
+            "--latency-ms",
+            LATENCY_MS,
+        ]);
         paths.start("provider", provider)?;
 
         let rig = Self { paths: paths.clone(), provider_url, redis_url: format!("redis://127.0.0.1:{redis_port}") };
