@@ -47,6 +47,9 @@ const BROKEN: Duration = Duration::from_secs(15);
 /// A replica that does not lead looks this often whether it does.
 const STANDBY: Duration = Duration::from_secs(2);
 
+/// While the caches fill, a pass is put off by so much: it would take for missing what it has not heard of yet.
+const WARMING: Duration = Duration::from_millis(200);
+
 /// Passes at once.
 const CONCURRENCY: u16 = 16;
 
@@ -72,23 +75,10 @@ impl From<kube::Error> for Error {
 pub async fn run(
     ctx: Arc<Context>,
     namespace: Option<String>,
-    synced: impl FnOnce() + Send + 'static,
+    synced: impl FnOnce() + Send + Sync + 'static,
     shutdown: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
-    let (world, streams) = World::watch(&ctx.client, namespace.as_deref());
-    let caches = world.clone();
-    tokio::spawn(async move {
-        let stores = (
-            caches.budgets.wait_until_ready(),
-            caches.deployments.wait_until_ready(),
-            caches.autoscalers.wait_until_ready(),
-            caches.pods.wait_until_ready(),
-        );
-        let (a, b, c, d) = futures::join!(stores.0, stores.1, stores.2, stores.3);
-        if a.and(b).and(c).and(d).is_ok() {
-            synced();
-        }
-    });
+    let (world, streams) = World::watch(&ctx.client, namespace.as_deref(), synced);
     let (by_deployment, by_autoscaler, by_pod) = (world.clone(), world.clone(), world.clone());
     let passes = world.clone();
     Controller::for_stream(streams.budgets, world.budgets.clone())
@@ -136,6 +126,9 @@ async fn reconcile(tb: Arc<TokenBudget>, ctx: Arc<Context>, world: World) -> Res
     if !leads {
         ctx.metrics.reconciled(Outcome::Standby, started.elapsed());
         return Ok(Action::requeue(STANDBY));
+    }
+    if !world.is_whole() {
+        return Ok(Action::requeue(WARMING));
     }
     let memory = ctx.memory(&tb);
     let mut memory = memory.lock().await;

@@ -260,7 +260,8 @@ fn enforcing(
         Mode::Enforce => MemberState::Enforcing,
         Mode::Observe => MemberState::Observing,
     };
-    let present = |uid: &str| valid.targets.iter().flat_map(|t| &t.pods).any(|p| p.metadata.uid.as_deref() == Some(uid));
+    let present =
+        |uid: &str| valid.targets.iter().flat_map(|t| &t.pods).any(|p| p.metadata.uid.as_deref() == Some(uid));
     let degraded = valid
         .members
         .iter()

@@ -1,6 +1,7 @@
 //! The operator's view of one namespace, or of all: watched, cached, stripped of what is not needed.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::stream::{BoxStream, StreamExt};
 use jiff::Timestamp;
@@ -32,6 +33,25 @@ pub struct World {
     pub pods: Store<Pod>,
     /// What the kubelets said about ended containers.
     pub evidence: Arc<Evidence>,
+    filling: Arc<Filling>,
+}
+
+/// Caches that are not whole yet. [`Store::wait_until_ready`] is not for this: kube-runtime 5.0.0 wakes only the last of
+/// several that wait, and the controller waits too (`utils/delayed_init.rs` polls one receiver with each waiter's context).
+struct Filling {
+    left: AtomicUsize,
+    synced: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Filling {
+    /// One more cache is whole.
+    fn filled(&self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(synced) = self.synced.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            synced();
+        }
+    }
 }
 
 /// The streams that keep the caches up to date; they do so only while they are read.
@@ -47,29 +67,30 @@ pub struct Streams {
 }
 
 impl World {
-    /// Watches this namespace, or all of them.
+    /// Watches this namespace, or all of them; `synced` is called when all caches are whole.
     #[must_use]
-    pub fn watch(client: &Client, namespace: Option<&str>) -> (Self, Streams) {
+    pub fn watch(client: &Client, namespace: Option<&str>, synced: impl FnOnce() + Send + 'static) -> (Self, Streams) {
+        let filling = Arc::new(Filling { left: AtomicUsize::new(4), synced: Mutex::new(Some(Box::new(synced))) });
+        let from = Source { client, namespace, filling: &filling };
         let everything = watcher::Config::default();
         let ours = watcher::Config::default().labels(&format!("{ATTACHED_LABEL}={ATTACHED_VALUE}"));
         let evidence = Arc::new(Evidence::default());
         let noted = evidence.clone();
 
-        let (budgets, budget_changes) = cached(client, namespace, everything.clone(), |_: &mut TokenBudget| {});
-        let (deployments, deployment_changes) = cached(client, namespace, everything.clone(), |d: &mut Deployment| {
+        let (budgets, budget_changes) = cached(&from, everything.clone(), |_: &mut TokenBudget| {});
+        let (deployments, deployment_changes) = cached(&from, everything.clone(), |d: &mut Deployment| {
             d.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
         });
-        let (autoscalers, autoscaler_changes) =
-            cached(client, namespace, everything, |a: &mut HorizontalPodAutoscaler| {
-                a.managed_fields_mut().clear();
-                a.annotations_mut().clear();
-                a.status = None;
-            });
-        let (pods, pod_changes) = cached(client, namespace, ours, move |pod: &mut Pod| {
+        let (autoscalers, autoscaler_changes) = cached(&from, everything, |a: &mut HorizontalPodAutoscaler| {
+            a.managed_fields_mut().clear();
+            a.annotations_mut().clear();
+            a.status = None;
+        });
+        let (pods, pod_changes) = cached(&from, ours, move |pod: &mut Pod| {
             noted.note(pod, Timestamp::now());
             strip_pod(pod);
         });
-        let world = Self { budgets, deployments, autoscalers, pods, evidence };
+        let world = Self { budgets, deployments, autoscalers, pods, evidence, filling };
         let streams = Streams {
             budgets: budget_changes,
             deployments: deployment_changes,
@@ -77,6 +98,12 @@ impl World {
             pods: pod_changes,
         };
         (world, streams)
+    }
+
+    /// Whether every cache has been filled once.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.filling.left.load(Ordering::Acquire) == 0
     }
 
     /// A Deployment by name.
@@ -147,9 +174,15 @@ fn strip_pod(pod: &mut Pod) {
     }
 }
 
+/// Where caches are filled from.
+struct Source<'a> {
+    client: &'a Client,
+    namespace: Option<&'a str>,
+    filling: &'a Arc<Filling>,
+}
+
 fn cached<K>(
-    client: &Client,
-    namespace: Option<&str>,
+    from: &Source<'_>,
     config: watcher::Config,
     strip: impl FnMut(&mut K) + Send + 'static,
 ) -> (Store<K>, Changes<K>)
@@ -163,9 +196,23 @@ where
         + 'static,
     K::DynamicType: Default + Eq + std::hash::Hash + Clone + Unpin + Send + Sync,
 {
-    let api = namespace.map_or_else(|| Api::all(client.clone()), |name| Api::namespaced(client.clone(), name));
+    let client = from.client.clone();
+    let api = from.namespace.map_or_else(|| Api::all(client.clone()), |name| Api::namespaced(client.clone(), name));
     let (store, writer) = reflector::store();
-    let changes = watcher(api, config).default_backoff().modify(strip).reflect(writer).touched_objects().boxed();
+    let mut filling = Some(from.filling.clone());
+    let changes = watcher(api, config)
+        .default_backoff()
+        .modify(strip)
+        .reflect(writer)
+        .inspect(move |event| {
+            if matches!(event, Ok(watcher::Event::InitDone))
+                && let Some(filling) = filling.take()
+            {
+                filling.filled();
+            }
+        })
+        .touched_objects()
+        .boxed();
     (store, changes)
 }
 
