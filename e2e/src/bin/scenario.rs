@@ -79,14 +79,14 @@ The provider: {}",
 async fn work(paths: &Paths, with_checks: bool) -> Result<bool> {
     let rig = Rig::up(paths).await?;
     let outcome = demo::run(&rig).await?;
-    if with_checks {
-        checks::run(&rig).await?;
-    }
     for failure in &outcome.failures {
         println!("FAILED: {failure}");
     }
     for line in &outcome.lines {
         println!("{line}");
+    }
+    if with_checks {
+        checks::run(&rig).await?;
     }
     Ok(outcome.failures.is_empty())
 }

@@ -50,6 +50,8 @@ impl Sender {
             .no_proxy()
             .http1_only()
             .tcp_nodelay(true)
+            // uvicorn closes a connection after 5 idle seconds; one that it is about to close loses a request.
+            .pool_idle_timeout(Duration::from_secs(2))
             .connect_timeout(timeout.min(Duration::from_secs(5)))
             .build()?;
         Ok(Self { http, path, authorization: key.map(|key| format!("Bearer {key}")), timeout, targets })

@@ -22,7 +22,7 @@ const REFUSED: [(&str, &str, &str); 7] = [
     ),
     (
         "two limits of one name",
-        "limits: [{name: a, models: [{id: x}], tokensPerMinute: 5}, {name: a, models: [{id: y}], tokensPerMinute: 5}]",
+        "limits: [{name: a, models: [{id: one}], tokensPerMinute: 5}, {name: a, models: [{id: two}], tokensPerMinute: 5}]",
         "each name may be used once",
     ),
     ("an unknown field", "tokensPerMinuteee: 5", "unknown field \"spec.tokensPerMinuteee\""),
