@@ -112,8 +112,8 @@ pub async fn run(options: Run) -> Result<(), Error> {
     Ok(())
 }
 
-/// A client whose requests have a deadline: kube 5 has none, and an API server may leave a list of a resource that was
-/// made a moment ago without an answer. A watch is answered at once, and lasts.
+/// A client whose requests have a deadline, which kube 5 leaves out. It is for the beginning of an answer: a watch is
+/// answered at once, and lasts.
 async fn client() -> Result<Client, Error> {
     let unusable = |e: kube::Error| Error::Config(Box::new(e));
     let config = kube::Config::infer().await.map_err(|e| unusable(kube::Error::InferConfig(e)))?;
@@ -164,24 +164,16 @@ async fn wait_for_crd(client: &Client) {
     let name = <TokenBudget as kube::CustomResourceExt>::crd_name();
     let api: Api<TokenBudget> = Api::all(client.clone());
     let mut said = false;
-    let mut answered = 0;
     loop {
         // Listing needs no more rights than the operator has anyway.
         let one = kube::api::ListParams::default().limit(1);
-        match tokio::time::timeout(Duration::from_secs(10), api.list(&one)).await {
-            // The storage of a new resource is made anew some times in its first second.
-            Ok(Ok(_)) if answered < 2 => answered += 1,
-            Ok(Ok(_)) => return,
-            Ok(Err(kube::Error::Api(status))) if !status.is_not_found() && status.is_forbidden() => {
-                return;
-            }
-            outcome => {
+        match api.list(&one).await {
+            Ok(_) => return,
+            // A Role cannot list all namespaces; that it is refused says that the resource is there.
+            Err(kube::Error::Api(status)) if status.is_forbidden() => return,
+            Err(error) => {
                 if !std::mem::replace(&mut said, true) {
-                    let why = match outcome {
-                        Ok(Err(error)) => error.to_string(),
-                        _ => "no answer".to_owned(),
-                    };
-                    warn!(crd = name, %why, "waiting for the CustomResourceDefinition: install it with the chart, or `tokenbudget crd | kubectl apply -f -`");
+                    warn!(crd = name, %error, "waiting for the CustomResourceDefinition: install it with the chart, or `tokenbudget crd | kubectl apply -f -`");
                 }
             }
         }

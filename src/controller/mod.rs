@@ -162,7 +162,9 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     metrics::set(tb, ctx, &observed, &applied, &status);
     publish::publish(tb, ctx, memory, status).await?;
 
-    let broken = valid.targets.is_empty() || matches!(observed.redis, Some(Err(_)));
+    let broken = valid.targets.is_empty()
+        || matches!(observed.redis, Some(Err(_)))
+        || valid.limits == limits::Limits::NoneDeclared;
     Ok(match (broken, &applied.ledger) {
         (true, _) => (Outcome::Refused, Action::requeue(BROKEN)),
         (false, Some(Ok(_))) => (Outcome::Applied, Action::requeue(TICK)),

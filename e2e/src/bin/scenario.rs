@@ -22,7 +22,9 @@ enum Command {
     Down,
     /// The main job, on a cluster of its own.
     Demo,
-    /// The main job, and then what users do wrong and how they leave.
+    /// Only what users do wrong, and how they leave.
+    Checks,
+    /// The main job, and then the checks.
     Test,
 }
 
@@ -31,21 +33,22 @@ async fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Up => up().await,
         Command::Down => {
-            for name in ["up", "demo", "test"] {
+            for name in ["up", "demo", "checks", "test"] {
                 Rig::down(&Paths::new(name)?)?;
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Demo => on_a_cluster("demo", false).await,
-        Command::Test => on_a_cluster("test", true).await,
+        Command::Demo => on_a_cluster("demo", true, false).await,
+        Command::Checks => on_a_cluster("checks", false, true).await,
+        Command::Test => on_a_cluster("test", true, true).await,
     }
 }
 
-/// Runs the demo, and the checks too, on a cluster that is stopped afterwards whatever happens.
-async fn on_a_cluster(name: &str, checks: bool) -> Result<ExitCode> {
+/// Runs the demo, the checks or both on a cluster that is stopped afterwards whatever happens.
+async fn on_a_cluster(name: &str, demo: bool, checks: bool) -> Result<ExitCode> {
     let paths = Paths::new(name)?;
     let outcome = tokio::select! {
-        outcome = work(&paths, checks) => outcome,
+        outcome = work(&paths, demo, checks) => outcome,
         _ = interrupted() => Err(anyhow::anyhow!("interrupted")),
     };
     if !matches!(outcome, Ok(true)) && paths.dir.exists() {
@@ -76,9 +79,14 @@ The provider: {}",
 }
 
 /// Answers whether every figure was reached.
-async fn work(paths: &Paths, with_checks: bool) -> Result<bool> {
+async fn work(paths: &Paths, with_demo: bool, with_checks: bool) -> Result<bool> {
     let rig = Rig::up(paths).await?;
-    let outcome = demo::run(&rig).await?;
+    let outcome = if with_demo {
+        demo::run(&rig).await?
+    } else {
+        checks::prepare(&rig).await?;
+        demo::Outcome::default()
+    };
     for failure in &outcome.failures {
         println!("FAILED: {failure}");
     }

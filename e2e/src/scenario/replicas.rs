@@ -14,7 +14,7 @@ use crate::clock::unix_ms;
 pub struct Replicas {
     /// Ready replicas from each moment on, in Unix milliseconds.
     pub seen: Vec<(u64, u32)>,
-    /// Pods that were seen with a share while they were not Ready.
+    /// Pods that were seen in the ledger (their first beat was answered, with a share) while they were not Ready.
     in_time: BTreeSet<String>,
     /// Pods that were seen Ready.
     ready: BTreeSet<String>,
@@ -35,8 +35,7 @@ impl Replicas {
     fn note(&mut self, fleet: &Fleet<'_>) -> Result<()> {
         let rows = fleet.get("tokenbudget", "gpt-4o")?["status"]["pods"].as_array().cloned().unwrap_or_default();
         let ready: BTreeSet<String> = fleet.ready_pods()?.iter().map(name_of).collect();
-        let shared =
-            rows.iter().filter(|row| row["share"].as_i64().unwrap_or(0) > 0).map(|row| text(&row["pod"]).to_owned());
+        let shared = rows.iter().map(|row| text(&row["pod"]).to_owned());
         self.in_time.extend(shared.filter(|pod| !ready.contains(pod) && !self.ready.contains(pod)));
         self.ready.extend(ready);
         Ok(())
