@@ -88,15 +88,15 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
     rig.show(&["-n", "llm", "get", "tb", "-o", "wide"])?;
 
     println!("\n== 4. an HPA on CPU scales the fleet up under load, and down again");
-    let before = fleet.ready_pods()?.len();
+    let early: Vec<String> = fleet.ready_pods()?.iter().map(name_of).collect();
+    let before = early.len();
     rig.apply("hpa.yaml")?;
     let scaling_ms = unix_ms();
-    let early: Vec<String> = fleet.ready_pods()?.iter().map(name_of).collect();
     let (mut offered, most) =
         bench.meanwhile(LoadSpec { seed: 3, ..spec.clone() }, scale_up(rig, before, &mut replicas)).await?;
     late_joiners(&mut outcome, &offered, &early, most);
-    for pod in replicas.late_without_share(&early) {
-        outcome.failures.push(format!("late joiner {pod} was Ready before it had a share"));
+    for pod in replicas.late_to_the_ledger(&early) {
+        outcome.failures.push(format!("late joiner {pod} was Ready before the ledger knew it"));
     }
     rig.show(&["-n", "llm", "get", "hpa,tb"])?;
     let light = LoadSpec { rate: 1.0, seed: 4, progress: None, ..spec.clone() };
