@@ -8,10 +8,13 @@
 //! and one with it, or the second inherits the first one's tokens.
 
 mod axis;
+mod compare;
 mod svg;
 
-use crate::judge::{SLOT_MS, rolling_60s};
-use axis::{Scale, nice_ticks, thousands};
+use crate::simulate::judge::{SLOT_MS, rolling_60s};
+pub use axis::thousands;
+use axis::{Scale, nice_ticks};
+pub use compare::{Compared, Curve, compared};
 use svg::{Anchor, Svg, Text};
 
 const WIDTH: f64 = 1200.0;
