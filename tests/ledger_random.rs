@@ -22,7 +22,7 @@ enum Op {
         member: usize,
         leave: bool,
         stale: bool,
-        books: Vec<[u64; 5]>,
+        books: Vec<[u64; 6]>,
     },
     Plan {
         old_epoch: bool,
@@ -45,7 +45,7 @@ fn amount() -> impl Strategy<Value = u64> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let amounts = prop::array::uniform5(amount());
+    let amounts = prop::array::uniform6(amount());
     prop_oneof![
         12 => (0..MEMBERS, prop::bool::weighted(0.08), prop::bool::weighted(0.1), prop::collection::vec(amounts, 3))
             .prop_map(|(member, leave, stale, books)| Op::Call { member, leave, stale, books }),
@@ -124,7 +124,7 @@ impl World {
         self.books().await;
     }
 
-    async fn call(&mut self, before: &Books, member: usize, leave: bool, stale: bool, amounts: &[[u64; 5]]) {
+    async fn call(&mut self, before: &Books, member: usize, leave: bool, stale: bool, amounts: &[[u64; 6]]) {
         let id = format!("m{member}");
         if !stale {
             self.seqs[member] += 1;
@@ -133,10 +133,11 @@ impl World {
             .ids
             .iter()
             .zip(amounts)
-            .map(|(book, &[keep, want, spent, denied, off])| BookCall {
+            .map(|(book, &[keep, want, least, spent, denied, off])| BookCall {
                 book: book.clone(),
                 keep,
                 want,
+                least,
                 spent,
                 denied,
                 off,
@@ -159,10 +160,9 @@ impl World {
             }
             let was = old.members.get(&id).cloned().unwrap_or_default();
             let is = &new.members[&id];
-            let off = call.off.min(call.keep);
-            let base = call.keep.min(was.record.max(call.spent).max(off));
+            let base = call.keep.min(was.record.max(call.spent).max(call.off.min(call.keep)));
             let lent = answer.grant.checked_sub(base).expect("the record fell below what the member may have spent");
-            assert_eq!((is.record, is.spent, is.denied, is.off), (answer.grant, call.spent, call.denied, off));
+            assert_eq!((is.record, is.spent, is.denied, is.off), (answer.grant, call.spent, call.denied, call.off));
             assert_eq!(is.share, if old.members.contains_key(&id) { was.share } else { old.safe });
             assert_eq!(answer.pool, new.pool());
             assert!((old.clock_ms..=old.clock_ms + 3_000).contains(&new.clock_ms), "{} {}", old.clock_ms, new.clock_ms);
@@ -171,13 +171,17 @@ impl World {
             }
             let free = new.pool() + lent as i64;
             if lent > 0 {
-                assert!(!leave && !new.learning() && new.pool() >= 0 && answer.grant <= call.want, "{new:?}");
-            } else if !leave && !new.learning() && call.want > base && new.claimed == is.claim {
-                assert!(free <= 0, "{free} were free and {} wanted", call.want - base);
+                assert!(!leave && new.pool() >= 0 && answer.grant <= call.want, "{new:?}");
+                assert!(answer.grant >= call.least, "less than what is of use");
+                assert!(!new.learning() || new.spare + lent >= lent, "{new:?}");
+            } else if !leave && !new.learning() && call.want > base && new.claimed() == is.claim {
+                let useless =
+                    base.saturating_add(u64::try_from(free).unwrap_or(0)) < call.least || call.want < call.least;
+                assert!(free <= 0 || useless, "{free} were free and {} wanted", call.want - base);
             }
             if lent > 0 && answer.grant > base.max(is.share) {
                 // It has no claim of its own now: these are others'.
-                assert!(new.pool() >= new.claimed as i64, "lent what others had claimed: {new:?}");
+                assert!(new.pool() >= new.claimed() as i64, "lent what others had claimed: {new:?}");
             }
             let short = call.want.min(is.share).saturating_sub(answer.grant);
             assert_eq!(is.claim, if leave { 0 } else { short });

@@ -25,6 +25,10 @@ pub struct MemberRecord {
     pub ended_ms: Option<u64>,
     /// What it wanted at or under its share and did not get at its last call.
     pub claim: u64,
+    /// When that was, in slots of 250 ms.
+    pub claim_slot: u64,
+    /// The learning that it registered in: see [`BookState::round`].
+    pub round: u64,
 }
 
 impl MemberRecord {
@@ -41,8 +45,9 @@ impl MemberRecord {
             share: next()?,
             ended_ms: Some(next()?).filter(|&at| at > 0),
             claim: next()?,
+            claim_slot: next()?,
+            round: next()?,
         };
-        let _claim_slot = next()?;
         next().is_none().then_some(record)
     }
 }
@@ -68,8 +73,12 @@ pub struct BookState {
     pub replid: String,
     /// Until when nothing is lent.
     pub learn_until_ms: u64,
-    /// Sum of the claims that are stored, the newest of which last for a second.
-    pub claimed: u64,
+    /// How often the ledger has had to learn.
+    pub round: u64,
+    /// What members gave back since it last began to, and was not lent again.
+    pub spare: u64,
+    /// What members below their share were refused, by slots of 250 ms; the newest last for a second.
+    pub claims: BTreeMap<u64, u64>,
     /// The members' records.
     pub members: BTreeMap<String, MemberRecord>,
 }
@@ -81,7 +90,13 @@ impl BookState {
         whole(self.budget).saturating_sub(whole(self.lent)).saturating_sub(whole(self.aside))
     }
 
-    /// Nothing was lent at the last call, because the ledger is new or another server.
+    /// Sum of the stored claims.
+    #[must_use]
+    pub fn claimed(&self) -> u64 {
+        self.claims.values().sum()
+    }
+
+    /// At the last call nothing was lent but what was given back, because the ledger is new, another server, or was silent.
     pub fn learning(&self) -> bool {
         self.clock_ms < self.learn_until_ms
     }
@@ -103,9 +118,10 @@ fn read(fields: &HashMap<String, String>) -> Option<BookState> {
             members.insert(member.to_owned(), MemberRecord::parse(text)?);
         }
     }
-    let mut claimed = 0;
+    let mut claims = BTreeMap::new();
     for claim in fields.get("claims")?.split_ascii_whitespace() {
-        claimed += claim.split_once(':')?.1.parse::<u64>().ok()?;
+        let (slot, amount) = claim.split_once(':')?;
+        claims.insert(slot.parse().ok()?, amount.parse().ok()?);
     }
     Some(BookState {
         budget: number("budget")?,
@@ -117,7 +133,9 @@ fn read(fields: &HashMap<String, String>) -> Option<BookState> {
         time_ms: number("time")?,
         replid: fields.get("replid")?.clone(),
         learn_until_ms: number("learnUntil")?,
-        claimed,
+        round: number("round")?,
+        spare: number("spare")?,
+        claims,
         members,
     })
 }
@@ -137,8 +155,10 @@ mod tests {
             ("time", "1790000000000"),
             ("replid", "abc"),
             ("learnUntil", "95010"),
+            ("round", "2"),
+            ("spare", "3"),
             ("claims", "4:10 5:20"),
-            ("m:p.1.a", "7 1100 30 5 30010 100 500 0 20 5"),
+            ("m:p.1.a", "7 1100 30 5 30010 100 500 0 20 5 2"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into()
@@ -147,7 +167,7 @@ mod tests {
     #[test]
     fn reads_a_book() {
         let book = BookState::parse("k", fields()).unwrap().unwrap();
-        assert_eq!((book.pool(), book.learning(), book.claimed), (-150, true, 30));
+        assert_eq!((book.pool(), book.learning(), book.claimed()), (-150, true, 30));
         let member = &book.members["p.1.a"];
         assert_eq!((member.seq, member.record, member.off, member.ended_ms, member.claim), (7, 1100, 100, None, 20));
     }
@@ -164,8 +184,8 @@ mod tests {
             ("lent", "-1"),
             ("claims", "4"),
             ("m:p.1.a", "7 1100"),
-            ("m:p.1.a", "7 1100 30 5 30010 100 500 0 20 5 6"),
-            ("m:p.1.a", "7 1e3 30 5 30010 100 500 0 20 5"),
+            ("m:p.1.a", "7 1100 30 5 30010 100 500 0 20 5 6 7"),
+            ("m:p.1.a", "7 1e3 30 5 30010 100 500 0 20 5 6"),
         ] {
             let mut broken = fields();
             broken.insert(field.into(), value.into());

@@ -9,9 +9,11 @@ use std::future::Future;
 mod book;
 mod error;
 mod keys;
+pub mod memory;
 mod policy;
 mod redis;
 mod report;
+pub mod rules;
 mod scripts;
 
 pub use book::{BookState, MemberRecord};
@@ -131,6 +133,8 @@ pub struct BookCall {
     pub keep: u64,
     /// What the grant should be.
     pub want: u64,
+    /// A smaller grant is of no use: nothing is lent then.
+    pub least: u64,
     /// Charged in the last 60 s.
     pub spent: u64,
     /// Refused in the last 60 s.
@@ -144,6 +148,8 @@ pub struct BookCall {
 pub struct Answer {
     /// Version of the policy; empty on a ledger without one.
     pub version: String,
+    /// The server's time, ms since 1970.
+    pub time_ms: u64,
     /// The policy as JSON, when the member has another version.
     pub policy: Option<String>,
     /// One entry per book of the call.

@@ -1,12 +1,15 @@
-//! A real Redis server for the tests.
+//! Real Redis servers for the tests, and a Sentinel.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
+
+pub mod cluster;
 
 /// A server of its own for a test; it ends when this is dropped, and also when the test process is killed.
 pub struct RedisServer {
@@ -22,11 +25,8 @@ impl RedisServer {
     }
 
     pub async fn start_with(options: &[&str]) -> Self {
-        // Somebody else may take a free port before the server does.
         for _ in 0..20 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let dir = std::env::temp_dir().join(format!("tokenbudget-redis-{}-{port}", std::process::id()));
-            std::fs::create_dir_all(&dir).unwrap();
+            let (port, dir) = place();
             if let Some(child) = spawn(port, &dir, options) {
                 return Self { child, port, dir };
             }
@@ -37,8 +37,20 @@ impl RedisServer {
 
     /// Ends the server with all its data, and starts a new one in its place.
     pub async fn restart(&mut self) {
+        self.restart_with(&[]).await;
+    }
+
+    /// Kills the server, and starts a new one on its port and in its directory: with what it wrote there.
+    pub async fn restart_with(&mut self, options: &[&str]) {
         self.stop();
-        self.child = spawn(self.port, &self.dir, &[]).expect("redis-server did not start again on its port");
+        self.child = spawn(self.port, &self.dir, options).expect("redis-server did not start again on its port");
+    }
+
+    /// Its process id.
+    pub async fn process(&self) -> u32 {
+        let mut redis = self.connection().await;
+        let info: String = redis::cmd("INFO").arg("server").query_async(&mut redis).await.unwrap();
+        info.lines().find_map(|line| line.strip_prefix("process_id:")).unwrap().trim().parse().unwrap()
     }
 
     pub fn stop(&mut self) {
@@ -68,13 +80,83 @@ impl Drop for RedisServer {
     }
 }
 
-/// The server, once it says itself that it is ready.
+/// A Sentinel that watches one primary by itself, and takes it for dead after half a second.
+pub struct Sentinel {
+    server: RedisServer,
+}
+
+impl Sentinel {
+    pub async fn watch(primary: &RedisServer) -> Self {
+        for _ in 0..20 {
+            let (port, dir) = place();
+            let config = format!(
+                "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor ledger 127.0.0.1 {} 1\n\
+                 sentinel down-after-milliseconds ledger 500\nsentinel failover-timeout ledger 3000\n",
+                dir.display(),
+                primary.port
+            );
+            std::fs::write(dir.join("sentinel.conf"), config).unwrap();
+            if let Some(child) = run(&["sentinel.conf", "--sentinel"], &dir, "+monitor master") {
+                return Self { server: RedisServer { child, port, dir } };
+            }
+            let _ = std::fs::remove_dir_all(&dir);
+        }
+        panic!("the Sentinel did not start on any of 20 ports");
+    }
+
+    /// How many replicas it could promote.
+    pub async fn replicas(&self) -> usize {
+        let mut redis = self.server.connection().await;
+        let known: Vec<redis::Value> =
+            redis::cmd("SENTINEL").arg("REPLICAS").arg("ledger").query_async(&mut redis).await.unwrap();
+        known.len()
+    }
+
+    /// The port of the primary.
+    pub async fn primary(&self) -> u16 {
+        let mut redis = self.server.connection().await;
+        let (_, port): (String, String) =
+            redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg("ledger").query_async(&mut redis).await.unwrap();
+        port.parse().unwrap()
+    }
+}
+
+/// `STOP` freezes a process until `CONT`.
+pub fn signal(process: u32, signal: &str) {
+    let sent = Command::new("kill").args([&format!("-{signal}"), &process.to_string()]).status();
+    assert!(sent.unwrap().success(), "kill -{signal} {process}");
+}
+
+/// Waits until `holds` says so, and gives up after 20 s.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let give_up = Instant::now() + Duration::from_secs(20);
+    while !holds().await {
+        assert!(Instant::now() < give_up, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A free port, which somebody else may take before the server does, and a new directory.
+fn place() -> (u16, PathBuf) {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dir = std::env::temp_dir().join(format!("tokenbudget-redis-{}-{port}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    (port, dir)
+}
+
 fn spawn(port: u16, dir: &Path, options: &[&str]) -> Option<Child> {
+    let port = port.to_string();
+    let mut all = vec!["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+    all.extend(options);
+    run(&all, dir, "Ready to accept connections")
+}
+
+/// The server, once it says itself that it is ready.
+fn run(options: &[&str], dir: &Path, ready: &str) -> Option<Child> {
     let binary = binary();
     let mut child = Command::new("sh")
         .args(["-c", r#""$0" "$@" & pid=$!; exec >/dev/null; cat; kill -9 $pid; wait $pid 2>/dev/null"#])
         .arg(&binary)
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
         .args(options)
         .current_dir(dir)
         .stdin(Stdio::piped())
@@ -85,7 +167,7 @@ fn spawn(port: u16, dir: &Path, options: &[&str]) -> Option<Child> {
     let mut log = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     while log.read_line(&mut line).is_ok_and(|read| read > 0) {
-        if line.contains("Ready to accept connections") {
+        if line.contains(ready) {
             // The rest of the log is nobody's: the server ignores that the pipe is closed.
             return Some(child);
         }

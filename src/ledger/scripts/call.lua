@@ -1,13 +1,14 @@
 -- The one call of a member: beat, draw or leave. The contract is docs/protocol.md; common.lua comes before this text.
--- KEYS: meta, members, books...   ARGV: member seq final version report, then per book: keep want spent denied off
+-- KEYS: meta, members, books...   ARGV: member seq final version report, then per book: keep want least spent denied off
 local CLAIM_SLOT, CLAIM_SLOTS = 250, 4
+-- seq record until share claim claimSlot round, out of what is stored for a member.
+local MEMBER = '^(%d+) (%d+) %d+ %d+ (%d+) %d+ (%d+) %d+ (%d+) (%d+) ?(%d*)'
 
 local member, seq, final = ARGV[1], whole(ARGV[2], 2 ^ 53), ARGV[3] == '1'
 local field = 'm:' .. member
-if #ARGV ~= 5 + 5 * (#KEYS - 2) then error('five arguments for each book, not ' .. (#ARGV - 5)) end
-local amounts = {}
-for i = 6, #ARGV do amounts[i] = whole(ARGV[i], MOST) end
-local replid = replication_id()
+if #ARGV ~= 5 + 6 * (#KEYS - 2) then error('six arguments for each book, not ' .. (#ARGV - 5)) end
+local amounts = wholes(6, MOST)
+local replid, seq_text = replication_id(), int(seq)
 
 -- What members below their share were refused in the last second: {slot = amount}, and the sum.
 local function live_claims(text, clock)
@@ -21,39 +22,51 @@ local function live_claims(text, clock)
   return claims, sum
 end
 
-local function settle_book(key, keep, want, spent, denied, off)
+local function settle_book(key, keep, want, least, spent, denied, off)
   local f = redis.call('HMGET', key, 'budget', 'lent', 'aside', 'safe', 'leaseMs', 'clock', 'time', 'replid',
-    'learnUntil', 'claims', field)
+    'learnUntil', 'round', 'spare', 'claims', field)
   if not f[1] then return { 'none', '0', '0', '0', '0', '0' } end
-  local budget, lent, aside, safe, lease = tonumber(f[1]), tonumber(f[2]), tonumber(f[3]), tonumber(f[4]), tonumber(f[5])
-  local clock = advance(tonumber(f[6]), tonumber(f[7]))
-  local learn = learning_end(tonumber(f[9]), f[8], replid, clock, lease)
+  local budget, was_lent, aside, safe, lease = f[1] + 0, f[2] + 0, f[3] + 0, f[4] + 0, f[5] + 0
+  local since, was_learn, was_round, was_spare = f[7] + 0, f[9] + 0, tonumber(f[10]), tonumber(f[11])
+  local lent, clock = was_lent, advance(f[6] + 0, since)
+  local learn, round, spare =
+    learning(was_learn, was_round or 0, was_spare or 0, f[8], replid, since, clock, lease)
 
-  local m = words(f[11])
-  local old_seq, old, until_, share, claim, claim_slot =
-    m[1] or -1, m[2] or 0, m[5] or 0, m[7] or safe, m[9] or 0, m[10] or 0
+  local m = { string.match(f[13] or '', MEMBER) }
+  local old_seq, old, until_, share = tonumber(m[1]) or -1, tonumber(m[2]) or 0, tonumber(m[3]) or 0, tonumber(m[4]) or safe
+  local claim, claim_slot, registered = tonumber(m[5]) or 0, tonumber(m[6]) or 0, tonumber(m[7]) or -1
   if seq <= old_seq then
-    return { 'stale', int(old), int(share), int(budget - lent - aside), int(budget), int(safe) }
+    return { 'stale', int(old), int(share), int(budget - lent - aside), f[1], f[4] }
   end
 
   -- Should this answer get lost, the member admits up to the off that it sent: the record covers it.
-  off = math.min(off, keep)
-  local record = math.min(keep, math.max(old, spent, off))
+  local record = math.min(keep, math.max(old, spent, math.min(off, keep)))
   lent = lent - old + record
   local pool = budget - lent - aside
 
-  local claims, claimed = live_claims(f[10], clock)
+  -- While it learns, the ledger lends only what members that have registered since then gave back.
+  local learns, free = clock < learn, math.max(0, pool)
+  if not learns then
+    spare = 0
+  else
+    if registered == round then spare = spare + math.max(0, old - record) end
+    free = math.min(free, spare)
+  end
+
+  local claims, claimed = live_claims(f[12], clock)
   if claims[claim_slot] then
     claims[claim_slot] = math.max(0, claims[claim_slot] - claim)
     claimed = math.max(0, claimed - claim)
   end
 
-  local learning = clock < learn
-  if not final and not learning and want > record and pool > 0 then
-    local fair = math.min(math.max(0, math.min(want, share) - record), pool)
+  if not final and want > record and free > 0 then
+    local fair = math.min(math.max(0, math.min(want, share) - record), free)
     local above = math.max(0, want - math.max(record, share))
-    local lend = fair + math.min(above, math.max(0, pool - fair - claimed))
+    local lend = fair + math.min(above, math.max(0, free - fair - claimed))
+    -- A part of what a request needs is of no use to it, and may be the rest of another's.
+    if record + lend < least then lend = 0 end
     record, lent, pool = record + lend, lent + lend, pool - lend
+    if learns then spare = spare - lend end
   end
 
   claim, claim_slot = 0, 0
@@ -62,39 +75,52 @@ local function settle_book(key, keep, want, spent, denied, off)
     claim, claim_slot = short, math.floor(clock / CLAIM_SLOT)
     claims[claim_slot] = (claims[claim_slot] or 0) + short
   end
-  local texts = {}
+  local text = ''
   for slot, amount in pairs(claims) do
-    if amount > 0 then texts[#texts + 1] = int(slot) .. ':' .. int(amount) end
+    if amount > 0 then text = text .. (text == '' and '' or ' ') .. slot .. ':' .. amount end
   end
 
   until_ = final and clock or math.max(until_, clock + lease)
   local ended = final and clock or 0
-  redis.call('HSET', key, 'lent', int(lent), 'clock', int(clock), 'time', int(now), 'replid', replid,
-    'learnUntil', int(learn), 'claims', table.concat(texts, ' '),
-    field, table.concat({ int(seq), int(record), int(spent), int(denied), int(until_), int(off), int(share),
-      int(ended), int(claim), int(claim_slot) }, ' '))
+  -- Only what changed is written: most calls are beats of members whose grants stay as they are.
+  local set = { 'HSET', key, 'clock', clock, 'time', now, field, seq_text .. ' ' .. record .. ' ' .. spent .. ' ' .. denied
+    .. ' ' .. until_ .. ' ' .. off .. ' ' .. share .. ' ' .. ended .. ' ' .. claim .. ' ' .. claim_slot .. ' ' .. round }
+  local function also(name, new, was)
+    if new ~= was then
+      set[#set + 1] = name
+      set[#set + 1] = new
+    end
+  end
+  also('lent', lent, was_lent)
+  also('replid', replid, f[8])
+  also('learnUntil', learn, was_learn)
+  also('round', round, was_round)
+  also('spare', spare, was_spare)
+  also('claims', text, f[12])
+  redis.call(unpack(set))
   redis.call('EXPIRE', key, TTL)
 
   -- A cut has to bite while learning, too.
-  local state = pool < 0 and 'contended' or (learning and 'learning' or 'ok')
-  return { state, int(record), int(share), int(pool), int(budget), int(safe) }
+  local state = pool < 0 and 'contended' or (learns and 'learning' or 'ok')
+  return { state, int(record), int(share), int(pool), f[1], f[4] }
 end
 
 local books, stale = {}, false
 for i = 3, #KEYS do
-  local a = 5 + (i - 3) * 5
-  local book = settle_book(KEYS[i], amounts[a + 1], amounts[a + 2], amounts[a + 3], amounts[a + 4], amounts[a + 5])
+  local a = 5 + (i - 3) * 6
+  local book = settle_book(KEYS[i], amounts[a + 1], amounts[a + 2], amounts[a + 3], amounts[a + 4], amounts[a + 5],
+    amounts[a + 6])
   stale = stale or book[1] == 'stale'
   books[#books + 1] = book
 end
 
-local meta = redis.call('HMGET', KEYS[1], 'version', 'policy')
-local version, policy = meta[1] or '', ''
-if version ~= '' and version ~= ARGV[4] then policy = meta[2] or '' end
+-- The policy is long, and hardly ever asked for.
+local version, policy = redis.call('HGET', KEYS[1], 'version') or '', ''
+if version ~= '' and version ~= ARGV[4] then policy = redis.call('HGET', KEYS[1], 'policy') or '' end
 -- After a close what is left has to go in time.
 if version ~= CLOSED then
   if ARGV[5] ~= '' and not stale then redis.call('HSET', KEYS[2], member, ARGV[5]) end
   redis.call('EXPIRE', KEYS[1], TTL)
   redis.call('EXPIRE', KEYS[2], version ~= '' and TTL or CLOSED_TTL)
 end
-return { version, policy, books }
+return { version, policy, books, int(now) }

@@ -9,8 +9,11 @@ local function replication_id()
   return string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or ''
 end
 
--- Lua's own tostring rounds at 14 digits.
-local function int(n) return string.format('%.0f', n) end
+-- Lua's own way to text, which is faster, rounds at 14 digits.
+local function int(n)
+  if n < 1e14 and n > -1e14 then return n .. '' end
+  return string.format('%.0f', n)
+end
 
 -- Arguments are checked before anything is written: a script that fails halfway is not rolled back.
 local function whole(s, most)
@@ -19,17 +22,22 @@ local function whole(s, most)
   return n
 end
 
-local function words(s)
-  local out = {}
-  for w in string.gmatch(s or '', '%S+') do out[#out + 1] = tonumber(w) end
+-- All arguments from the one with this number, at their places: `whole` of each, in one look.
+local function wholes(from, most)
+  local out, plain = {}, not string.find(table.concat(ARGV, ',', from), '[^%d,]')
+  for i = from, #ARGV do
+    local n = plain and tonumber(ARGV[i])
+    out[i] = n and n <= most and n or whole(ARGV[i], most)
+  end
   return out
 end
 
 -- Ledger time: no step of the server's clock may end anything early.
 local function advance(clock, since) return clock + math.max(0, math.min(now - since, MAX_STEP)) end
 
--- Another server wrote last: what it wrote at the end may be missing here.
-local function learning_end(learn, wrote, replid, clock, lease)
-  if wrote ~= replid then return math.max(learn, clock + lease + HOLD) end
-  return learn
+-- Nothing is lent for a while when another server wrote last: what that one wrote at the end may be missing here. The same
+-- when nobody called for a lease: every process has lost the ledger, also ones that it never heard of.
+local function learning(learn, round, spare, wrote, replid, since, clock, lease)
+  if wrote ~= replid or now - since >= lease then return math.max(learn, clock + lease + HOLD), round + 1, 0 end
+  return learn, round, spare
 end

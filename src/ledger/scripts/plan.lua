@@ -25,14 +25,16 @@ local replid = replication_id()
 
 local leaving = {}
 local function plan_book(p)
-  local f = redis.call('HMGET', p.key, 'budget', 'lent', 'clock', 'time', 'replid', 'learnUntil', 'leaseMs')
-  local created, lent, clock, learn = not f[1], 0, now, 0
+  local f = redis.call('HMGET', p.key, 'budget', 'lent', 'clock', 'time', 'replid', 'learnUntil', 'leaseMs', 'round',
+    'spare')
+  local created, lent, clock, learn, round, spare = not f[1], 0, now, 0, 0, 0
   if created then
     local empty = redis.call('DEL', p.key) == 0
-    if not (p.first and empty) then learn = clock + p.lease + HOLD end
+    if not (p.first and empty) then learn, round = clock + p.lease + HOLD, 1 end
   else
     lent, clock = tonumber(f[2]), advance(tonumber(f[3]), tonumber(f[4]))
-    learn = learning_end(tonumber(f[6]), f[5], replid, clock, math.max(tonumber(f[7]), p.lease))
+    learn, round, spare = learning(tonumber(f[6]), tonumber(f[8]) or 0, tonumber(f[9]) or 0, f[5], replid, tonumber(f[4]), clock,
+      math.max(tonumber(f[7]), p.lease))
   end
 
   local function member(who, text)
@@ -72,7 +74,8 @@ local function plan_book(p)
   end
 
   redis.call('HSET', p.key, 'budget', int(p.budget), 'lent', int(lent), 'aside', int(p.aside), 'safe', int(p.safe),
-    'leaseMs', int(p.lease), 'clock', int(clock), 'time', int(now), 'replid', replid, 'learnUntil', int(learn))
+    'leaseMs', int(p.lease), 'clock', int(clock), 'time', int(now), 'replid', replid, 'learnUntil', int(learn),
+    'round', int(round), 'spare', int(spare))
   if created then redis.call('HSET', p.key, 'claims', '') end
   redis.call('EXPIRE', p.key, TTL)
   return { int(clock), int(p.budget), int(lent), int(p.aside), int(p.budget - lent - p.aside),
