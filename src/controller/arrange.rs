@@ -1,18 +1,19 @@
 //! Step 3, plan: the policy and the books' shares that follow from what was validated. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::limits::{EffectiveLimit, Limits};
 use super::observe::Observed;
-use super::validate::{Target, Validated};
+use super::validate::Validated;
 use crate::api;
 use crate::api::TokenBudget;
 use crate::ledger::{
-    self, BookId, BookState, LimitPolicy, MemberPlan, ModelSelector, OnLedgerLoss, PlanWrite, Policy, Reserve, Unit,
-    UnitPolicy,
+    self, BookId, BookState, LimitPolicy, MemberPlan, MemberRecord, ModelSelector, OnLedgerLoss, PlanWrite, Policy,
+    Reserve, Unit, UnitPolicy,
 };
 use crate::plan::{BookDemand, FleetSize, MemberDemand, plan_book};
 
@@ -42,85 +43,119 @@ pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: 
         Limits::Known(limits) => limits.as_slice(),
         Limits::Waiting | Limits::NoneDeclared => &[],
     };
-    let sizes: Vec<_> = valid.targets.iter().map(|t| t.size).collect();
-    let fleet = FleetSize::of(&sizes);
+    let fleet = Fleet::of(valid, observed.now);
     let writes: Vec<PlanWrite> = limits
         .iter()
         .flat_map(|limit| limit.books().map(move |(unit, budget)| (BookId::new(&limit.name, unit), budget)))
-        .map(|(book, budget)| write(tb, observed, valid, fleet, book, budget))
+        .map(|(book, budget)| write(tb, observed, &fleet, book, budget))
         .collect();
     let wanted: BTreeSet<&BookId> = writes.iter().map(|w| &w.book).collect();
     let forgotten = known.iter().filter(|book| !wanted.contains(book)).cloned().collect();
     Intent { policy: policy(tb, limits, &writes), writes, forgotten }
 }
 
-fn write(
-    tb: &TokenBudget,
-    observed: &Observed,
-    valid: &Validated,
-    fleet: FleetSize,
-    book: BookId,
-    budget: u64,
-) -> PlanWrite {
+/// What all books have in common. Lookups, as there may be thousands of members.
+struct Fleet<'a> {
+    /// How many processes it may come to.
+    size: FleetSize,
+    /// Every process that has reported: whether it has ended.
+    reported: BTreeMap<&'a str, bool>,
+    /// Pods that are old enough to come to a safe share without the ledger.
+    grown: Vec<GrownPod<'a>>,
+}
+
+/// A live pod that runs for longer than a lease.
+struct GrownPod<'a> {
+    /// LiteLLM worker processes in it.
+    workers: u32,
+    /// Those that have reported and not ended, by id.
+    members: Vec<&'a str>,
+}
+
+impl<'a> Fleet<'a> {
+    fn of(valid: &'a Validated, now: Timestamp) -> Self {
+        let sizes: Vec<_> = valid.targets.iter().map(|t| t.size).collect();
+        let mut by_pod: HashMap<&str, Vec<&str>> = HashMap::new();
+        for member in valid.members.iter().filter(|m| !m.ended) {
+            by_pod.entry(&member.report.pod_uid).or_default().push(&member.id);
+        }
+        let pods = valid.targets.iter().flat_map(|target| target.pods.iter().map(move |pod| (target, pod)));
+        let grown = pods
+            .filter(|(target, pod)| {
+                running_since(pod, &target.container).is_some_and(|since| now.duration_since(since) > LEASE)
+            })
+            .map(|(target, pod)| GrownPod {
+                workers: target.size.workers,
+                members: by_pod.get(pod.uid().unwrap_or_default().as_str()).cloned().unwrap_or_default(),
+            })
+            .collect();
+        Self {
+            size: FleetSize::of(&sizes),
+            reported: valid.members.iter().map(|m| (m.id.as_str(), m.ended)).collect(),
+            grown,
+        }
+    }
+
+    fn has_ended(&self, id: &str) -> bool {
+        self.reported.get(id).is_some_and(|ended| *ended)
+    }
+
+    /// Processes of the grown pods that have no record in this book.
+    fn unrecorded(&self, state: Option<&BookState>) -> u32 {
+        let has_record =
+            |id: &&&str| state.is_some_and(|s| s.members.get(**id).is_some_and(|record| record.ended_ms.is_none()));
+        let without = |pod: &GrownPod<'_>| {
+            let recorded = pod.members.iter().filter(has_record).count();
+            pod.workers.saturating_sub(u32::try_from(recorded).unwrap_or(u32::MAX))
+        };
+        self.grown.iter().map(without).fold(0, u32::saturating_add)
+    }
+}
+
+fn running_since(pod: &Pod, container: &str) -> Option<Timestamp> {
+    let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+    let running = statuses.filter(|c| c.name == container).find_map(|c| c.state.as_ref()?.running.clone());
+    running.and_then(|r| r.started_at).map(|t| t.0)
+}
+
+fn write(tb: &TokenBudget, observed: &Observed, fleet: &Fleet<'_>, book: BookId, budget: u64) -> PlanWrite {
     let state = match &observed.ledger {
         Some(Ok(observation)) => observation.books.get(&book),
         _ => None,
     };
-    let ended = |id: &str| valid.members.iter().any(|m| m.id == id && m.ended);
-    let members: Vec<MemberDemand> = state
-        .into_iter()
-        .flat_map(|state| state.members.iter().map(move |(id, record)| (state, id, record)))
-        .map(|(state, id, record)| MemberDemand {
-            member: id.clone(),
-            spent: record.spent,
-            denied: record.denied,
-            record: record.record,
-            lost: record.ended_ms.is_some() || record.until_ms < state.clock_ms || ended(id),
-        })
-        .collect();
     let demand = BookDemand {
         budget,
-        most_processes: fleet.most_processes,
-        unrecorded: valid.targets.iter().map(|t| unrecorded(t, state, valid, observed.now)).sum(),
-        members,
+        most_processes: fleet.size.most_processes,
+        unrecorded: fleet.unrecorded(state),
+        members: state.map(|state| demands(state, fleet)).unwrap_or_default(),
     };
     let plan = plan_book(&demand);
-    let share_of = |id: &str| plan.shares.iter().find(|(member, _)| member == id).map_or(0, |(_, share)| *share);
-    let reported = valid.members.iter().map(|m| m.id.as_str());
-    let members = demand
-        .members
-        .iter()
-        .map(|m| m.member.as_str())
-        .chain(reported)
-        .map(|id| (id.to_owned(), MemberPlan { share: share_of(id), gone: ended(id) }))
-        .collect();
+    let member_plan = |id: &str, share| (id.to_owned(), MemberPlan { share, gone: fleet.has_ended(id) });
+    // One that has reported and has no record has no share, but goes from the reports when it is gone.
+    let unrecorded = fleet.reported.keys().filter(|id| state.is_none_or(|s| !s.members.contains_key(**id)));
+    let recorded = demand.members.iter().zip(plan.shares).map(|(m, share)| member_plan(m.member, share));
+    let members = recorded.chain(unrecorded.map(|id| member_plan(id, 0))).collect();
     let before = tb.status.as_ref().map_or(&[][..], |s| s.limits.as_slice());
     // The status names every book that was ever made: one that it names and the ledger lacks was lost.
     let first = !before.iter().any(|row| row.name == book.limit && row.unit == book.unit.as_str());
     PlanWrite { book, first, budget, aside: plan.aside, safe: plan.safe, lease_ms: LEASE_MS, members }
 }
 
-/// Processes of live pods that have no record in this book, and are old enough to come to a safe share without the ledger.
-fn unrecorded(target: &Target, state: Option<&BookState>, valid: &Validated, now: Timestamp) -> u32 {
-    let running_since = |pod: &k8s_openapi::api::core::v1::Pod| {
-        let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
-        let running = statuses.filter(|c| c.name == target.container).find_map(|c| c.state.as_ref()?.running.clone());
-        running.and_then(|r| r.started_at).map(|t| t.0)
+/// The book's members as the plan wants them, by id.
+fn demands<'a>(state: &'a BookState, fleet: &Fleet<'_>) -> Vec<MemberDemand<'a>> {
+    let demand = |(id, record): (&'a String, &MemberRecord)| {
+        let gone = record.ended_ms.is_some() || fleet.has_ended(id);
+        MemberDemand {
+            member: id,
+            spent: record.spent,
+            denied: record.denied,
+            record: record.record,
+            share: record.share,
+            lost: gone || record.until_ms < state.clock_ms,
+            offline: if gone { 0 } else { record.off },
+        }
     };
-    target
-        .pods
-        .iter()
-        .filter(|pod| running_since(pod).is_some_and(|since| now.duration_since(since) > LEASE))
-        .map(|pod| {
-            let uid = pod.uid().unwrap_or_default();
-            let recorded = valid.members.iter().filter(|m| {
-                m.report.pod_uid == uid
-                    && !m.ended
-                    && state.is_some_and(|s| s.members.get(&m.id).is_some_and(|r| r.ended_ms.is_none()))
-            });
-            target.size.workers.saturating_sub(u32::try_from(recorded.count()).unwrap_or(u32::MAX))
-        })
-        .sum()
+    state.members.iter().map(demand).collect()
 }
 
 fn policy(tb: &TokenBudget, limits: &[EffectiveLimit], writes: &[PlanWrite]) -> Policy {
@@ -171,5 +206,99 @@ fn selector(selector: &api::DeploymentSelector) -> ModelSelector {
         id: selector.id.clone(),
         litellm_model: selector.litellm_model.clone(),
         api_base: selector.api_base.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::validate::{Member, Target};
+    use super::*;
+    use crate::ledger::{Observation, Report};
+    use crate::litellm::Wanted;
+    use crate::plan;
+
+    const NOW: &str = "2026-11-24T12:00:00Z";
+
+    fn json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn pod(uid: &str, started: &str) -> Arc<Pod> {
+        let running = serde_json::json!({"running": {"startedAt": started}});
+        let status = serde_json::json!({"name": "litellm", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+            "state": running});
+        Arc::new(json(serde_json::json!({"metadata": {"uid": uid}, "status": {"containerStatuses": [status]}})))
+    }
+
+    fn member(id: &str, pod_uid: &str, ended: bool) -> Member {
+        let report: Report =
+            json(serde_json::json!({"pod": "p", "podUid": pod_uid, "container": "litellm", "worker": 1,
+            "startedMs": 0, "agent": "0.1.0", "state": "Enforcing"}));
+        Member { id: id.to_owned(), report, ended }
+    }
+
+    /// One Deployment of four pods with one limit of 60,000 tokens.
+    fn fleet(pods: Vec<Arc<Pod>>, members: Vec<Member>) -> Validated {
+        let target = Target {
+            deployment: Arc::default(),
+            container: "litellm".to_owned(),
+            wanted: Wanted::default(),
+            size: plan::Target { replicas: 4, most_replicas: None, surge: 0, workers: 1 },
+            pods,
+            pods_without_agent: 0,
+        };
+        let limit = EffectiveLimit { name: "gpt".to_owned(), tokens: Some(60_000), ..EffectiveLimit::default() };
+        Validated { targets: vec![target], problems: Vec::new(), limits: Limits::Known(vec![limit]), members }
+    }
+
+    fn written(valid: &Validated, records: &[(&str, u64)]) -> PlanWrite {
+        let record = |&(id, share): &(&str, u64)| {
+            (id.to_owned(), MemberRecord { share, spent: 40_000, until_ms: 30_000, ..MemberRecord::default() })
+        };
+        let book = BookState { members: records.iter().map(record).collect(), clock_ms: 1, ..BookState::default() };
+        let books = [(BookId::new("gpt", Unit::Tokens), book)].into();
+        let ledger = Observation { policy_version: None, reports: BTreeMap::new(), unreadable: Vec::new(), books };
+        let observed =
+            Observed { now: NOW.parse().unwrap(), targets: Vec::new(), redis: None, ledger: Some(Ok(ledger)) };
+        let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+            "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}]}}));
+        arrange(&tb, &observed, valid, &BTreeSet::new()).writes.remove(0)
+    }
+
+    fn shares(write: &PlanWrite) -> Vec<(&str, u64, bool)> {
+        write.members.iter().map(|(id, m)| (id.as_str(), m.share, m.gone)).collect()
+    }
+
+    #[test]
+    fn shares_stay_within_the_dead_band_of_what_the_ledger_has() {
+        let valid = fleet(Vec::new(), vec![member("a", "1", false), member("b", "2", false)]);
+        assert_eq!(
+            shares(&written(&valid, &[("a", 30_200), ("b", 29_800)])),
+            [("a", 30_200, false), ("b", 29_800, false)]
+        );
+        assert_eq!(
+            shares(&written(&valid, &[("a", 30_300), ("b", 29_700)])),
+            [("a", 30_000, false), ("b", 30_000, false)]
+        );
+    }
+
+    #[test]
+    fn who_has_ended_and_who_has_no_record_gets_no_share() {
+        let valid = fleet(Vec::new(), vec![member("a", "1", false), member("b", "2", true), member("c", "3", true)]);
+        let write = written(&valid, &[("a", 15_000), ("b", 15_000)]);
+        let a = 40_000 + 40_000 / 120 + (60_000 - 40_000 - 40_000 / 120 - 6_000);
+        assert_eq!(shares(&write), [("a", a, false), ("b", 0, true), ("c", 0, true)]);
+    }
+
+    #[test]
+    fn a_safe_share_is_set_aside_for_each_grown_process_without_a_record() {
+        let (old, young) = ("2026-11-24T11:59:00Z", "2026-11-24T11:59:45Z");
+        let pods = vec![pod("1", old), pod("2", old), pod("3", young), pod("4", old)];
+        // The first has a record, the second only a report, the third is young, the fourth was never heard.
+        let valid = fleet(pods, vec![member("a", "1", false), member("b", "2", false)]);
+        let write = written(&valid, &[("a", 15_000)]);
+        assert_eq!((write.safe, write.aside), (15_000, 30_000));
     }
 }
