@@ -33,6 +33,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 
 import redis
 from litellm.integrations.custom_logger import CustomLogger
@@ -44,21 +45,28 @@ CALL_SCRIPT = r"""@CALL_LUA@"""
 log = logging.getLogger("tokenbudget")
 
 WINDOW = 60.0  # what a provider's "per minute" is taken to be: any 60 s
-SLOT = 0.25  # resolution of the ring
-GUARD = (
-    0.6  # delay between stamp and arrival may differ by this much; longer stalls are measured (Agent.tick)
+SLOT = 0.1  # resolution of the ring
+DELAY = (
+    0.3  # what the delay between stamp and arrival at the provider may differ by; longer stalls are measured
 )
+UNKNOWN = 0.6  # what the clock may gain in a window while nothing is known of it (1 %)
+SPAN = 60.0  # the clock is measured over this, by the ledger's
+STEP = 0.03  # a clock that differs by more was not drifting: one of the two was set
 STALL = 0.15  # an event loop that did not run for longer may have held requests back after their stamp
 MARGIN = 0.15  # a request stamped this long before a stall may still have been on its way out
-DAMP = 1 / 3  # part of the way that a grant moves per beat
-BUFFER = 0.25  # seconds of its own rate that a member keeps beyond what it spent
-SLACK = 0.2  # part of the budget in the pool that counts as no pressure (x = 1)
+DAMP = 1 / 3  # part of the way that a grant moves per beat; all of it under pressure
+BUFFER = 0.05  # seconds of its own rate that a member keeps beyond what it spent
+EMPTY = 0.04  # part of the budget in the pool that counts as nothing: the most pressure (slack 0)
+FULL = 0.2  # and as enough: none (slack 1)
+HASTE = 0.5  # under pressure the time between beats is so much of the policy's
 CLAIM_FOR = 2.0  # a member below its share claims for so long after a refusal (ledger_sim.py: claims)
 DRAW_GAP = 0.05  # least time between two calls of one TokenBudget
 UNSENT_BOUND = 120.0  # a reservation without a stamp is taken as sent after this long
 ATTEMPT_BOUND = 900.0  # and forgotten (what it charged stays) after this long
+BODY_BOUND = 30.0  # what a client sent is kept so long between the proxy's door and the router
 STALE_CHECK = 1.0  # a reservation older than this when it is about to leave is admitted again
 LATE_WAIT = 5.0  # how long that may wait
+HOLD = 65.0  # how long the ledger holds a record beyond its lease: a window, and some
 REPORT_EVERY = 10.0
 READ_TIMEOUT = 0.8
 CONNECT_TIMEOUT = 1.0
@@ -114,7 +122,7 @@ class Charge:
 class Ring:
     """What was charged in the last 60 s: unsent charges, and slots by the time they were sent."""
 
-    def __init__(self, guard=GUARD):
+    def __init__(self, guard=DELAY + UNKNOWN):
         self.guard, self.unsent, self.sent = guard, 0.0, 0.0
         self.slots = collections.deque()
 
@@ -227,6 +235,31 @@ class Ring:
         return None
 
 
+class Drift:
+    """How much faster than the ledger's clock this process's runs: a fast clock forgets too early."""
+
+    def __init__(self):
+        self.anchor = None  # boot time of a call when it was sent, and the ledger's time in its answer
+        self.gains = (None, None)  # what the clock gains in a window: in the last span, and in the one before
+
+    def note(self, sent, received, ledger):
+        if self.anchor is None:
+            self.anchor = (sent, ledger)
+            return
+        own, theirs = received - self.anchor[0], ledger - self.anchor[1]
+        if own < SPAN and 0 < theirs < 2 * SPAN:
+            return
+        self.anchor = (sent, ledger)
+        rate = own / (theirs - 0.001)  # the ledger's time is cut to milliseconds
+        if theirs > SPAN / 2 and abs(rate - 1) < STEP:
+            self.gains = (WINDOW * max(0.0, rate - 1), self.gains[0])
+
+    def guard(self):
+        """How long a charge stays in the ring beyond its window, in seconds."""
+        last, before = self.gains
+        return DELAY + (UNKNOWN if last is None else max(last, before or 0.0))
+
+
 class Denied:
     """What was refused in the last 60 s, each request once however often it was tried."""
 
@@ -255,49 +288,59 @@ class Denied:
 class Sent:
     """What a call carried, kept until its answer."""
 
-    __slots__ = ("keep", "want", "spent", "denied", "off", "boot", "wall")
+    __slots__ = ("keep", "want", "least", "spent", "denied", "off", "boot", "wall")
 
-    def __init__(self, keep, want, spent, denied, off, boot, wall):
-        self.keep, self.want, self.spent, self.denied = keep, want, spent, denied
-        self.off, self.boot, self.wall = off, boot, wall
+    def __init__(self, keep, want, least, spent, denied, off, boot, wall):
+        self.keep, self.want, self.least, self.spent = keep, want, least, spent
+        self.denied, self.off, self.boot, self.wall = denied, off, boot, wall
 
     def args(self):
-        return [self.keep, self.want, self.spent, self.denied, self.off]
+        return [self.keep, self.want, self.least, self.spent, self.denied, self.off]
 
 
 class Book:
     """One limit in one unit: how much this process may have charged in its window, and what it tells the
     ledger."""
 
-    def __init__(self, limit, unit, budget, safe, lease):
+    def __init__(self, limit, unit, budget, safe, lease, started):
         self.limit, self.unit, self.budget, self.safe, self.lease = limit, unit, budget, safe, lease
+        self.quiet = started  # when a call may have reached the ledger last, in boot time
         self.ring, self.denied = Ring(), Denied()
         self.grant, self.share, self.pool, self.off = 0, safe, 0, 0
         self.state, self.answered, self.left = "none", False, False
         self.boot = self.wall = None  # when the call that renewed the lease was sent
-        self.pressure, self.yielded = 1.0, 0.0
+        self.slack, self.yielded = 1.0, 0.0  # slack: how full the pool is, 0 to 1
         self.pending = 0.0  # what draws are to ask for, beyond the waiting requests
 
     def lease_over(self, boot, wall):
         return self.boot is None or boot - self.boot >= self.lease or wall - self.wall >= self.lease
 
-    def advance(self, now):
-        gone = self.ring.advance(now)
-        if gone and self.pressure < 0.5 and self.grant > self.share:  # rule 4
+    def advance(self, boot, wall):
+        """Lets time pass: what has left the window, and a lease that is over."""
+        gone = self.ring.advance(boot)
+        if gone and self.slack < 0.5 and self.grant > self.share:  # rule 4
             new = max(self.share, math.floor(self.grant - gone))
             self.yielded += self.grant - new
             self.grant = new
+        if self.answered and self.grant > self.off and self.lease_over(boot, wall):
+            self.grant = self.off  # for good: the ledger may count on it
+
+    def on_its_own(self, boot):
+        """Never answered, and past the time when anybody else may count on what it will spend (rule 7)."""
+        return not self.answered and boot - self.quiet >= self.lease + HOLD
 
     def allowed(self, boot, wall):
         """The most `spent` may be now."""
-        if not self.answered or self.left:
-            return 0  # rule 7
+        if self.left:
+            return 0
+        if not self.answered:
+            return self.safe if self.on_its_own(boot) else 0
         if self.lease_over(boot, wall):
             return min(self.grant, self.off)  # rule 6
         return min(self.grant, self.share) if self.state == "contended" else self.grant  # rule 5
 
     def fits(self, need, boot, wall):
-        self.advance(boot)
+        self.advance(boot, wall)
         return self.ring.spent + need <= self.allowed(boot, wall) + 1e-6
 
     def retry_after(self, need, boot, wall):
@@ -306,7 +349,7 @@ class Book:
         members may give something back, so it can be sooner; what is lent above the share is not counted
         on."""
         limit = self.allowed(boot, wall)
-        if self.pressure < 0.5 and not self.lease_over(boot, wall):
+        if self.slack < 0.5 and not self.lease_over(boot, wall):
             limit = min(limit, self.share)
         missing = self.ring.spent + need - limit
         at = self.ring.room_at(need, limit)
@@ -322,35 +365,51 @@ class Book:
             wait = WINDOW
         return max(1, min(60, math.ceil(wait)))
 
-    def prepare(self, beat, pending, boot, wall, final=False):
-        """What the next call carries. The grant shrinks here, before the call is sent (rule 2)."""
-        self.advance(boot)
+    def prepare(self, beat, pending, smallest, boot, wall, final=False):
+        """What the next call carries; `pending` is what waiting requests need together, `smallest` what one
+        does. The grant shrinks here, before the call is sent (rule 2)."""
+        self.advance(boot, wall)
         self.denied.advance(boot)
         spent = math.ceil(self.ring.spent - 1e-6)
         keep = max(self.grant, spent)
-        want = keep
+        want, least = keep, 0
         if final:
             keep = want = spent
             self.left = True
         elif not self.answered:
-            want = max(want, self.safe)
-        elif beat:  # rule 3
-            room = max(0, self.share - spent)
-            cap = min(self.share, spent + math.ceil(BUFFER * spent / WINDOW) + self.pressure * room)
-            if self.grant > cap:
-                keep = want = max(spent, math.floor(self.grant - DAMP * (self.grant - cap)))
-            else:
-                want = max(keep, math.ceil(self.grant + DAMP * (cap - self.grant)))
-            # Below its share a member goes on claiming what it just refused: between two requests of its own,
-            # those above their shares would draw what it waits for.
-            if boot - self.denied.last_at < CLAIM_FOR and spent < self.share:
-                want = max(want, min(self.share, math.ceil(spent + self.denied.last_amount)))
+            if self.on_its_own(boot):
+                keep = max(keep, self.safe)
+            want = max(keep, self.safe)
+        elif beat:
+            keep, want, least = self.aim(spent, keep, boot)
         if pending and not final:
             want = max(want, math.ceil(spent + pending - 1e-6))
-        off = min(keep, self.safe)
+            least = math.ceil(spent + smallest - 1e-6)
+        # What it will come to when no answer ever comes; the ledger knows of it before.
+        off = min(keep, self.safe) if self.answered or final else self.safe
         self.grant, self.off = min(self.grant, keep), min(self.off, off)
         self.yielded = self.pending = 0.0
-        return Sent(keep, 0 if final else want, spent, math.ceil(self.denied.total - 1e-6), off, boot, wall)
+        denied = math.ceil(self.denied.total - 1e-6)
+        return Sent(keep, 0 if final else want, least, spent, denied, off, boot, wall)
+
+    def aim(self, spent, keep, boot):
+        """What a beat keeps, wants, and has no use for less of. Under pressure what is not used goes back
+        (rule 3)."""
+        room = max(0, self.share - spent)
+        cap = min(self.share, spent + math.ceil(BUFFER * spent / WINDOW) + self.slack * room)
+        want, least = keep, 0
+        if self.grant > cap:
+            damp = 1.0 if self.slack < 0.5 else DAMP
+            keep = want = max(spent, math.floor(self.grant - damp * (self.grant - cap)))
+        else:
+            want = max(want, math.ceil(self.grant + DAMP * (cap - self.grant)))
+        # Below its share a member goes on claiming what it just refused: between two requests of its own,
+        # those above their shares would draw what it waits for.
+        if boot - self.denied.last_at < CLAIM_FOR and spent < self.share:
+            claim = min(self.share, math.ceil(spent + self.denied.last_amount))
+            if claim > want:
+                want = least = claim
+        return keep, want, least
 
     def apply(self, sent, answer):
         """The answer is the grant, also when it is lower; only an answer renews the lease. True if it
@@ -362,8 +421,8 @@ class Book:
             return False
         self.state, self.answered = state, True
         self.share, self.pool, self.budget, self.safe = share, pool, budget, safe
-        self.pressure = max(0.0, min(1.0, pool / (SLACK * budget))) if budget > 0 else 0.0
-        if self.pressure < 0.5 and grant > share:  # what left the window while the call was under way
+        self.slack = max(0.0, min(1.0, (pool / budget - EMPTY) / (FULL - EMPTY))) if budget > 0 else 0.0
+        if self.slack < 0.5 and grant > share:  # what left the window while the call was under way
             grant = max(share, math.floor(grant - self.yielded))
         self.grant = max(0, grant)
         self.off = max(0, min(sent.off, safe, grant))
@@ -401,7 +460,9 @@ class Governor:
                 key = (limit["name"], unit)
                 book = self.books.get(key)
                 if book is None:
-                    book = Book(limit["name"], unit, given["budget"], given.get("safe", 0), self.lease)
+                    book = Book(
+                        limit["name"], unit, given["budget"], given.get("safe", 0), self.lease, self.started
+                    )
                     book.governor = self
                 book.lease, book.budget, book.safe = self.lease, given["budget"], given.get("safe", 0)
                 books[key] = book
@@ -412,6 +473,11 @@ class Governor:
 
     def book_keys(self):
         return [self.key("book:%s:%s" % key) for key in self.books]
+
+    def time_to_beat(self):
+        """Under pressure what leaves the window goes back sooner."""
+        pressed = any(book.slack < 0.5 and book.ring.spent for book in self.books.values())
+        return self.beat * HASTE if pressed else self.beat
 
     def lost(self, boot, wall):
         """The ledger has not answered for a lease."""
@@ -480,6 +546,7 @@ class Request:
 
     __slots__ = (
         "call_id",
+        "body",
         "chars",
         "images",
         "messages",
@@ -493,12 +560,14 @@ class Request:
         "needs",
     )
 
-    def __init__(self, call_id, data, messages, call_type, body=None):
+    def __init__(self, call_id, data, messages, body=None):
+        self.call_id, self.body = call_id, body
+        _, sent, call_type = body or (None, None, "")
+
         def get(name):  # what the router was given, else what the client sent
             value = data.get(name)
-            return value if value is not None or not body else body.get(name)
+            return value if value is not None or not sent else sent.get(name)
 
-        self.call_id = call_id
         content = messages
         for name in ("messages", "input", "prompt"):
             content = content if content is not None else get(name)
@@ -514,7 +583,7 @@ class Request:
         self.output = max(outputs) if outputs else None
         n = [get(k) for k in ("n", "best_of")]
         self.n = max([v for v in n if isinstance(v, int) and v > 0] or [1])
-        self.no_output = any(word in (call_type or "") for word in NO_OUTPUT)
+        self.no_output = any(word in call_type for word in NO_OUTPUT)
         self.deadline = self.attempt = self.parent = None
         self.candidates, self.needs = (), {}
 
@@ -574,8 +643,29 @@ class RefusedLate(Refused):
 
 # ---------------------------------------------------------------- the agent of this process
 
-_request = contextvars.ContextVar("tokenbudget_request", default=None)  # set by the filter
-_body = contextvars.ContextVar("tokenbudget_body", default=None)  # (data, call type), set at the proxy's door
+
+class PerTask:
+    """What belongs to the asyncio task that runs. Not a ContextVar: CPython before 3.12 can crash when one
+    more of those is set (in hamt_node_bitmap_assoc; seen on 3.11.7 under load)."""
+
+    def __init__(self):
+        self.by_task = weakref.WeakKeyDictionary()
+
+    def get(self):
+        try:
+            return self.by_task.get(asyncio.current_task())
+        except (RuntimeError, TypeError):  # in no event loop, or in no task of one
+            return None
+
+    def set(self, value):
+        task = asyncio.current_task()
+        if task is not None:
+            self.by_task[task] = value
+
+
+_request = PerTask()  # set by the filter
+# The call id, set at the proxy's door only where LiteLLM will skip the filter.
+_unfiltered = contextvars.ContextVar("tokenbudget_unfiltered", default=None)
 
 
 class Agent:
@@ -587,9 +677,11 @@ class Agent:
         self.clock, self.env = clock or Clock(), os.environ if environ is None else environ
         self.lock = threading.RLock()
         self.governors, self.attempts, self.learned = {}, {}, collections.defaultdict(Learned)
+        self.bodies = {}  # call id -> (when, what the client sent, call type), from the door to the router
         self.waiters = {}  # future -> [(book, need)]
         self.stamps_known = set()  # call types that were seen to pass log_pre_api_call
         self.faults, self.logged = {}, {}
+        self.drift = Drift()
         self.last_tick, self.last_sweep = None, 0.0
         self.draw = lambda: None  # set by the ledger thread
         self.adapter = None
@@ -649,7 +741,16 @@ class Agent:
             self.last_sweep = now
             self.sweep(now)
 
+    def at_the_door(self, data, call_type):
+        """What a client sent, for the estimate: the router's hooks don't see all of it."""
+        call_id = data.get("litellm_call_id")
+        if call_id:
+            self.bodies[call_id] = (self.clock.boot(), data, call_type)
+
     def sweep(self, now):
+        for call_id, (at, _, _) in list(self.bodies.items()):
+            if now - at > BODY_BOUND:
+                self.bodies.pop(call_id, None)
         with self.lock:
             for call_id, attempts in list(self.attempts.items()):
                 for attempt in attempts:
@@ -753,8 +854,11 @@ class Agent:
                         book.pending = max(book.pending, amount)
 
     def wanted(self, book):
-        """What waiting requests need of this book."""
-        return book.pending + sum(n for needs in self.waiters.values() for b, n in needs if b is book)
+        """What waiting requests and refusals need of this book: all of them, and the smallest."""
+        amounts = [n for needs in self.waiters.values() for b, n in needs if b is book]
+        if book.pending:
+            amounts.append(book.pending)
+        return sum(amounts), min(amounts, default=0)
 
     def wake(self):
         """An answer came, or a request ended: wakes the waiting requests that may fit now."""
@@ -936,7 +1040,7 @@ class Ledger(threading.Thread):
         wake = self.file_at
         for governor in list(agent.governors.values()):
             with agent.lock:
-                wants = any(agent.wanted(book) for book in governor.books.values())
+                wants = any(agent.wanted(book)[0] for book in governor.books.values())
             beat = now >= governor.next_beat
             if now >= self.retry_at and (beat or (wants and now - governor.last_call >= DRAW_GAP)):
                 self.call(governor, beat)
@@ -979,9 +1083,13 @@ class Ledger(threading.Thread):
             except Exception:
                 pass
 
-    def execute(self, keys, args):
+    def reach(self):
+        """A connection that answers: while there is none, nothing of a call can have reached the ledger."""
         if self.client is None:
             self.client = self.connect()
+            self.client.ping()
+
+    def execute(self, keys, args):
         if self.sha is None:
             self.sha = hashlib.sha1(CALL_SCRIPT.encode()).hexdigest()
         try:
@@ -995,23 +1103,33 @@ class Ledger(threading.Thread):
         with self.calls:
             if self.done:
                 return False
+            boot = agent.clock.boot()
+            governor.last_call = boot
+            if beat:
+                governor.next_beat = boot + governor.time_to_beat()
+            try:
+                self.reach()
+            except Exception as error:
+                self.drop()
+                self.away(governor, error, agent.clock.boot(), "")
+                return False
             self.seq += 1
             with agent.lock:
                 boot, wall = agent.clock.boot(), agent.clock.wall()
                 books = list(governor.books.values())
                 keys = [governor.key("meta"), governor.key("members")] + governor.book_keys()
-                sent = [book.prepare(beat, agent.wanted(book), boot, wall, final) for book in books]
+                sent = [book.prepare(beat, *agent.wanted(book), boot, wall, final) for book in books]
+                for book in books:
+                    book.quiet = boot
                 version = governor.policy.get("version", "")
-            governor.last_call = boot
-            if beat:
-                governor.next_beat = boot + governor.beat
             report = "" if final else self.report(governor, boot)
             args = [agent.member, self.seq, int(final), version, report]
             for one in sent:
                 args += one.args()
             try:
-                version, policy, answers = self.execute(keys, args)
-                late = agent.clock.boot() - boot
+                version, policy, answers, ledger_ms = self.execute(keys, args)
+                received = agent.clock.boot()
+                late = received - boot
                 if late > READ_TIMEOUT + CONNECT_TIMEOUT:
                     raise redis.TimeoutError("the answer took %.1f s" % late)
             except Exception as error:
@@ -1022,7 +1140,10 @@ class Ledger(threading.Thread):
                 log.warning("tokenbudget: the ledger answers again")
             self.down, self.backoff, self.retry_at = False, 0.0, -1e9
             with agent.lock:
+                agent.drift.note(boot, received, int(float(ledger_ms)) / 1000)
                 good = [book.apply(one, answer) for book, one, answer in zip(books, sent, answers)]
+                for book in books:
+                    book.ring.guard = agent.drift.guard()
                 if any(good) or not good:
                     governor.last_good = boot
             if policy:
@@ -1137,6 +1258,14 @@ class Ledger(threading.Thread):
 
 
 # ---------------------------------------------------------------- LiteLLM's inside
+
+FILTERED = (  # strategies under which Router asks async_filter_deployments
+    "simple-shuffle",
+    "least-busy",
+    "latency-based-routing",
+    "cost-based-routing",
+    "usage-based-routing-v2",
+)
 
 
 class Adapter:
@@ -1378,6 +1507,12 @@ class Adapter:
             books = self.matched[key] = self.match(deployment)[0]
         return books
 
+    def skips_filter(self, model):
+        """Whether LiteLLM goes to the check without asking the filter (async_get_available_deployment)."""
+        strategy = getattr(self.router, "routing_strategy", None)
+        strategy = getattr(strategy, "value", strategy)
+        return model in self.matched or (strategy is not None and strategy not in FILTERED)
+
     def max_output(self, deployment, model):
         info = deployment.get("model_info") or {}
         value = info.get("max_output_tokens")
@@ -1438,7 +1573,12 @@ class Hooks(CustomLogger):
 
     async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):
         """At the proxy's door: the only hook that sees an embedding's input before the router."""
-        _body.set((data, str(call_type)))
+        try:
+            self.agent.at_the_door(data, str(call_type))
+            if self.agent.adapter.skips_filter(data.get("model")):
+                _unfiltered.set(data.get("litellm_call_id"))
+        except Exception as error:
+            self.agent.fault("pre-call hook", error)
 
     async def async_filter_deployments(
         self, model, healthy_deployments, messages, request_kwargs=None, parent_otel_span=None
@@ -1523,9 +1663,11 @@ class Hooks(CustomLogger):
     # -- what they do
 
     def request_for(self, messages, kwargs):
-        data, call_type = _body.get() or ({}, "")
-        call_id = kwargs.get("litellm_call_id") or data.get("litellm_call_id") or uuid.uuid4().hex
-        return Request(call_id, kwargs, messages, call_type, data)
+        call_id = kwargs.get("litellm_call_id") or uuid.uuid4().hex
+        body, previous = self.agent.bodies.pop(call_id, None), _request.get()
+        if body is None and previous is not None and previous.call_id == call_id:
+            body = previous.body  # another attempt of the same request
+        return Request(call_id, kwargs, messages, body)
 
     async def filter(self, deployments, messages, kwargs):
         agent = self.agent
@@ -1598,7 +1740,7 @@ class Hooks(CustomLogger):
         while request is not None and (request.attempt is not None or key not in request.candidates):
             request = request.parent
         if request is None:  # the filter was skipped: the client named the deployment, or another strategy
-            request = self.request_for(None, {})
+            request = self.request_for(None, {"litellm_call_id": _unfiltered.get()})
             request.candidates = {key}
             _request.set(request)
         needs = agent.needs(request, deployment, books)

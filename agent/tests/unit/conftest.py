@@ -65,6 +65,9 @@ class FakeAdapter:
     def changed(self):
         pass
 
+    def skips_filter(self, model):
+        return model == "d1"
+
     def max_output(self, deployment, model):
         return None
 
@@ -72,8 +75,6 @@ class FakeAdapter:
 @pytest.fixture
 def agent(tb, clock):
     """An agent with one TokenBudget of 60000 tokens and 600 requests, whose ledger has granted half of it."""
-    tb._request.set(None)
-    tb._body.set(None)
     made = tb.Agent(clock=clock, environ={"TOKENBUDGET_POD_UID": "pod-1"})
     made.adapter = FakeAdapter(made)
     pol = policy([limit(requests=600)], maxWaitMs=0)
@@ -85,7 +86,7 @@ def agent(tb, clock):
 
 def give(tb, book, clock, grant, state="ok", share=None, pool=None):
     """The ledger's answer to a beat sent now."""
-    sent = book.prepare(True, 0, clock.boot(), clock.wall())
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
     pool = book.budget - grant if pool is None else pool
     share = grant if share is None else share
     return book.apply(sent, [state, grant, share, pool, book.budget, book.safe])

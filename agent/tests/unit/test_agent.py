@@ -181,7 +181,7 @@ def test_a_reservation_that_nothing_ends_is_taken_as_sent(tb, agent, clock):
     agent.sweep(clock.now)
     clock.now += 62
     for book in books(agent).values():
-        book.advance(clock.now)
+        book.advance(clock.now, clock.now)
     assert spent(agent) == {"tokens": 0, "requests": 0}
     clock.now += 900
     agent.sweep(clock.now)
@@ -191,7 +191,7 @@ def test_a_reservation_that_nothing_ends_is_taken_as_sent(tb, agent, clock):
 def test_the_check_reserves_also_where_the_filter_was_skipped(tb, agent):
     async def named_by_id():
         hooks = tb.Hooks(agent)
-        data = {"litellm_call_id": "a", "max_tokens": 500, "messages": MESSAGES}
+        data = {"litellm_call_id": "a", "model": "d1", "max_tokens": 500, "messages": MESSAGES}
         await hooks.async_pre_call_hook(None, None, data, "acompletion")
         await hooks.async_pre_call_check(DEPLOYMENT, None)
 
@@ -229,7 +229,7 @@ def test_waiting_requests_are_woken_by_an_answer(tb, agent, give):
         task = asyncio.ensure_future(attempt(tb, agent, "a", 1000))
         await asyncio.sleep(0.01)
         assert drawn
-        assert 1000 < agent.wanted(books(agent)["tokens"]) < 1100
+        assert 1000 < agent.wanted(books(agent)["tokens"])[0] < 1100
         give(books(agent)["tokens"], 2000)
         agent.wake()
         start = time.monotonic()
@@ -237,7 +237,7 @@ def test_waiting_requests_are_woken_by_an_answer(tb, agent, give):
         assert time.monotonic() - start < 0.04
 
     asyncio.run(run())
-    assert agent.wanted(books(agent)["tokens"]) == 0
+    assert agent.wanted(books(agent)["tokens"])[0] == 0
 
 
 def test_observe_refuses_nothing_and_counts_what_would_have_been(tb, agent, give):
@@ -278,14 +278,16 @@ def test_a_fault_lets_the_request_through_and_is_named(tb, agent):
     ],
 )
 def test_the_output_that_is_reserved(tb, agent, data, expected):
-    request = tb.Request("a", data, MESSAGES, "acompletion")
+    request = tb.Request("a", data, MESSAGES, (0.0, {}, "acompletion"))
     need = agent.need(request, DEPLOYMENT, books(agent)["tokens"])
     assert expected < need < expected + 30
 
 
 def test_embeddings_have_no_output_and_images_and_tools_count(tb, agent):
     def need(data, messages=None, call_type="acompletion"):
-        return agent.need(tb.Request("a", data, messages, call_type), DEPLOYMENT, books(agent)["tokens"])
+        return agent.need(
+            tb.Request("a", data, messages, (0.0, {}, call_type or "")), DEPLOYMENT, books(agent)["tokens"]
+        )
 
     assert need({"input": ["x" * 300]}, None, "aembedding") == 107
     picture = [
@@ -303,7 +305,9 @@ def test_estimate_learns_the_mean_output_and_the_ratio(tb, agent):
     for _ in range(30):
         learned.learn(chars=1000, overhead=7, prompt=257, output=50)
     assert learned.ratio == pytest.approx(0.25)
-    request = tb.Request("a", {"max_tokens": 1000}, [{"role": "user", "content": "x" * 996}], "acompletion")
+    request = tb.Request(
+        "a", {"max_tokens": 1000}, [{"role": "user", "content": "x" * 996}], (0.0, {}, "acompletion")
+    )
     assert 300 <= agent.need(request, DEPLOYMENT, books(agent)["tokens"]) <= 310
 
 

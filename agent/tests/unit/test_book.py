@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture
 def book(tb, clock, give):
-    made = tb.Book("gpt", "tokens", 60000, 10000, lease=30.0)
+    made = tb.Book("gpt", "tokens", 60000, 10000, lease=30.0, started=clock.boot())
     assert made.allowed(clock.boot(), clock.wall()) == 0, "never answered: admits nothing"
     give(made, 20000)
     return made
@@ -16,57 +16,75 @@ def spend(book, amount, now):
 
 
 def test_the_first_call_wants_the_safe_share(tb, clock):
-    sent = tb.Book("gpt", "tokens", 60000, 10000, 30.0).prepare(True, 0, clock.boot(), clock.wall())
-    assert sent.args() == [0, 10000, 0, 0, 0]
+    book = tb.Book("gpt", "tokens", 60000, 10000, 30.0, clock.boot())
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
+    assert sent.args() == [0, 10000, 0, 0, 0, 10000], "and says what it will come to without an answer"
+
+
+def test_never_answered_admits_the_safe_share_after_a_lease_and_a_window(tb, clock):
+    book = tb.Book("gpt", "tokens", 60000, 10000, 30.0, clock.boot())
+    clock.now += 50
+    book.quiet = clock.boot()  # a call may have reached the ledger
+    clock.now += 94.9
+    assert book.allowed(clock.boot(), clock.wall()) == 0
+    clock.now += 0.2
+    assert book.allowed(clock.boot(), clock.wall()) == 10000
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
+    assert (sent.keep, sent.off) == (10000, 10000)
 
 
 def test_idle_and_no_pressure_moves_a_third_of_the_way_to_the_share(book, clock, give):
     give(book, 9000, share=18000)
-    sent = book.prepare(True, 0, clock.boot(), clock.wall())
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
     assert (sent.keep, sent.want) == (9000, 12000)
 
 
-def test_under_pressure_an_idle_member_gives_a_third_back_each_beat(book, clock, give):
+def test_an_idle_member_gives_a_third_back_each_beat_and_all_of_it_under_pressure(book, clock, give):
+    give(book, 9000, share=9000, pool=60000 * 0.16)
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
+    assert (sent.keep, sent.want) == (8250, 8250), "a third of the way to three quarters of the share"
     give(book, 9000, share=9000, pool=0)
-    sent = book.prepare(True, 0, clock.boot(), clock.wall())
-    assert (sent.keep, sent.want) == (6000, 6000)
-    assert book.grant == 6000, "the grant shrinks before the call is sent"
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
+    assert (sent.keep, sent.want) == (0, 0)
+    assert book.grant == 0, "the grant shrinks before the call is sent"
 
 
-def test_under_pressure_it_keeps_what_it_spent_and_a_quarter_second_of_its_rate(book, clock, give):
+def test_under_pressure_it_keeps_what_it_spent_and_a_moment_of_its_rate(book, clock, give):
     spend(book, 6000, clock.boot())
-    give(book, 6025, share=9000, pool=0)
-    sent = book.prepare(True, 0, clock.boot(), clock.wall())
-    assert (sent.keep, sent.want, sent.spent) == (6025, 6025, 6000)
+    give(book, 6500, share=9000, pool=0)
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
+    assert (sent.keep, sent.want, sent.spent) == (6005, 6005, 6000)
 
 
 def test_a_draw_wants_what_is_missing_and_keeps_the_rest(book, clock):
     spend(book, 19900, clock.boot())
-    sent = book.prepare(False, 500, clock.boot(), clock.wall())
-    assert (sent.keep, sent.want) == (20000, 20400)
+    sent = book.prepare(False, 500, 500, clock.boot(), clock.wall())
+    assert (sent.keep, sent.want, sent.least) == (20000, 20400, 20400)
 
 
 def test_rule_4_what_leaves_the_window_goes_down_to_the_share(book, clock, give):
     spend(book, 5000, clock.boot())
     clock.now += 10
     spend(book, 14000, clock.boot())
+    clock.now += 30
     give(book, 20000, share=16000, pool=0)
-    clock.now += 51
-    book.advance(clock.boot())
+    clock.now += 21
+    book.advance(clock.boot(), clock.wall())
     assert book.grant == 16000
     give(book, 16000, share=15000, pool=60000)
     clock.now += 10
-    book.advance(clock.boot())
+    book.advance(clock.boot(), clock.wall())
     assert book.grant == 16000, "not without pressure"
 
 
 def test_rule_4_counts_what_left_while_a_call_was_under_way(book, clock, give):
     spend(book, 5000, clock.boot())
+    clock.now += 40
     give(book, 20000, share=10000, pool=0)
-    clock.now += 60.8
-    sent = book.prepare(False, 0, clock.boot(), clock.wall())
+    clock.now += 20.9
+    sent = book.prepare(False, 0, 0, clock.boot(), clock.wall())
     clock.now += 0.2
-    book.advance(clock.boot())
+    book.advance(clock.boot(), clock.wall())
     book.apply(sent, ["ok", 20000, 10000, 0, 60000, 10000])
     assert book.grant == 15000
 
@@ -78,20 +96,24 @@ def test_contended_admits_only_up_to_the_smaller_of_grant_and_share(book, clock,
 
 @pytest.mark.parametrize("which", ["boot", "wall"])
 def test_the_lease_ends_by_either_clock_and_then_off_holds(book, clock, which):
-    assert book.off == 0, "the first call could not offer anything: its keep was 0"
-    book.apply(book.prepare(True, 0, clock.boot(), clock.wall()), ["ok", 20000, 20000, 40000, 60000, 10000])
+    book.apply(
+        book.prepare(True, 0, 0, clock.boot(), clock.wall()), ["ok", 20000, 20000, 40000, 60000, 10000]
+    )
     assert book.off == 10000
     if which == "boot":
         clock.now += 30
         clock.step -= 30
     else:
         clock.step += 30
-    assert book.allowed(clock.boot(), clock.wall()) == 10000
+    assert book.fits(10000, clock.boot(), clock.wall())
+    assert not book.fits(10001, clock.boot(), clock.wall())
+    clock.step = 0.0
+    assert book.grant == 10000, "what is over is over"
 
 
 def test_off_is_lowered_when_sent_and_raised_only_by_an_answer(book, clock):
     def beat():
-        return book.prepare(True, 0, clock.boot(), clock.wall())
+        return book.prepare(True, 0, 0, clock.boot(), clock.wall())
 
     book.apply(beat(), ["ok", 20000, 20000, 40000, 60000, 10000])
     book.grant = 3000
@@ -106,7 +128,7 @@ def test_off_is_lowered_when_sent_and_raised_only_by_an_answer(book, clock):
 @pytest.mark.parametrize("state", ["stale", "none"])
 def test_an_answer_that_is_none_renews_nothing(book, clock, state):
     clock.now += 20
-    sent = book.prepare(True, 0, clock.boot(), clock.wall())
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
     assert not book.apply(sent, [state, 50000, 1, 1, 1, 1])
     assert book.grant <= 20000
     clock.now += 10
@@ -117,7 +139,7 @@ def test_debt_is_declared_and_closes_the_book(book, clock, give):
     charge = book.ring.charge(20000)
     book.ring.stamp(charge, clock.boot())
     book.ring.settle(charge, 25000, clock.boot())
-    sent = book.prepare(True, 0, clock.boot(), clock.wall())
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
     assert (sent.keep, sent.spent) == (25000, 25000)
     assert not book.fits(1, clock.boot(), clock.wall())
 
@@ -125,14 +147,14 @@ def test_debt_is_declared_and_closes_the_book(book, clock, give):
 def test_retry_after_is_when_enough_leaves_the_window(book, clock, give):
     spend(book, 20000, clock.boot())
     clock.now += 50
-    assert book.retry_after(100, clock.boot(), clock.wall()) == 60, "the lease is over: only off would fit"
+    assert book.retry_after(100, clock.boot(), clock.wall()) == 11, "the lease is over: off fits then"
     give(book, 20000, share=20000)
     assert 10 <= book.retry_after(100, clock.boot(), clock.wall()) <= 12
 
 
 def test_after_the_final_call_nothing_is_admitted(book, clock):
     spend(book, 300, clock.boot())
-    sent = book.prepare(True, 0, clock.boot(), clock.wall(), final=True)
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall(), final=True)
     assert (sent.keep, sent.want, sent.spent) == (300, 0, 300)
     assert book.allowed(clock.boot(), clock.wall()) == 0
 
