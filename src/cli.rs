@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use clap::{Parser, Subcommand};
 
 use crate::api::SecretKeyRef;
+use crate::simulate::cli::Simulate;
 
 /// Shares one provider quota among all LiteLLM processes of a fleet.
 #[derive(Debug, Parser)]
@@ -26,6 +27,8 @@ pub enum Command {
     Run(Box<Run>),
     /// Print the CustomResourceDefinition as YAML, for `kubectl apply -f -`.
     Crd,
+    /// Simulate a fleet: how much of a budget it uses beside an ideal bucket, a static split and LiteLLM's own counter.
+    Simulate(Box<Simulate>),
 }
 
 /// Options of `run`.

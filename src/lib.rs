@@ -11,3 +11,5 @@ pub mod ledger;
 pub mod litellm;
 pub mod ops;
 pub mod plan;
+pub mod plot;
+pub mod simulate;

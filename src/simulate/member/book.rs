@@ -1,0 +1,262 @@
+//! One limit in one unit, as a process keeps it: the model of `Book` in `agent/tokenbudget_agent.py`, operation by operation.
+
+use super::denied::Denied;
+use super::ring::{Ring, WINDOW};
+use crate::ledger::rules::{Ask, Rule, Rules};
+use crate::ledger::{BookAnswer, BookStanding};
+
+/// Part of the way that a grant moves per beat; all of it under pressure.
+const DAMP: f64 = 1.0 / 3.0;
+
+/// Seconds of its own rate that a member keeps beyond what it spent.
+const BUFFER: f64 = 0.05;
+
+/// Part of the budget in the pool that counts as nothing: the most pressure.
+const EMPTY: f64 = 0.04;
+
+/// And as enough: none.
+const FULL: f64 = 0.2;
+
+/// A member below its share claims for so long after a refusal, in seconds.
+const CLAIM_FOR: f64 = 2.0;
+
+/// How long a record is held after a lease, in seconds (`HOLD_MS`).
+pub const HOLD: f64 = 65.0;
+
+/// The two clocks of a process, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Clocks {
+    /// Since the boot of the machine, suspended time included.
+    pub boot: f64,
+    /// Since 1970.
+    pub wall: f64,
+}
+
+/// What a call carried, kept until its answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// The figures.
+    pub ask: Ask,
+    /// When it was sent.
+    pub at: Clocks,
+}
+
+/// How much this process may have charged in its window, and what it tells the ledger.
+#[derive(Clone, Debug)]
+pub struct Book {
+    /// What the fleet may spend in any 60 s.
+    pub budget: u64,
+    /// The most that a process may spend when it has lost the ledger.
+    pub safe: u64,
+    /// How long a grant lasts, in seconds.
+    pub lease: f64,
+    /// What was charged.
+    pub ring: Ring,
+    /// What was refused.
+    pub denied: Denied,
+    /// The most that may be charged now, while the lease lasts.
+    pub grant: u64,
+    /// Its fair part.
+    pub share: u64,
+    /// What could be lent at the last answer.
+    pub pool: i64,
+    /// What may be charged when the lease is over.
+    pub off: u64,
+    /// The last answer's.
+    pub state: BookStanding,
+    /// Whether there ever was an answer.
+    pub answered: bool,
+    /// Whether the final call was sent.
+    pub left: bool,
+    /// When the call that renewed the lease was sent.
+    pub renewed: Option<Clocks>,
+    /// When a call may have reached the ledger last, in boot time; at first the process's start.
+    pub quiet: f64,
+    /// How full the pool is: 0 empty, 1 full enough.
+    pub slack: f64,
+    /// What was given up while a call was under way.
+    yielded: u64,
+    /// What draws are to ask for beyond the waiting requests.
+    pub pending: f64,
+    rules: Rules,
+}
+
+impl Book {
+    /// A book of a process that started at `boot`.
+    #[must_use]
+    pub fn new(budget: u64, safe: u64, lease: f64, boot: f64, rules: Rules) -> Self {
+        Self {
+            budget,
+            safe,
+            lease,
+            ring: Ring::new(rules),
+            denied: Denied::default(),
+            grant: 0,
+            share: safe,
+            pool: 0,
+            off: 0,
+            state: BookStanding::None,
+            answered: false,
+            left: false,
+            renewed: None,
+            quiet: boot,
+            slack: 1.0,
+            yielded: 0,
+            pending: 0.0,
+            rules,
+        }
+    }
+
+    /// Whether the ledger has not answered for a lease, by either clock.
+    #[must_use]
+    pub fn lease_over(&self, now: Clocks) -> bool {
+        let Some(renewed) = self.renewed else { return true };
+        (now.boot - renewed.boot >= self.lease && self.rules.hold(Rule::LeaseByBoot))
+            || (now.wall - renewed.wall >= self.lease && self.rules.hold(Rule::LeaseByWall))
+    }
+
+    /// Lets time pass: what has left the window, and a lease that is over.
+    pub fn advance(&mut self, now: Clocks) {
+        let gone = self.ring.advance(now.boot);
+        if gone != 0.0 && self.slack < 0.5 && self.grant > self.share && self.rules.hold(Rule::Yield) {
+            let new = self.share.max(floor(self.grant as f64 - gone));
+            self.yielded += self.grant.saturating_sub(new);
+            self.grant = new.min(self.grant);
+        }
+        if self.answered && self.grant > self.off && self.rules.hold(Rule::GrantEnds) && self.lease_over(now) {
+            self.grant = self.off;
+        }
+    }
+
+    /// Whether it never had an answer, and is past the time when anybody else may count on what it will spend.
+    fn on_its_own(&self, now: Clocks) -> bool {
+        let wait = if self.rules.hold(Rule::NeverAnswered) { self.lease + HOLD } else { 0.0 };
+        !self.answered && now.boot - self.quiet >= wait
+    }
+
+    /// The most that `spent` may be now.
+    #[must_use]
+    pub fn allowed(&self, now: Clocks) -> u64 {
+        if self.left {
+            return 0;
+        }
+        if !self.answered {
+            return if self.on_its_own(now) { self.safe } else { 0 };
+        }
+        if self.lease_over(now) {
+            return if self.rules.hold(Rule::OfflineAmount) { self.grant.min(self.off) } else { self.grant };
+        }
+        if self.state == BookStanding::Contended && self.rules.hold(Rule::Contended) {
+            return self.grant.min(self.share);
+        }
+        self.grant
+    }
+
+    /// Whether `need` more fits now.
+    pub fn fits(&mut self, need: f64, now: Clocks) -> bool {
+        self.advance(now);
+        self.ring.spent() + need <= self.allowed(now) as f64 + 1e-6
+    }
+
+    /// What the next call carries; `pending` is what waiting requests need. The grant shrinks here, before the call is sent.
+    pub fn prepare(&mut self, beat: bool, pending: f64, smallest: f64, now: Clocks, leave: bool) -> Sent {
+        self.advance(now);
+        self.denied.advance(now.boot);
+        let spent = ceil(self.ring.spent() - 1e-6);
+        let mut keep = self.grant.max(spent);
+        let mut want = keep;
+        let mut least = 0;
+        let mut off = keep.min(self.safe);
+        if leave {
+            (keep, want) = (spent, spent);
+            off = spent.min(self.safe);
+            self.left = true;
+        } else if !self.answered {
+            // What it will come to when no answer ever comes; the ledger knows of it before.
+            off = self.safe;
+            if self.on_its_own(now) {
+                keep = keep.max(self.safe);
+            }
+            want = keep.max(self.safe);
+        } else if beat {
+            (keep, want, least) = self.aim(spent, keep, now);
+            off = keep.min(self.safe);
+        }
+        if pending > 0.0 && !leave {
+            want = want.max(ceil(spent as f64 + pending - 1e-6));
+            least = ceil(spent as f64 + smallest - 1e-6);
+        }
+        if self.rules.hold(Rule::ShrinkFirst) {
+            self.grant = self.grant.min(keep);
+        }
+        self.off = self.off.min(off);
+        (self.yielded, self.pending) = (0, 0.0);
+        let denied = ceil(self.denied.total() - 1e-6);
+        Sent { ask: Ask { keep, want: if leave { 0 } else { want }, least, spent, denied, off }, at: now }
+    }
+
+    /// What a beat keeps and wants: under pressure what it does not use goes back, a third of the way.
+    fn aim(&self, spent: u64, keep: u64, now: Clocks) -> (u64, u64, u64) {
+        let room = self.share.saturating_sub(spent);
+        let slack = if self.rules.hold(Rule::GiveBack) { self.slack } else { 1.0 };
+        let used = (spent + ceil(BUFFER * spent as f64 / WINDOW)) as f64 + slack * room as f64;
+        let cap = (self.share as f64).min(used);
+        let grant = self.grant as f64;
+        let (mut keep, mut want) = (keep, keep);
+        if grant > cap {
+            let damp = if slack < 0.5 { 1.0 } else { DAMP };
+            keep = spent.max(floor(grant - damp * (grant - cap)));
+            want = keep;
+        } else {
+            want = want.max(ceil(grant + DAMP * (cap - grant)));
+        }
+        // Below its share a member goes on claiming what it just refused.
+        let mut least = 0;
+        if now.boot - self.denied.last_at < CLAIM_FOR && spent < self.share {
+            let claim = self.share.min(ceil(spent as f64 + self.denied.last_amount));
+            if claim > want {
+                (want, least) = (claim, claim);
+            }
+        }
+        (keep, want, least)
+    }
+
+    /// The answer is the grant, also when it is lower; only an answer renews the lease. True if it counted.
+    pub fn apply(&mut self, sent: &Sent, answer: &BookAnswer, received: Clocks) -> bool {
+        match answer.state {
+            BookStanding::Ok | BookStanding::Contended | BookStanding::Learning => {}
+            BookStanding::None => {
+                self.state = BookStanding::None;
+                return false;
+            }
+            BookStanding::Stale => return false,
+        }
+        (self.state, self.answered) = (answer.state, true);
+        (self.share, self.pool) = (answer.share, answer.pool);
+        (self.budget, self.safe) = (answer.budget, answer.safe);
+        self.slack = if answer.budget > 0 {
+            ((answer.pool as f64 / answer.budget as f64 - EMPTY) / (FULL - EMPTY)).clamp(0.0, 1.0)
+        } else {
+            0.0
+        };
+        let mut grant = answer.grant;
+        // What left the window while the call was under way.
+        if self.slack < 0.5 && grant > self.share {
+            grant = self.share.max(grant.saturating_sub(self.yielded));
+        }
+        self.grant = grant;
+        self.off = sent.ask.off.min(answer.safe).min(grant);
+        self.renewed = Some(if self.rules.hold(Rule::LeaseFromSent) { sent.at } else { received });
+        true
+    }
+}
+
+/// The largest whole number that is not above; nothing is negative.
+fn floor(amount: f64) -> u64 {
+    amount.floor().max(0.0) as u64
+}
+
+/// The smallest whole number that is not below; nothing is negative.
+fn ceil(amount: f64) -> u64 {
+    amount.ceil().max(0.0) as u64
+}

@@ -1,0 +1,211 @@
+//! What a process charged in the last 60 s: the model of `Ring` in `agent/tokenbudget_agent.py`, operation by operation, so
+//! that both come to the same floating-point numbers (`agent/tests/vectors.json`).
+
+use std::collections::VecDeque;
+
+use crate::ledger::rules::{Rule, Rules};
+
+/// What a provider's minute is taken to be, in seconds.
+pub const WINDOW: f64 = 60.0;
+
+/// Resolution of the ring, in seconds.
+pub const SLOT: f64 = 0.1;
+
+/// What was sent in one slot, or in several that a stall has merged.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    /// The first slot in it.
+    from: i64,
+    /// The last: it leaves with this one.
+    index: i64,
+    amount: f64,
+}
+
+/// One amount of one attempt. Unsent (no slot) until stamped; closed when settled or given back.
+#[derive(Clone, Copy, Debug)]
+pub struct Charge {
+    /// In tokens or requests.
+    pub amount: f64,
+    slot: Option<i64>,
+    closed: bool,
+}
+
+impl Charge {
+    /// Whether it has left.
+    #[must_use]
+    pub const fn is_stamped(&self) -> bool {
+        self.slot.is_some()
+    }
+}
+
+/// Unsent charges, and slots by the time that they were sent.
+#[derive(Clone, Debug)]
+pub struct Ring {
+    guard: f64,
+    unsent: f64,
+    sent: f64,
+    slots: VecDeque<Slot>,
+    rules: Rules,
+}
+
+impl Default for Ring {
+    fn default() -> Self {
+        Self::new(Rules::default())
+    }
+}
+
+impl Ring {
+    /// An empty ring.
+    #[must_use]
+    pub fn new(rules: Rules) -> Self {
+        Self { guard: 0.0, unsent: 0.0, sent: 0.0, slots: VecDeque::new(), rules }
+    }
+
+    /// How long a charge stays beyond its window, in seconds.
+    pub fn set_guard(&mut self, guard: f64) {
+        self.guard = if self.rules.hold(Rule::Guard) { guard } else { 0.0 };
+    }
+
+    /// What is in the window, unsent charges included.
+    #[must_use]
+    pub fn spent(&self) -> f64 {
+        if self.rules.hold(Rule::HoldUnsent) { self.unsent + self.sent } else { self.sent }
+    }
+
+    fn leaves(&self, slot: &Slot) -> f64 {
+        (slot.index + 1) as f64 * SLOT + WINDOW + self.guard
+    }
+
+    /// Forgets what was sent long enough ago; answers how much that was.
+    pub fn advance(&mut self, now: f64) -> f64 {
+        let leaving = self.slots.iter().take_while(|slot| self.leaves(slot) <= now).count();
+        if leaving == 0 {
+            return 0.0;
+        }
+        let gone = self.slots.drain(..leaving).map(|slot| slot.amount).sum();
+        self.sent = if self.slots.is_empty() { 0.0 } else { self.sent - gone };
+        gone
+    }
+
+    /// Takes an amount for an attempt that has not left yet.
+    pub fn charge(&mut self, amount: f64) -> Charge {
+        self.unsent += amount;
+        Charge { amount, slot: None, closed: false }
+    }
+
+    /// The newest slot, which `now` falls into. A clock that went back counts as now: later is safe.
+    fn newest(&mut self, now: f64) -> usize {
+        let index = (now / SLOT).floor() as i64;
+        if self.slots.back().is_none_or(|last| last.index < index) {
+            self.slots.push_back(Slot { from: index, index, amount: 0.0 });
+        }
+        self.slots.len() - 1
+    }
+
+    /// Where a charge is now; `None` when it has left the window.
+    fn find(&self, stamped: i64) -> Option<usize> {
+        let place = self.slots.partition_point(|slot| slot.index < stamped);
+        (self.slots.get(place)?.from <= stamped).then_some(place)
+    }
+
+    /// The charge leaves now. A second stamp moves it later.
+    pub fn stamp(&mut self, charge: &mut Charge, now: f64) {
+        match charge.slot {
+            None if charge.closed => return,
+            None => {
+                self.unsent -= charge.amount;
+                self.sent += charge.amount;
+            }
+            Some(stamped) => match self.find(stamped) {
+                None => self.sent += charge.amount,
+                Some(place) => self.slots[place].amount -= charge.amount,
+            },
+        }
+        let place = self.newest(now);
+        self.slots[place].amount += charge.amount;
+        charge.slot = Some(self.slots[place].index);
+    }
+
+    /// The actual amount is known. Down only in the slot it was charged in, while that is in the ring; up at once.
+    pub fn settle(&mut self, charge: &mut Charge, actual: f64, now: f64) {
+        if charge.closed {
+            return;
+        }
+        charge.closed = true;
+        let mut delta = actual.max(0.0) - charge.amount;
+        if delta > 0.0 && !self.rules.hold(Rule::ChargeDebt) {
+            delta = 0.0;
+        }
+        let Some(stamped) = charge.slot else {
+            self.unsent += delta;
+            charge.amount += delta;
+            charge.closed = false;
+            self.stamp(charge, now);
+            charge.closed = true;
+            return;
+        };
+        let place = match self.find(stamped) {
+            Some(place) => place,
+            None if delta <= 0.0 && self.rules.hold(Rule::SettleInSlot) => return,
+            None => self.newest(now),
+        };
+        charge.slot = Some(self.slots[place].index);
+        self.slots[place].amount += delta;
+        self.sent += delta;
+        charge.amount += delta;
+    }
+
+    /// The attempt provably never counted at the provider.
+    pub fn give_back(&mut self, charge: &mut Charge) {
+        if charge.closed {
+            return;
+        }
+        charge.closed = true;
+        match charge.slot {
+            None => self.unsent -= charge.amount,
+            Some(stamped) => {
+                let Some(place) = self.find(stamped) else { return };
+                self.slots[place].amount -= charge.amount;
+                self.sent -= charge.amount;
+            }
+        }
+        charge.amount = 0.0;
+    }
+
+    /// Nothing ran from `start` to `end`: what was stamped since then may have left as late as `end`.
+    pub fn stall(&mut self, start: f64, end: f64) {
+        let (first, last) = ((start / SLOT).floor() as i64, (end / SLOT).floor() as i64);
+        let (mut amount, mut from) = (0.0, i64::MAX);
+        let mut target = None;
+        let kept = self.slots.partition_point(|slot| slot.index < first);
+        for slot in self.slots.drain(kept..).rev() {
+            if target.is_none() && slot.index >= last {
+                target = Some(slot);
+                continue;
+            }
+            amount += slot.amount;
+            from = from.min(slot.from);
+        }
+        if from == i64::MAX {
+            self.slots.extend(target);
+            return;
+        }
+        let mut target = target.unwrap_or(Slot { from: last, index: last, amount: 0.0 });
+        target.amount += amount;
+        target.from = target.from.min(from);
+        self.slots.push_back(target);
+    }
+
+    /// When `need` more will fit under `limit` as slots leave; `None` if not in this window.
+    #[must_use]
+    pub fn room_at(&self, need: f64, limit: f64) -> Option<f64> {
+        let mut missing = self.spent() + need - limit;
+        for slot in &self.slots {
+            missing -= slot.amount;
+            if missing <= 0.0 {
+                return Some(self.leaves(slot));
+            }
+        }
+        None
+    }
+}

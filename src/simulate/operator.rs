@@ -1,0 +1,118 @@
+//! The operator in the simulation: what it sees of Kubernetes and of the ledger, and what it writes each second, by the same
+//! plan as the real one.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use super::server::Server;
+use crate::ledger::rules::{Rule, Rules};
+use crate::ledger::{BookId, Epoch, MemberPlan, PlanWrite, Unit};
+use crate::plan::{BookDemand, MemberDemand, plan_book};
+
+/// A process without a record is counted from this age on, in seconds (`LEASE` in `controller/arrange.rs`).
+const COUNTED_FROM: f64 = 30.0;
+
+/// A pod's process as Kubernetes shows it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Its member id: in the real thing, by pod UID and start time.
+    pub member: Rc<str>,
+    /// When its container started.
+    pub since: f64,
+    /// The kubelet says that it has ended.
+    pub ended: bool,
+    /// The pod's object is gone, without a word of an end.
+    pub vanished: bool,
+}
+
+/// What people want.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wish {
+    /// By book.
+    pub budgets: Vec<u64>,
+    /// The most processes that are expected.
+    pub most: u32,
+    /// The longest lease that any member may go by, in seconds.
+    pub lease: f64,
+}
+
+/// An operator.
+#[derive(Clone, Debug)]
+pub struct Operator {
+    epoch: Option<Epoch>,
+    /// Whether a book of this TokenBudget was ever made: the status says so.
+    pub ever: bool,
+    rules: Rules,
+}
+
+impl Operator {
+    /// One that has just started, or taken over.
+    #[must_use]
+    pub const fn new(ever: bool, rules: Rules) -> Self {
+        Self { epoch: None, ever, rules }
+    }
+
+    /// One pass: answers whether it wrote. `leads`: it may claim the ledger anew.
+    pub fn pass(&mut self, server: &mut Server, wish: &Wish, pods: &[Seen], leads: bool, now: f64) -> bool {
+        let epoch = match self.epoch {
+            Some(epoch) => epoch,
+            None if leads => *self.epoch.insert(server.claim(now)),
+            None => return false,
+        };
+        let gone = |pod: &&Seen| pod.ended || (pod.vanished && !self.rules.hold(Rule::Evidence));
+        let gone: BTreeSet<&str> = pods.iter().filter(gone).map(|pod| &*pod.member).collect();
+        let ended = |id: &str| gone.contains(id);
+        let writes: Vec<PlanWrite> = wish
+            .budgets
+            .iter()
+            .enumerate()
+            .map(|(place, &budget)| {
+                let book = server.books()[place].as_ref();
+                let members: Vec<MemberDemand<'_>> = book
+                    .into_iter()
+                    .flat_map(|book| book.members.iter().map(move |(id, m)| (book, id, m)))
+                    .map(|(book, id, m)| {
+                        let gone = m.ended_ms.is_some() || ended(id);
+                        MemberDemand {
+                            member: id,
+                            spent: m.spent,
+                            denied: m.denied,
+                            record: m.record,
+                            share: m.share,
+                            lost: gone || m.until_ms < book.clock_ms,
+                            offline: if gone { 0 } else { m.off },
+                        }
+                    })
+                    .collect();
+                let unrecorded = pods
+                    .iter()
+                    .filter(|p| !p.ended && !p.vanished && now - p.since > COUNTED_FROM)
+                    .filter(|p| book.is_none_or(|book| !book.members.contains_key(&*p.member)))
+                    .count();
+                let unrecorded =
+                    if self.rules.hold(Rule::SetAside) { u32::try_from(unrecorded).unwrap_or(u32::MAX) } else { 0 };
+                let demand = BookDemand { budget, most_processes: wish.most, unrecorded, members };
+                let plan = plan_book(&demand);
+                let members = demand.members.iter().zip(plan.shares);
+                let members = members
+                    .map(|(m, share)| (m.member.to_owned(), MemberPlan { share, gone: ended(m.member) }))
+                    .collect();
+                PlanWrite {
+                    book: BookId::new(place.to_string(), Unit::Tokens),
+                    first: !self.ever,
+                    budget,
+                    aside: plan.aside,
+                    safe: plan.safe,
+                    lease_ms: (wish.lease * 1000.0) as u64,
+                    members,
+                }
+            })
+            .collect();
+        if server.plan(epoch, &writes, now).is_none() {
+            self.epoch = None;
+            return false;
+        }
+        self.ever = true;
+        true
+    }
+}
