@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use crate::judge::{self, Arrival};
 use crate::load::{Class, LoadReport};
 
-/// Tokens answered by each pod at `from_ms <= t < to_ms`.
+/// The most tokens that each pod answered in any 60 s within `from_ms <= t < to_ms`.
 #[must_use]
-pub fn by_pod(report: &LoadReport, from_ms: u64, to_ms: u64) -> BTreeMap<String, u64> {
-    let mut tokens = BTreeMap::new();
+pub fn best_minute_by_pod(report: &LoadReport, from_ms: u64, to_ms: u64) -> BTreeMap<String, u64> {
+    let mut arrivals: BTreeMap<String, Vec<Arrival>> = BTreeMap::new();
     for offered in report.offered.iter().filter(|o| o.class == Class::Ok && (from_ms..to_ms).contains(&o.at_ms)) {
         if let Some(pod) = &offered.pod {
-            *tokens.entry(pod.to_string()).or_insert(0) += offered.tokens;
+            arrivals.entry(pod.to_string()).or_default().push(Arrival { at_ms: offered.at_ms, tokens: offered.tokens });
         }
     }
-    tokens
+    arrivals.into_iter().map(|(pod, arrivals)| (pod, judge::worst_60s_exact(&arrivals).tokens)).collect()
 }
 
 /// How much later than an ideal bucket the provider had admitted `tokens`, in seconds: the largest delay over all amounts up

@@ -5,6 +5,7 @@ pub mod checks;
 pub mod demo;
 mod figures;
 mod fleet;
+mod newcomers;
 mod replicas;
 mod rig;
 
