@@ -17,6 +17,7 @@ demo: prepare build ## The main job: three LiteLLM replicas without and with a T
 	target/release/scenario demo
 
 .PHONY: test
+test: export TOKENBUDGET_SEQUENCES ?= 10000
 test: check prepare build ## Everything: make check, the agent in real LiteLLM, the local cluster, the demo
 	cd e2e/cluster && CGO_ENABLED=0 go test -trimpath ./...
 	cd agent && $(TOOLS)/python -m pytest -q tests/litellm
@@ -44,6 +45,11 @@ generate: ## Write the generated files: crds/ and the chart's copy
 	cargo run -q --bin tokenbudget -- crd > crds/tokenbudgets.yaml.new
 	mv crds/tokenbudgets.yaml.new crds/tokenbudgets.yaml
 	cp crds/tokenbudgets.yaml charts/tokenbudget/files/tokenbudgets.yaml
+
+.PHONY: simulation
+simulation: ## The simulation's table and picture: docs/simulation.md; fails when a row misses its bar
+	cargo build --release --locked --bin tokenbudget
+	target/release/tokenbudget simulate --table --plot docs/simulation.svg > docs/simulation.md
 
 .PHONY: build
 build: ## The release binaries
