@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,13 @@ class Rig:
         self.redis = RedisServer(directory).start()
         self.operator = Operator(self.redis.client())
         self.provider = ProviderProcess(free_port())
+        self.stopped = threading.Event()
+        self.ticker = threading.Thread(target=self.tick)
+        self.ticker.start()
+
+    def tick(self):
+        while not self.stopped.wait(0.5):
+            self.operator.keep_time()
 
     @property
     def litellm_redis(self):
@@ -38,6 +46,8 @@ class Rig:
         return proxy
 
     def stop(self):
+        self.stopped.set()
+        self.ticker.join()
         for proxy in self.proxies:
             proxy.stop()
         self.provider.stop()
