@@ -12,10 +12,10 @@ use super::validate::Validated;
 use crate::api;
 use crate::api::TokenBudget;
 use crate::ledger::{
-    self, BookId, BookState, LimitPolicy, MemberPlan, MemberRecord, ModelSelector, OnLedgerLoss, PlanWrite, Policy,
-    Reserve, Unit, UnitPolicy,
+    self, BookId, BookState, LimitPolicy, MemberPlan, ModelSelector, OnLedgerLoss, PlanWrite, Policy, Reserve, Unit,
+    UnitPolicy,
 };
-use crate::plan::{BookDemand, FleetSize, MemberDemand, plan_book};
+use crate::plan::{BookDemand, FleetSize, plan_book};
 
 /// How long a grant lasts without an answer of the ledger.
 pub const LEASE: SignedDuration = SignedDuration::from_secs(30);
@@ -127,7 +127,7 @@ fn write(tb: &TokenBudget, observed: &Observed, fleet: &Fleet<'_>, book: BookId,
         budget,
         most_processes: fleet.size.most_processes,
         unrecorded: fleet.unrecorded(state),
-        members: state.map(|state| demands(state, fleet)).unwrap_or_default(),
+        members: state.map(|state| state.demands(|id| fleet.has_ended(id))).unwrap_or_default(),
     };
     let plan = plan_book(&demand);
     let member_plan = |id: &str, share| (id.to_owned(), MemberPlan { share, gone: fleet.has_ended(id) });
@@ -139,23 +139,6 @@ fn write(tb: &TokenBudget, observed: &Observed, fleet: &Fleet<'_>, book: BookId,
     // The status names every book that was ever made: one that it names and the ledger lacks was lost.
     let first = !before.iter().any(|row| row.name == book.limit && row.unit == book.unit.as_str());
     PlanWrite { book, first, budget, aside: plan.aside, safe: plan.safe, lease_ms: LEASE_MS, members }
-}
-
-/// The book's members as the plan wants them, by id.
-fn demands<'a>(state: &'a BookState, fleet: &Fleet<'_>) -> Vec<MemberDemand<'a>> {
-    let demand = |(id, record): (&'a String, &MemberRecord)| {
-        let gone = record.ended_ms.is_some() || fleet.has_ended(id);
-        MemberDemand {
-            member: id,
-            spent: record.spent,
-            denied: record.denied,
-            record: record.record,
-            share: record.share,
-            lost: gone || record.until_ms < state.clock_ms,
-            offline: if gone { 0 } else { record.off },
-        }
-    };
-    state.members.iter().map(demand).collect()
 }
 
 fn policy(tb: &TokenBudget, limits: &[EffectiveLimit], writes: &[PlanWrite]) -> Policy {
@@ -215,7 +198,7 @@ mod tests {
 
     use super::super::validate::{Member, Target};
     use super::*;
-    use crate::ledger::{Observation, Report};
+    use crate::ledger::{MemberRecord, Observation, Report};
     use crate::litellm::Wanted;
     use crate::plan;
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::error::LedgerError;
+use crate::plan::MemberDemand;
 
 /// What the ledger holds for one member in one book. Amounts in the book's unit, times in ms of ledger time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,6 +100,25 @@ impl BookState {
     /// At the last call nothing was lent but what was given back, because the ledger is new, another server, or was silent.
     pub fn learning(&self) -> bool {
         self.clock_ms < self.learn_until_ms
+    }
+
+    /// What the plan has to know of each member, by id. `ended`: whether there is evidence that a member's process has ended.
+    pub fn demands(&self, ended: impl Fn(&str) -> bool) -> Vec<MemberDemand<'_>> {
+        self.members
+            .iter()
+            .map(|(id, record)| {
+                let gone = record.ended_ms.is_some() || ended(id);
+                MemberDemand {
+                    member: id,
+                    spent: record.spent,
+                    denied: record.denied,
+                    record: record.record,
+                    share: record.share,
+                    lost: gone || record.until_ms < self.clock_ms,
+                    offline: if gone { 0 } else { record.off },
+                }
+            })
+            .collect()
     }
 
     /// Reads what HGETALL answered for `key`; `None` if there is no such book.

@@ -176,8 +176,8 @@ impl BookState {
 
         let mut lend = 0;
         let mut free = u64::try_from(pool).unwrap_or(0);
-        if learning {
-            free = free.min(if rules.hold(Rule::LendGivenBack) { now.spare } else { free });
+        if learning && rules.hold(Rule::LendGivenBack) {
+            free = free.min(now.spare);
         }
         if !rules.hold(Rule::LendFromPool) {
             free = self.budget;

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::server::Server;
 use crate::ledger::rules::{Rule, Rules};
 use crate::ledger::{BookId, Epoch, MemberPlan, PlanWrite, Unit};
-use crate::plan::{BookDemand, MemberDemand, plan_book};
+use crate::plan::{BookDemand, plan_book};
 
 /// A process without a record is counted from this age on, in seconds (`LEASE` in `controller/arrange.rs`).
 const COUNTED_FROM: f64 = 30.0;
@@ -68,22 +68,7 @@ impl Operator {
             .enumerate()
             .map(|(place, &budget)| {
                 let book = server.books()[place].as_ref();
-                let members: Vec<MemberDemand<'_>> = book
-                    .into_iter()
-                    .flat_map(|book| book.members.iter().map(move |(id, m)| (book, id, m)))
-                    .map(|(book, id, m)| {
-                        let gone = m.ended_ms.is_some() || ended(id);
-                        MemberDemand {
-                            member: id,
-                            spent: m.spent,
-                            denied: m.denied,
-                            record: m.record,
-                            share: m.share,
-                            lost: gone || m.until_ms < book.clock_ms,
-                            offline: if gone { 0 } else { m.off },
-                        }
-                    })
-                    .collect();
+                let members = book.map(|book| book.demands(ended)).unwrap_or_default();
                 let unrecorded = pods
                     .iter()
                     .filter(|p| !p.ended && !p.vanished && now - p.since > COUNTED_FROM)

@@ -127,7 +127,6 @@ impl World<'_> {
     }
 
     fn scale(&mut self, to: usize) {
-        self.wanted = to;
         let live = self.live.clone();
         for _ in live.len()..to {
             self.start(None);

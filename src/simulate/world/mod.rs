@@ -129,7 +129,6 @@ pub struct World<'a> {
     /// The live processes, and which of them a request goes to.
     live: Vec<usize>,
     choice: Choice,
-    wanted: usize,
     attempts: u64,
 }
 
@@ -164,7 +163,6 @@ impl<'a> World<'a> {
             run: Run::default(),
             live: Vec::new(),
             choice: Choice::default(),
-            wanted: config.processes,
             attempts: 0,
         };
         world.push(0.0, Event::Pass(0));
