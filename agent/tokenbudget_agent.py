@@ -58,8 +58,11 @@ DAMP = 1 / 3  # part of the way that a grant moves per beat; all of it under pre
 BUFFER = 0.05  # seconds of its own rate that a member keeps beyond what it spent
 EMPTY = 0.04  # part of the budget in the pool that counts as nothing: the most pressure (slack 0)
 FULL = 0.2  # and as enough: none (slack 1)
-HASTE = 0.5  # under pressure the time between beats is so much of the policy's
-CLAIM_FOR = 2.0  # a member below its share claims for so long after a refusal (ledger_sim.py: claims)
+WORTH = 5000  # under pressure a beat is sent as soon as this part of the budget has left the window
+BEAT_GAP = 0.1  # least time between two beats
+TOUCH = 4.0  # a ledger that has not answered for so long is out of touch: nobody can take what is given up
+LEAVE_STEP = 5.0  # the final call says how much leaves the window in each of the next steps
+LEAVE_STEPS = 12  # together a window
 DRAW_GAP = 0.05  # least time between two calls of one TokenBudget
 UNSENT_BOUND = 120.0  # a reservation without a stamp is taken as sent after this long
 ATTEMPT_BOUND = 900.0  # and forgotten (what it charged stays) after this long
@@ -225,6 +228,24 @@ class Ring:
             target.amount += slot.amount
             slot.into = target
 
+    def gone_at(self, amount):
+        """When so much will have left; None if there is less."""
+        gone = 0.0
+        for slot in self.slots:
+            gone += slot.amount
+            if gone >= amount:
+                return self.leaves(slot)
+        return None
+
+    def leaving(self, now):
+        """How much of it leaves in each step from now on; what is unsent or leaves later is not in it."""
+        steps = [0.0] * LEAVE_STEPS
+        for slot in self.slots:
+            step = max(0, int((self.leaves(slot) - now) / LEAVE_STEP))
+            if step < LEAVE_STEPS:
+                steps[step] += slot.amount
+        return steps
+
     def room_at(self, need, limit):
         """When `need` more will fit under `limit` as sent slots leave; None if not in this window."""
         missing = self.spent + need - limit
@@ -265,7 +286,6 @@ class Denied:
 
     def __init__(self):
         self.total, self.queue, self.by_id = 0.0, collections.deque(), {}
-        self.last_at, self.last_amount = -1e9, 0.0
 
     def advance(self, now):
         while self.queue and self.queue[0][0] + WINDOW <= now:
@@ -273,7 +293,6 @@ class Denied:
 
     def add(self, key, amount, now):
         self.advance(now)
-        self.last_at, self.last_amount = now, amount
         if key not in self.by_id:
             self.queue.append((now, key))
             self.by_id[key] = amount
@@ -288,11 +307,11 @@ class Denied:
 class Sent:
     """What a call carried, kept until its answer."""
 
-    __slots__ = ("keep", "want", "least", "spent", "denied", "off", "boot", "wall")
+    __slots__ = ("keep", "want", "least", "spent", "denied", "off", "leaves", "boot", "wall")
 
-    def __init__(self, keep, want, least, spent, denied, off, boot, wall):
+    def __init__(self, keep, want, least, spent, denied, off, leaves, boot, wall):
         self.keep, self.want, self.least, self.spent = keep, want, least, spent
-        self.denied, self.off, self.boot, self.wall = denied, off, boot, wall
+        self.denied, self.off, self.leaves, self.boot, self.wall = denied, off, leaves, boot, wall
 
     def args(self):
         return [self.keep, self.want, self.least, self.spent, self.denied, self.off]
@@ -318,12 +337,20 @@ class Book:
     def advance(self, boot, wall):
         """Lets time pass: what has left the window, and a lease that is over."""
         gone = self.ring.advance(boot)
-        if gone and self.slack < 0.5 and self.grant > self.share:  # rule 4
+        if gone and self.grant > self.share and self.pressed(boot):  # rule 4
             new = max(self.share, math.floor(self.grant - gone))
             self.yielded += self.grant - new
             self.grant = new
         if self.answered and self.grant > self.off and self.lease_over(boot, wall):
             self.grant = self.off  # for good: the ledger may count on it
+
+    def pressed(self, boot):
+        """Whether others wait for what this process has no use for, and can get it."""
+        return self.slack < 0.5 and self.boot is not None and boot - self.boot < TOUCH
+
+    def give_back_at(self, boot):
+        """When a beat is worth sending early, as enough will have left to be given back; or None."""
+        return self.ring.gone_at(max(1.0, self.budget / WORTH)) if self.pressed(boot) else None
 
     def on_its_own(self, boot):
         """Never answered, and past the time when anybody else may count on what it will spend (rule 7)."""
@@ -372,16 +399,17 @@ class Book:
         self.denied.advance(boot)
         spent = math.ceil(self.ring.spent - 1e-6)
         keep = max(self.grant, spent)
-        want, least = keep, 0
+        want, least, leaves = keep, 0, ()
         if final:
             keep = want = spent
+            leaves = [math.floor(max(0.0, amount)) for amount in self.ring.leaving(boot)]
             self.left = True
         elif not self.answered:
             if self.on_its_own(boot):
                 keep = max(keep, self.safe)
             want = max(keep, self.safe)
         elif beat:
-            keep, want, least = self.aim(spent, keep, boot)
+            keep, want = self.aim(spent, keep)
         if pending and not final:
             want = max(want, math.ceil(spent + pending - 1e-6))
             least = math.ceil(spent + smallest - 1e-6)
@@ -390,26 +418,19 @@ class Book:
         self.grant, self.off = min(self.grant, keep), min(self.off, off)
         self.yielded = self.pending = 0.0
         denied = math.ceil(self.denied.total - 1e-6)
-        return Sent(keep, 0 if final else want, least, spent, denied, off, boot, wall)
+        return Sent(keep, 0 if final else want, least, spent, denied, off, leaves, boot, wall)
 
-    def aim(self, spent, keep, boot):
-        """What a beat keeps, wants, and has no use for less of. Under pressure what is not used goes back
-        (rule 3)."""
+    def aim(self, spent, keep):
+        """What a beat keeps and wants. Under pressure what is not used goes back (rule 3)."""
         room = max(0, self.share - spent)
         cap = min(self.share, spent + math.ceil(BUFFER * spent / WINDOW) + self.slack * room)
-        want, least = keep, 0
+        want = keep
         if self.grant > cap:
             damp = 1.0 if self.slack < 0.5 else DAMP
             keep = want = max(spent, math.floor(self.grant - damp * (self.grant - cap)))
         else:
             want = max(want, math.ceil(self.grant + DAMP * (cap - self.grant)))
-        # Below its share a member goes on claiming what it just refused: between two requests of its own,
-        # those above their shares would draw what it waits for.
-        if boot - self.denied.last_at < CLAIM_FOR and spent < self.share:
-            claim = min(self.share, math.ceil(spent + self.denied.last_amount))
-            if claim > want:
-                want = least = claim
-        return keep, want, least
+        return keep, want
 
     def apply(self, sent, answer):
         """The answer is the grant, also when it is lower; only an answer renews the lease. True if it
@@ -474,10 +495,11 @@ class Governor:
     def book_keys(self):
         return [self.key("book:%s:%s" % key) for key in self.books]
 
-    def time_to_beat(self):
-        """Under pressure what leaves the window goes back sooner."""
-        pressed = any(book.slack < 0.5 and book.ring.spent for book in self.books.values())
-        return self.beat * HASTE if pressed else self.beat
+    def time_to_beat(self, boot):
+        """Under pressure what leaves the window goes back at once, if it is worth it."""
+        times = [book.give_back_at(boot) for book in self.books.values()]
+        sooner = min((at for at in times if at is not None), default=math.inf)
+        return min(self.beat, max(BEAT_GAP, sooner - boot))
 
     def lost(self, boot, wall):
         """The ledger has not answered for a lease."""
@@ -1106,7 +1128,7 @@ class Ledger(threading.Thread):
             boot = agent.clock.boot()
             governor.last_call = boot
             if beat:
-                governor.next_beat = boot + governor.time_to_beat()
+                governor.next_beat = boot + governor.beat
             try:
                 self.reach()
             except Exception as error:
@@ -1121,11 +1143,15 @@ class Ledger(threading.Thread):
                 sent = [book.prepare(beat, *agent.wanted(book), boot, wall, final) for book in books]
                 for book in books:
                     book.quiet = boot
+                if beat:
+                    governor.next_beat = boot + governor.time_to_beat(boot)
                 version = governor.policy.get("version", "")
             report = "" if final else self.report(governor, boot)
             args = [agent.member, self.seq, int(final), version, report]
             for one in sent:
                 args += one.args()
+            if final:
+                args += [" ".join(map(str, one.leaves)) for one in sent]
             try:
                 version, policy, answers, ledger_ms = self.execute(keys, args)
                 received = agent.clock.boot()

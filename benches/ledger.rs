@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::RedisServer;
 use redis::aio::MultiplexedConnection;
 use tokenbudget::ledger::{
-    BookCall, BookId, Call, Epoch, Keys, Ledger, MemberPlan, PlanWrite, RedisLedger, Timeouts, Unit, call_script,
+    Ask, BookCall, BookId, Call, Epoch, Keys, Ledger, MemberPlan, PlanWrite, RedisLedger, Timeouts, Unit, call_script,
 };
 
 const UID: &str = "5f2d9c60-1111-2222-3333-0123456789ab";
@@ -51,6 +51,7 @@ impl Loaded {
                 book,
                 budget: 1_000_000_000,
                 aside: 0,
+                level: 1_000,
                 safe: 100,
                 lease_ms: 30_000,
                 first: true,
@@ -161,7 +162,7 @@ impl Loaded {
 async fn call(ledger: &RedisLedger, member: &str, seq: u64, spent: u64) {
     let books: Vec<BookCall> = books()
         .into_iter()
-        .map(|book| BookCall { book, keep: 100, want: 100 + seq % 20, least: 0, spent, denied: 0, off: 50 })
+        .map(|book| BookCall { book, ask: Ask { keep: 100, want: 100 + seq % 20, spent, off: 50, ..Ask::default() } })
         .collect();
     ledger.call(UID, &Call { member, seq, books: &books, ..Call::default() }).await.unwrap();
 }

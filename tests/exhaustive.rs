@@ -49,7 +49,16 @@ fn write(killed: bool, first: bool, unknown: u64) -> PlanWrite {
         .map(|(who, name)| ((*name).to_owned(), MemberPlan { share: 1, gone: who == 0 && killed }))
         .collect();
     let book = BookId::new("b", Unit::Tokens);
-    PlanWrite { book, first, budget: BUDGET, aside: unknown, safe: 1, lease_ms: (LEASE * 1000.0) as u64, members }
+    PlanWrite {
+        book,
+        first,
+        budget: BUDGET,
+        aside: unknown,
+        level: 1,
+        safe: 1,
+        lease_ms: (LEASE * 1000.0) as u64,
+        members,
+    }
 }
 
 impl State {

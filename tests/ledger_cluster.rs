@@ -6,11 +6,12 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::cluster::{Cluster, PASSWORD};
+use common::figures::{amounts, plan, policy, report};
 use common::until;
 use redis::AsyncCommands;
 use tokenbudget::ledger::{
-    BookAnswer, BookCall, BookId, BookStanding, Call, Epoch, Keys, Ledger, LedgerError, MemberState, Mode,
-    OnLedgerLoss, PlanWrite, Policy, RedisLedger, Report, Reserve, Timeouts, Unit,
+    BookAnswer, BookId, BookStanding, Call, Epoch, Keys, Ledger, LedgerError, MemberState, PlanWrite, RedisLedger,
+    Timeouts, Unit,
 };
 
 fn books() -> [BookId; 2] {
@@ -18,53 +19,12 @@ fn books() -> [BookId; 2] {
 }
 
 fn writes(first: bool) -> Vec<PlanWrite> {
-    let write = |book| PlanWrite {
-        book,
-        budget: 1_000,
-        aside: 0,
-        safe: 100,
-        lease_ms: 30_000,
-        first,
-        members: BTreeMap::new(),
-    };
-    books().map(write).into()
-}
-
-fn policy(uid: &str) -> Policy {
-    Policy {
-        version: String::new(),
-        token_budget: "llm/one".into(),
-        uid: uid.into(),
-        mode: Mode::Enforce,
-        reserve: Reserve::MaxTokens,
-        max_wait_ms: 250,
-        on_ledger_loss: OnLedgerLoss::SafeShare,
-        lease_ms: 30_000,
-        beat_ms: 500,
-        deriving: false,
-        limits: vec![],
-    }
-    .stamped()
-}
-
-fn report() -> Report {
-    Report {
-        pod: "litellm-1".into(),
-        pod_uid: "p".into(),
-        container: "litellm".into(),
-        worker: 7,
-        started_ms: 1_790_000_000_000,
-        agent: "0.1.0".into(),
-        policy: String::new(),
-        state: MemberState::Enforcing,
-        problems: vec![],
-        declared: None,
-    }
+    books().map(|book| PlanWrite { first, ..plan(book) }).into()
 }
 
 async fn beat(ledger: &RedisLedger, uid: &str, seq: u64, keep: u64, want: u64) -> Result<Vec<BookAnswer>, LedgerError> {
-    let books = books().map(|book| BookCall { book, keep, want, least: 0, spent: 0, denied: 0, off: 0 });
-    let report = report();
+    let books = books().map(|book| amounts(book, keep, want, 0, 0));
+    let report = report(MemberState::Enforcing);
     let call = Call { member: "a", seq, report: Some(&report), books: &books, ..Call::default() };
     ledger.call(uid, &call).await.map(|answer| answer.books)
 }
@@ -93,7 +53,7 @@ async fn each_token_budget_lives_in_one_slot_of_one_node() {
     for (uid, epoch) in &epochs {
         let observation = ledger.observe(uid, &books()).await.unwrap();
         assert_eq!(observation.policy_version, Some(policy(uid).version));
-        assert_eq!(observation.reports["a"], report());
+        assert_eq!(observation.reports["a"], report(MemberState::Enforcing));
         let keys = Keys::new(uid);
         let all = [keys.meta(), keys.members(), keys.book(&books()[0]), keys.book(&books()[1])];
         let slot = cluster.slot(uid).await;

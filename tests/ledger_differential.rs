@@ -9,14 +9,15 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::RedisServer;
+use common::figures::{self, ask};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestError, TestRng, TestRunner};
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use tokenbudget::ledger::memory::MemoryLedger;
 use tokenbudget::ledger::{
-    BookCall, BookId, Call, Epoch, Keys, Ledger, LedgerError, MemberPlan, MemberState, Mode, Observation, OnLedgerLoss,
-    PlanWrite, Policy, RedisLedger, Report, Reserve, Timeouts, Unit,
+    Ask, BookCall, BookId, Call, Epoch, Keys, LEAVE_STEPS, Ledger, LedgerError, MemberPlan, MemberState, Observation,
+    PlanWrite, Policy, RedisLedger, Report, Timeouts, Unit,
 };
 
 const MEMBERS: usize = 4;
@@ -30,13 +31,13 @@ enum Op {
         stale: bool,
         known: bool,
         report: bool,
-        books: Vec<(bool, [u64; 6])>,
+        books: Vec<(bool, [u64; 6], [u64; LEAVE_STEPS])>,
     },
     Plan {
         old_epoch: bool,
         first: bool,
         lease: u64,
-        books: Vec<[u64; 3]>,
+        books: Vec<[u64; 4]>,
         shares: Vec<u64>,
         gone: Vec<bool>,
     },
@@ -63,8 +64,12 @@ fn amount() -> impl Strategy<Value = u64> {
     prop_oneof![6 => 0..1_200_u64, 1 => Just(0), 1 => 0..=1_000_000_000_000_u64, 1 => 999_999_999_000..=1_000_000_000_000_u64]
 }
 
+fn leaves() -> impl Strategy<Value = u64> {
+    prop_oneof![4 => Just(0), 4 => 0..300_u64, 1 => 999_999_999_000..=1_000_000_000_000_u64]
+}
+
 fn op() -> impl Strategy<Value = Op> {
-    let ask = (prop::bool::weighted(0.9), prop::array::uniform6(amount()));
+    let ask = (prop::bool::weighted(0.9), prop::array::uniform6(amount()), prop::array::uniform12(leaves()));
     prop_oneof![
         14 => (0..MEMBERS, prop::bool::weighted(0.08), prop::bool::weighted(0.1), any::<bool>(), any::<bool>(), prop::collection::vec(ask, BOOKS))
             .prop_map(|(member, leave, stale, known, report, books)| Op::Call { member, leave, stale, known, report, books }),
@@ -72,7 +77,7 @@ fn op() -> impl Strategy<Value = Op> {
             prop::bool::weighted(0.1),
             prop::bool::weighted(0.2),
             prop_oneof![Just(5_000_u64), Just(30_000), Just(100_000)],
-            prop::collection::vec(prop::array::uniform3(amount()), BOOKS),
+            prop::collection::vec(prop::array::uniform4(amount()), BOOKS),
             prop::collection::vec(amount(), MEMBERS),
             prop::collection::vec(prop::bool::weighted(0.3), MEMBERS),
         )
@@ -84,41 +89,18 @@ fn op() -> impl Strategy<Value = Op> {
             Some(old_epoch) => Op::Close { old_epoch },
         }),
         2 => prop_oneof![-5_000..5_000_i64, 25_000..40_000_i64].prop_map(Op::Time),
-        2 => prop_oneof![0..1_500_u64, 60_000..70_000_u64, 90_000..200_000_u64].prop_map(Op::Clock),
+        3 => prop_oneof![0..1_500_u64, 4_000..30_000_u64, 60_000..70_000_u64, 90_000..200_000_u64].prop_map(Op::Clock),
         1 => prop_oneof![(0..BOOKS + 2).prop_map(Op::Expired), Just(Op::Flush), Just(Op::OtherServer)],
     ]
 }
 
-fn policy(version: u8) -> Policy {
-    Policy {
-        version: String::new(),
-        token_budget: "llm/one".into(),
-        uid: "u".into(),
-        mode: Mode::Enforce,
-        reserve: Reserve::MaxTokens,
-        max_wait_ms: u64::from(version),
-        on_ledger_loss: OnLedgerLoss::SafeShare,
-        lease_ms: 30_000,
-        beat_ms: 500,
-        deriving: false,
-        limits: vec![],
-    }
-    .stamped()
+/// One of several policies.
+fn policy(number: u8) -> Policy {
+    Policy { max_wait_ms: u64::from(number), ..figures::policy("u") }.stamped()
 }
 
 fn report(member: usize) -> Report {
-    Report {
-        pod: format!("p{member}"),
-        pod_uid: "p".into(),
-        container: "litellm".into(),
-        worker: 7,
-        started_ms: 1_790_000_000_000,
-        agent: "0.1.0".into(),
-        policy: String::new(),
-        state: MemberState::Enforcing,
-        problems: vec![],
-        declared: None,
-    }
+    Report { pod: format!("p{member}"), ..figures::report(MemberState::Enforcing) }
 }
 
 struct Both {
@@ -184,15 +166,10 @@ impl Both {
                     .ids
                     .iter()
                     .zip(books)
-                    .filter(|(_, (asks, _))| *asks)
-                    .map(|(book, (_, [keep, want, least, spent, denied, off]))| BookCall {
+                    .filter(|(_, (asks, ..))| *asks)
+                    .map(|(book, (_, figures, leaves))| BookCall {
                         book: book.clone(),
-                        keep: *keep,
-                        want: *want,
-                        least: *least,
-                        spent: *spent,
-                        denied: *denied,
-                        off: *off,
+                        ask: Ask { leaves: if *leave { *leaves } else { [0; LEAVE_STEPS] }, ..ask(*figures) },
                     })
                     .collect();
                 let (id, own, version) = (format!("m{member}"), report(*member), policy(1).version);
@@ -215,10 +192,11 @@ impl Both {
                     .ids
                     .iter()
                     .zip(books)
-                    .map(|(book, &[budget, aside, safe])| PlanWrite {
+                    .map(|(book, &[budget, aside, level, safe])| PlanWrite {
                         book: book.clone(),
                         budget,
                         aside,
+                        level,
                         safe,
                         lease_ms: *lease,
                         first: *first,
@@ -351,7 +329,7 @@ fn scripts_and_rules_agree() {
                 old_epoch: false,
                 first: true,
                 lease: 30_000,
-                books: vec![[1_000, 0, 100], [1_000_000_000_000, 7, 1_000], [500, 20, 50]],
+                books: vec![[1_000, 0, 300, 100], [1_000_000_000_000, 7, 0, 1_000], [500, 20, 0, 50]],
                 shares: vec![100; MEMBERS],
                 gone: vec![false; MEMBERS],
             })

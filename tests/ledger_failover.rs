@@ -5,11 +5,12 @@ mod common;
 
 use std::collections::BTreeMap;
 
+use common::figures::{amounts, plan};
 use common::{RedisServer, Sentinel, signal, until};
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use tokenbudget::ledger::{
-    BookAnswer, BookCall, BookId, BookStanding, BookState, Call, Epoch, HOLD_MS, Keys, Ledger, LedgerError, MemberPlan,
+    BookAnswer, BookId, BookStanding, BookState, Call, Epoch, HOLD_MS, Keys, Ledger, LedgerError, MemberPlan,
     PlanWrite, RedisLedger, Timeouts, Unit,
 };
 
@@ -51,15 +52,7 @@ impl Fleet {
     async fn start(server: &RedisServer, random: u64) -> Self {
         let ledger = RedisLedger::connect(&server.url(), Timeouts::default()).unwrap();
         let epoch = ledger.claim(UID).await.unwrap();
-        let write = PlanWrite {
-            book: book(),
-            budget: BUDGET,
-            aside: 0,
-            safe: SAFE,
-            lease_ms: LEASE,
-            first: true,
-            members: BTreeMap::new(),
-        };
+        let write = PlanWrite { budget: BUDGET, safe: SAFE, lease_ms: LEASE, ..plan(book()) };
         let mut fleet = Self {
             ledger,
             redis: server.connection().await,
@@ -131,7 +124,7 @@ impl Fleet {
         let keep = keep.clamp(member.spent, member.grant);
         (member.grant, member.off, member.seq) = (keep, SAFE.min(keep), member.seq + 1);
         let (seq, spent, off) = (member.seq, member.spent, member.off);
-        let books = [BookCall { book: book(), keep, want: want.max(keep), least: 0, spent, denied: 0, off }];
+        let books = [amounts(book(), keep, want.max(keep), spent, off)];
         let call = Call { member: id, seq, books: &books, ..Call::default() };
         let answer = self.ledger.call(UID, &call).await.unwrap().books[0];
         assert_ne!(answer.state, BookStanding::Stale);

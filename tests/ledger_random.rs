@@ -6,6 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::RedisServer;
+use common::figures::ask;
 use proptest::prelude::*;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
@@ -133,15 +134,7 @@ impl World {
             .ids
             .iter()
             .zip(amounts)
-            .map(|(book, &[keep, want, least, spent, denied, off])| BookCall {
-                book: book.clone(),
-                keep,
-                want,
-                least,
-                spent,
-                denied,
-                off,
-            })
+            .map(|(book, figures)| BookCall { book: book.clone(), ask: ask(*figures) })
             .collect();
         let call = Call { member: &id, seq: self.seqs[member], leave, books: &calls, ..Call::default() };
         let answer = self.ledger.call(&self.uid, &call).await.unwrap();
@@ -160,9 +153,12 @@ impl World {
             }
             let was = old.members.get(&id).cloned().unwrap_or_default();
             let is = &new.members[&id];
-            let base = call.keep.min(was.record.max(call.spent).max(call.off.min(call.keep)));
+            let base = call.ask.keep.min(was.record.max(call.ask.spent).max(call.ask.off.min(call.ask.keep)));
             let lent = answer.grant.checked_sub(base).expect("the record fell below what the member may have spent");
-            assert_eq!((is.record, is.spent, is.denied, is.off), (answer.grant, call.spent, call.denied, call.off));
+            assert_eq!(
+                (is.record, is.spent, is.denied, is.off),
+                (answer.grant, call.ask.spent, call.ask.denied, call.ask.off)
+            );
             assert_eq!(is.share, if old.members.contains_key(&id) { was.share } else { old.safe });
             assert_eq!(answer.pool, new.pool());
             assert!((old.clock_ms..=old.clock_ms + 3_000).contains(&new.clock_ms), "{} {}", old.clock_ms, new.clock_ms);
@@ -171,19 +167,19 @@ impl World {
             }
             let free = new.pool() + lent as i64;
             if lent > 0 {
-                assert!(!leave && new.pool() >= 0 && answer.grant <= call.want, "{new:?}");
-                assert!(answer.grant >= call.least, "less than what is of use");
+                assert!(!leave && new.pool() >= 0 && answer.grant <= call.ask.want, "{new:?}");
+                assert!(answer.grant >= call.ask.least, "less than what is of use");
                 assert!(!new.learning() || new.spare + lent >= lent, "{new:?}");
-            } else if !leave && !new.learning() && call.want > base && new.claimed() == is.claim {
-                let useless =
-                    base.saturating_add(u64::try_from(free).unwrap_or(0)) < call.least || call.want < call.least;
-                assert!(free <= 0 || useless, "{free} were free and {} wanted", call.want - base);
+            } else if !leave && !new.learning() && call.ask.want > base && new.claimed() == is.claim {
+                let useless = base.saturating_add(u64::try_from(free).unwrap_or(0)) < call.ask.least
+                    || call.ask.want < call.ask.least;
+                assert!(free <= 0 || useless, "{free} were free and {} wanted", call.ask.want - base);
             }
             if lent > 0 && answer.grant > base.max(is.share) {
                 // It has no claim of its own now: these are others'.
                 assert!(new.pool() >= new.claimed() as i64, "lent what others had claimed: {new:?}");
             }
-            let short = call.want.min(is.share).saturating_sub(answer.grant);
+            let short = call.ask.want.min(is.share).saturating_sub(answer.grant);
             assert_eq!(is.claim, if leave { 0 } else { short });
             if leave {
                 assert_eq!((is.ended_ms, is.until_ms), (Some(new.clock_ms), new.clock_ms));
@@ -218,6 +214,7 @@ impl World {
                 book: book.clone(),
                 budget,
                 aside,
+                level: 0,
                 safe,
                 lease_ms: lease,
                 first: !self.ever,

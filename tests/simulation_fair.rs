@@ -29,8 +29,11 @@ fn fleet(processes: usize, faults: &[(f64, Fault)], rules: Rules) -> Config {
 }
 
 fn demand(load: f64) -> Vec<Offered> {
-    let latency = Size { mean: 1.0, cv: 0.0 };
-    Demand { load, budget: BUDGET, size: Size { mean: 100.0, cv: 1.0 }, over: 1.0, latency, burst: 1 }.trace(500.0, 1)
+    demand_of(Size { mean: 100.0, cv: 1.0 }, load)
+}
+
+fn demand_of(size: Size, load: f64) -> Vec<Offered> {
+    Demand { load, budget: BUDGET, size, over: 1.0, latency: Size::fixed(1.0), burst: 1 }.trace(500.0, 1)
 }
 
 fn run(config: &Config, trace: &[Offered]) -> Run {
@@ -62,12 +65,15 @@ fn what_is_not_used_goes_back_at_once() {
     assert!(without < 0.97, "nothing shows that give-back is missing: {without:.4}");
 }
 
-/// The least part of its fair share that a process gets within 65 s when it joins one that spends everything.
+/// The least part of its fair share that a process gets within 65 s when it joins 50 that spend everything, and beat slowly:
+/// the larger the fleet, the longer each has to give up on its own what it is above its share.
 fn late_joiner(rules: Rules) -> f64 {
-    let trace = demand(2.4);
+    const FLEET: usize = 50;
+    let trace = demand_of(Size::fixed(100.0), 2.4);
     let joins = |at: f64| {
-        let run = run(&fleet(1, &[(at, Fault::Scale(2))], rules), &trace);
-        got(&run, Some(1), at + 5.0, at + 65.0) as f64 / (BUDGET / 2) as f64
+        let manners = Manners { lease: 30.0, beat: 2.0, max_wait: 0.25 };
+        let config = Config { manners, ..fleet(FLEET, &[(at, Fault::Scale(FLEET + 1))], rules) };
+        got(&run(&config, &trace), Some(FLEET), at + 5.0, at + 65.0) as f64 / (BUDGET / (FLEET as u64 + 1)) as f64
     };
     [200.0, 210.0, 220.0, 230.0, 240.0, 250.0].map(joins).into_iter().fold(f64::INFINITY, f64::min)
 }

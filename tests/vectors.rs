@@ -99,7 +99,7 @@ impl Sequence {
         step["then"] = json!({
             "fits": fits, "spent": self.book.ring.spent(), "allowed": self.book.allowed(now), "grant": self.book.grant,
             "off": self.book.off, "share": self.book.share, "slack": self.book.slack, "denied": self.book.denied.total(),
-            "leaseOver": self.book.lease_over(now), "guard": self.drift.guard(),
+            "leaseOver": self.book.lease_over(now), "guard": self.drift.guard(), "giveBackAt": self.book.give_back_at(now),
         });
         self.steps.push(step);
     }
@@ -113,7 +113,8 @@ impl Sequence {
         self.sent = Some(sent);
         let ask = sent.ask;
         json!({"do": "call", "beat": beat, "pending": pending, "smallest": smallest, "leave": leave,
-               "asks": [ask.keep, ask.want, ask.least, ask.spent, ask.denied, ask.off]})
+               "asks": [ask.keep, ask.want, ask.least, ask.spent, ask.denied, ask.off],
+               "leaves": if leave { ask.leaves.to_vec() } else { vec![] }})
     }
 
     fn answer(&mut self) -> Value {

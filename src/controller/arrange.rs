@@ -138,7 +138,16 @@ fn write(tb: &TokenBudget, observed: &Observed, fleet: &Fleet<'_>, book: BookId,
     let before = tb.status.as_ref().map_or(&[][..], |s| s.limits.as_slice());
     // The status names every book that was ever made: one that it names and the ledger lacks was lost.
     let first = !before.iter().any(|row| row.name == book.limit && row.unit == book.unit.as_str());
-    PlanWrite { book, first, budget, aside: plan.aside, safe: plan.safe, lease_ms: LEASE_MS, members }
+    PlanWrite {
+        book,
+        first,
+        budget,
+        aside: plan.aside,
+        level: plan.level,
+        safe: plan.safe,
+        lease_ms: LEASE_MS,
+        members,
+    }
 }
 
 fn policy(tb: &TokenBudget, limits: &[EffectiveLimit], writes: &[PlanWrite]) -> Policy {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::LEAVE_STEPS;
 use super::error::LedgerError;
 use crate::plan::MemberDemand;
 
@@ -30,13 +31,15 @@ pub struct MemberRecord {
     pub claim_slot: u64,
     /// The learning that it registered in: see [`BookState::round`].
     pub round: u64,
+    /// After its last call: see [`Ask::leaves`](super::Ask::leaves). What has left is 0 here, and gone from `record`.
+    pub leaves: [u64; LEAVE_STEPS],
 }
 
 impl MemberRecord {
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_ascii_whitespace().map(|word| word.parse::<u64>().ok());
-        let mut next = || words.next().flatten();
-        let record = Self {
+        let mut next = || words.next()?;
+        let mut record = Self {
             seq: next()?,
             record: next()?,
             spent: next()?,
@@ -48,8 +51,13 @@ impl MemberRecord {
             claim: next()?,
             claim_slot: next()?,
             round: next()?,
+            leaves: [0; LEAVE_STEPS],
         };
-        next().is_none().then_some(record)
+        let mut steps = record.leaves.iter_mut();
+        for word in words {
+            *steps.next()? = word?;
+        }
+        Some(record)
     }
 }
 
@@ -62,6 +70,8 @@ pub struct BookState {
     pub lent: u64,
     /// Set aside by the operator, lent to nobody.
     pub aside: u64,
+    /// Up to it everybody is entitled to draw.
+    pub level: u64,
     /// The safe share.
     pub safe: u64,
     /// How long a grant lasts without an answer, ms.
@@ -147,6 +157,7 @@ fn read(fields: &HashMap<String, String>) -> Option<BookState> {
         budget: number("budget")?,
         lent: number("lent")?,
         aside: number("aside")?,
+        level: number("level")?,
         safe: number("safe")?,
         lease_ms: number("leaseMs")?,
         clock_ms: number("clock")?,
@@ -169,6 +180,7 @@ mod tests {
             ("budget", "1000"),
             ("lent", "1100"),
             ("aside", "50"),
+            ("level", "300"),
             ("safe", "100"),
             ("leaseMs", "30000"),
             ("clock", "10"),
@@ -190,6 +202,10 @@ mod tests {
         assert_eq!((book.pool(), book.learning(), book.claimed()), (-150, true, 30));
         let member = &book.members["p.1.a"];
         assert_eq!((member.seq, member.record, member.off, member.ended_ms, member.claim), (7, 1100, 100, None, 20));
+        let mut left = fields();
+        left.insert("m:p.1.a".into(), "7 1100 30 5 30010 100 500 9 20 5 2 3 0 4".into());
+        let leaves = BookState::parse("k", left).unwrap().unwrap().members["p.1.a"].leaves;
+        assert_eq!(leaves, [3, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]
@@ -204,7 +220,8 @@ mod tests {
             ("lent", "-1"),
             ("claims", "4"),
             ("m:p.1.a", "7 1100"),
-            ("m:p.1.a", "7 1100 30 5 30010 100 500 0 20 5 6 7"),
+            ("m:p.1.a", "7 1100 30 5 30010 100 500 9 20 5 6 x"),
+            ("m:p.1.a", "7 1100 30 5 30010 100 500 9 20 5 6 1 2 3 4 5 6 7 8 9 10 11 12 13"),
             ("m:p.1.a", "7 1e3 30 5 30010 100 500 0 20 5 6"),
         ] {
             let mut broken = fields();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::rules::{Ask, Moment, Rules};
+use super::rules::{Moment, Rules};
 use super::{
     Answer, BookAnswer, BookId, BookStanding, BookState, Call, Epoch, Ledger, LedgerError, Observation, PlanWrite,
     Planned, Policy, Report,
@@ -119,16 +119,8 @@ impl Stored {
     pub fn call(&mut self, call: &Call<'_>, at: &Moment<'_>, rules: &Rules) -> Answer {
         let mut answers = Vec::with_capacity(call.books.len());
         for asked in call.books {
-            let ask = Ask {
-                keep: asked.keep,
-                want: asked.want,
-                least: asked.least,
-                spent: asked.spent,
-                denied: asked.denied,
-                off: asked.off,
-            };
             answers.push(match self.books.get_mut(&asked.book) {
-                Some(book) => book.settle(call.member, call.seq, call.leave, &ask, at, rules),
+                Some(book) => book.settle(call.member, call.seq, call.leave, &asked.ask, at, rules),
                 None => BookAnswer { state: BookStanding::None, grant: 0, share: 0, pool: 0, budget: 0, safe: 0 },
             });
         }

@@ -24,7 +24,10 @@ pub use redis::{RedisLedger, Timeouts};
 pub use report::{Declared, MemberState, Report};
 pub use scripts::call_script;
 
-/// How long a gone or silent member's record is kept, beyond the provider's minute.
+/// What a provider's minute is taken to be: any 60 s.
+pub const WINDOW_MS: u64 = 60_000;
+
+/// How long a gone or silent member's record is kept: the provider's minute, and some.
 pub const HOLD_MS: u64 = 65_000;
 
 /// An operator's right to write, good until the next claim. Only for equality: it is not a count.
@@ -68,6 +71,8 @@ pub struct PlanWrite {
     pub budget: u64,
     /// Lent to nobody.
     pub aside: u64,
+    /// The max-min level: up to it everybody is entitled to draw, above it only to what nobody else needs.
+    pub level: u64,
     /// The safe share.
     pub safe: u64,
     /// The longest lease that any member may still go by, ms. It has to be raised here before it is published, and
@@ -124,11 +129,24 @@ pub struct Call<'a> {
     pub books: &'a [BookCall],
 }
 
-/// A member's figures for one book, in the book's unit.
+/// Steps of [`Ask::leaves`]: together a window.
+pub const LEAVE_STEPS: usize = 12;
+
+/// Length of one step, ms.
+pub const LEAVE_STEP_MS: u64 = 5_000;
+
+/// What a member says of one book.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BookCall {
     /// Which book.
     pub book: BookId,
+    /// The figures.
+    pub ask: Ask,
+}
+
+/// A member's figures for one book, in the book's unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ask {
     /// What is left of the old grant.
     pub keep: u64,
     /// What the grant should be.
@@ -141,6 +159,9 @@ pub struct BookCall {
     pub denied: u64,
     /// What the member admits up to once its lease is over.
     pub off: u64,
+    /// At its last call: what of `spent` leaves the window in each [`LEAVE_STEP_MS`] from now on. The rest stays as long as
+    /// a whole window may.
+    pub leaves: [u64; LEAVE_STEPS],
 }
 
 /// The ledger's answer to a call.

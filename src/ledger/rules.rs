@@ -2,7 +2,7 @@
 //! the server's clock and identity are passed in. `tests/ledger_differential.rs` holds both to the same answers and state.
 
 use super::book::{BookState, MemberRecord};
-use super::{BookAnswer, BookStanding, HOLD_MS, MemberPlan, PlanWrite, PlannedBook};
+use super::{Ask, BookAnswer, BookStanding, HOLD_MS, LEAVE_STEP_MS, MemberPlan, PlanWrite, PlannedBook, WINDOW_MS};
 
 /// The most that ledger time moves between two calls, ms: a step of the server's clock ends nothing early (design rule 10).
 const MOST_STEP_MS: u64 = 3_000;
@@ -22,7 +22,7 @@ pub enum Rule {
     RecordCovers,
     /// What is lent comes from the pool.
     LendFromPool,
-    /// What lies above a share is lent only out of what nobody below its share has claimed.
+    /// What lies above the level, and above the member's share, is lent only out of what nobody below them has claimed.
     Claims,
     /// While the pool is negative, processes admit up to the smaller of grant and share.
     Contended,
@@ -109,23 +109,6 @@ pub struct Moment<'a> {
     pub replid: &'a str,
 }
 
-/// A member's figures for one book: see `BookCall`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ask {
-    /// What is left of the old grant.
-    pub keep: u64,
-    /// What the grant should be.
-    pub want: u64,
-    /// A smaller grant is of no use: nothing is lent then.
-    pub least: u64,
-    /// Charged in the last 60 s.
-    pub spent: u64,
-    /// Refused in the last 60 s.
-    pub denied: u64,
-    /// What the member admits up to once its lease is over.
-    pub off: u64,
-}
-
 /// Ledger time and learning at a call.
 struct Now {
     clock: u64,
@@ -173,6 +156,7 @@ impl BookState {
             *claim = claim.saturating_sub(old.claim);
         }
         let claimed = if rules.hold(Rule::Claims) { self.claimed() } else { 0 };
+        let entitled = old.share.max(self.level);
 
         let mut lend = 0;
         let mut free = u64::try_from(pool).unwrap_or(0);
@@ -183,8 +167,8 @@ impl BookState {
             free = self.budget;
         }
         if !leave && ask.want > record && free > 0 {
-            let fair = ask.want.min(old.share).saturating_sub(record).min(free);
-            let above = ask.want.saturating_sub(record.max(old.share));
+            let fair = ask.want.min(entitled).saturating_sub(record).min(free);
+            let above = ask.want.saturating_sub(record.max(entitled));
             lend = fair + above.min((free - fair).saturating_sub(claimed));
             if record + lend < ask.least {
                 lend = 0;
@@ -197,7 +181,7 @@ impl BookState {
         }
 
         let (mut claim, mut claim_slot) = (0, 0);
-        let short = ask.want.min(old.share).saturating_sub(record);
+        let short = ask.want.min(entitled).saturating_sub(record);
         if short > 0 && !leave {
             (claim, claim_slot) = (short, now.clock / CLAIM_SLOT_MS);
             *self.claims.entry(claim_slot).or_default() += short;
@@ -217,6 +201,7 @@ impl BookState {
             claim,
             claim_slot,
             round: now.round,
+            leaves: if leave { ask.leaves } else { Default::default() },
         };
         match self.members.get_mut(member) {
             Some(place) => *place = stored,
@@ -247,7 +232,8 @@ impl BookState {
                 dropped.push(id.clone());
             }
         }
-        (self.budget, self.aside, self.safe, self.lease_ms) = (write.budget, write.aside, write.safe, write.lease_ms);
+        (self.budget, self.aside, self.level) = (write.budget, write.aside, write.level);
+        (self.safe, self.lease_ms) = (write.safe, write.lease_ms);
         self.store(now, at);
         (self.planned(false), dropped)
     }
@@ -266,6 +252,13 @@ impl BookState {
             self.lent -= member.record;
             return true;
         }
+        if let Some(ended) = member.ended_ms {
+            let passed = clock.saturating_sub(ended + hold.saturating_sub(WINDOW_MS)) / LEAVE_STEP_MS;
+            let steps = member.leaves.iter_mut().take(usize::try_from(passed).unwrap_or(usize::MAX));
+            let gone = steps.map(std::mem::take).fold(0, u64::saturating_add).min(member.record);
+            self.lent -= gone;
+            member.record -= gone;
+        }
         let silent = member.ended_ms.is_none() && clock >= member.until_ms + HOLD_MS;
         if silent && member.record > member.off && rules.hold(Rule::LowerToOffline) {
             self.lent = self.lent - member.record + member.off;
@@ -282,6 +275,7 @@ impl BookState {
         Self {
             budget: write.budget,
             aside: write.aside,
+            level: write.level,
             safe: write.safe,
             lease_ms: write.lease_ms,
             clock_ms: at.time_ms,

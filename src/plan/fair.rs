@@ -5,28 +5,21 @@
 /// odd units go to the first ones.
 #[must_use]
 pub fn max_min(room: u64, demands: &[u64]) -> Vec<u64> {
-    let Level { full, mut odd } = Level::of(room, demands);
-    let share = |&demand: &u64| {
-        if demand <= full {
-            return demand;
-        }
-        let one = u64::from(odd > 0);
-        odd -= one;
-        full + one
-    };
-    demands.iter().map(share).collect()
+    Level::of(room, demands).shares(demands)
 }
 
 /// How high the water stands.
-struct Level {
-    /// Who demands more than this gets this much.
-    full: u64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Level {
+    /// Who demands more than this gets this much; `u64::MAX`: everybody gets what it demands.
+    pub full: u64,
     /// And so many of them get 1 more.
     odd: u64,
 }
 
 impl Level {
-    fn of(room: u64, demands: &[u64]) -> Self {
+    /// Of these demands in this room. O(n log n).
+    pub(super) fn of(room: u64, demands: &[u64]) -> Self {
         let mut rising = demands.to_vec();
         rising.sort_unstable();
         let mut left = room;
@@ -37,6 +30,20 @@ impl Level {
             left -= demand;
         }
         Self { full: u64::MAX, odd: 0 }
+    }
+
+    /// What each of the demands gets.
+    pub(super) fn shares(self, demands: &[u64]) -> Vec<u64> {
+        let Self { full, mut odd } = self;
+        let share = |&demand: &u64| {
+            if demand <= full {
+                return demand;
+            }
+            let one = u64::from(odd > 0);
+            odd -= one;
+            full + one
+        };
+        demands.iter().map(share).collect()
     }
 }
 

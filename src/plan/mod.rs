@@ -9,6 +9,7 @@ mod stay;
 #[cfg(test)]
 mod tests;
 
+use fair::Level;
 pub use fair::max_min;
 pub use fleet::{FleetSize, Target};
 use stay::Move;
@@ -63,6 +64,8 @@ pub struct BookPlan {
     pub safe: u64,
     /// Lent to nobody.
     pub aside: u64,
+    /// Nobody who demands no more than this is cut short: the max-min level. The whole room while demand is below it.
+    pub level: u64,
     /// Each member's share, in the order of `BookDemand::members`; 0 for one that takes no part.
     pub shares: Vec<u64>,
 }
@@ -89,14 +92,15 @@ pub fn plan_book(book: &BookDemand<'_>) -> BookPlan {
     // The odd units go by this order. The ledger's members come in it: then this is one look at each.
     present.sort_by_cached_key(|&i| book.members[i].member);
     let mut shares = vec![0; book.members.len()];
-    for (&i, share) in present.iter().zip(share_out(book, room, &present)) {
+    let (level, given) = share_out(book, room, &present);
+    for (&i, share) in present.iter().zip(given) {
         shares[i] = share;
     }
-    BookPlan { safe: budget / most, aside, shares }
+    BookPlan { safe: budget / most, aside, level, shares }
 }
 
-/// The shares of those that are present, in their order.
-fn share_out(book: &BookDemand<'_>, room: u64, present: &[usize]) -> Vec<u64> {
+/// The level, and the shares of those that are present, in their order.
+fn share_out(book: &BookDemand<'_>, room: u64, present: &[usize]) -> (u64, Vec<u64>) {
     let budget = book.budget;
     let n = present.len() as u64;
     let members = || present.iter().map(|&i| &book.members[i]);
@@ -106,7 +110,8 @@ fn share_out(book: &BookDemand<'_>, room: u64, present: &[usize]) -> Vec<u64> {
 
     let demands: Vec<u64> =
         members().zip(fair::even(floor, n)).map(|(m, floor)| demand(m, budget).max(floor)).collect();
-    let mut shares = max_min(room, &demands);
+    let level = Level::of(room, &demands);
+    let mut shares = level.shares(&demands);
     let rest = room - shares.iter().sum::<u64>();
     let each = rest.saturating_sub(budget / POOL_PART).checked_div(n).unwrap_or(0);
     shares.iter_mut().for_each(|share| *share += each);
@@ -118,7 +123,7 @@ fn share_out(book: &BookDemand<'_>, room: u64, present: &[usize]) -> Vec<u64> {
     if same_members && stay::may_stay(room, stay::band(budget, n), moves) {
         shares = members().map(|m| m.share).collect();
     }
-    shares
+    (level.full.min(room), shares)
 }
 
 /// So many parts of `most` of the budget, rounded down once and not for each: then it takes no more of a larger budget

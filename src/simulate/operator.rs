@@ -87,6 +87,7 @@ impl Operator {
                     first: !self.ever,
                     budget,
                     aside: plan.aside,
+                    level: plan.level,
                     safe: plan.safe,
                     lease_ms: (wish.lease * 1000.0) as u64,
                     members,

@@ -4,8 +4,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::member::{Book, Charge, Clocks, Drift, Sent};
-use crate::ledger::BookAnswer;
-use crate::ledger::rules::{Ask, Rule, Rules};
+use crate::ledger::rules::{Rule, Rules};
+use crate::ledger::{Ask, BookAnswer};
 
 /// Least time between two calls, in seconds.
 pub const DRAW_GAP: f64 = 0.05;
@@ -13,8 +13,8 @@ pub const DRAW_GAP: f64 = 0.05;
 /// How often a waiting request looks again, in seconds.
 pub const RECHECK: f64 = 0.05;
 
-/// Under pressure the time between beats is so much of the policy's.
-const HASTE: f64 = 0.5;
+/// Least time between two beats, in seconds.
+const BEAT_GAP: f64 = 0.1;
 
 /// An answer that took longer is dropped, in seconds.
 pub const TIMEOUT: f64 = 1.8;
@@ -236,11 +236,11 @@ impl Process {
         !self.waiting.is_empty() || self.books.iter().any(|book| book.pending > 0.0)
     }
 
-    /// Under pressure what leaves the window goes back sooner.
+    /// Until the next beat, in seconds: under pressure what leaves the window goes back at once, if it is worth it.
     #[must_use]
-    pub fn time_to_beat(&self) -> f64 {
-        let pressed = self.books.iter().any(|book| book.slack < 0.5 && book.ring.spent() > 0.0);
-        if pressed { self.manners.beat * HASTE } else { self.manners.beat }
+    pub fn time_to_beat(&self, now: Clocks) -> f64 {
+        let sooner = self.books.iter().filter_map(|book| book.give_back_at(now)).fold(f64::INFINITY, f64::min);
+        (sooner - now.boot).max(BEAT_GAP).min(self.manners.beat)
     }
 
     /// Whether a call is under way.

@@ -25,7 +25,8 @@ pub enum Bar {
     BackWithin(f64),
     /// From so long after a cut on the last 60 s are under the new budget: at most.
     UnderWithin(f64),
-    /// What the newest member used in 5 s to 65 s after its start, as a part of its max-min share of the demand: at least.
+    /// What the newest member used in 5 s to 65 s after its start, as a part of its max-min share of what there was to
+    /// spend in each 5 s: at least.
     NewestShare(f64),
 }
 
@@ -173,7 +174,7 @@ impl Case {
             Bar::UseOfBudget(least) => at_least(runs.use_of_budget(setup), least),
             Bar::BackWithin(most) => at_most(runs.back_after(setup), most),
             Bar::UnderWithin(most) => at_most(runs.under_after(setup), most),
-            Bar::NewestShare(least) => at_least(runs.newest_share(setup), least),
+            Bar::NewestShare(least) => at_least(runs.newest_share(setup, 5.0), least),
         };
         Finding { bar, value, met }
     }
@@ -258,22 +259,30 @@ impl Runs {
         self.runs.iter().map(|(_, comparison)| last(comparison)).fold(0.0, f64::max)
     }
 
-    /// What the newest member used in the minute from 5 s after its start, over its max-min share of what was offered.
-    fn newest_share(&self, setup: &Setup) -> f64 {
-        let (from, to) = (EVENT + 5.0, EVENT + 65.0);
+    /// What the newest member used in the minute from 5 s after its start, over its max-min share of what the fleet could
+    /// spend in each stretch of so many seconds: in a rolling minute there are seconds in which hardly anything leaves the
+    /// window, and nobody has anything to share.
+    #[must_use]
+    pub fn newest_share(&self, setup: &Setup, stretch: f64) -> f64 {
         let newest = setup.members;
         let choice = Choice::zipf(setup.exponent(), newest + 1);
         let (mut used, mut share) = (0, 0);
         for (trace, comparison) in &self.runs {
-            let mut offered = vec![0; newest + 1];
-            for request in trace.iter().filter(|o| (from..to).contains(&o.at)) {
-                if let Some(place) = choice.place(request.dice, false) {
-                    offered[place] += request.tokens;
+            let mut from = EVENT + 5.0;
+            while from < EVENT + 65.0 {
+                let within = |at: f64| (from..from + stretch).contains(&at);
+                let mut offered = vec![0; newest + 1];
+                for request in trace.iter().filter(|o| within(o.at)) {
+                    if let Some(place) = choice.place(request.dice, false) {
+                        offered[place] += request.tokens;
+                    }
                 }
+                let admitted = || comparison.run.admitted.iter().filter(|a| within(a.0));
+                let there_was = admitted().map(|a| a.2).sum();
+                share += max_min(there_was, &offered).get(newest).copied().unwrap_or(0);
+                used += admitted().filter(|a| a.1 == newest).map(|a| a.2).sum::<u64>();
+                from += stretch;
             }
-            share += max_min(setup.budget, &offered).get(newest).copied().unwrap_or(0);
-            let own = comparison.run.admitted.iter().filter(|a| a.1 == newest && (from..to).contains(&a.0));
-            used += own.map(|a| a.2).sum::<u64>();
         }
         ratio(used, share)
     }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use redis::aio::MultiplexedConnection;
 
 pub mod cluster;
+pub mod figures;
+pub mod fleet;
 
 /// A server of its own for a test; it ends when this is dropped, and also when the test process is killed.
 pub struct RedisServer {

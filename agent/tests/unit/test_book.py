@@ -66,9 +66,9 @@ def test_rule_4_what_leaves_the_window_goes_down_to_the_share(book, clock, give)
     spend(book, 5000, clock.boot())
     clock.now += 10
     spend(book, 14000, clock.boot())
-    clock.now += 30
+    clock.now += 49
     give(book, 20000, share=16000, pool=0)
-    clock.now += 21
+    clock.now += 2
     book.advance(clock.boot(), clock.wall())
     assert book.grant == 16000
     give(book, 16000, share=15000, pool=60000)
@@ -79,14 +79,49 @@ def test_rule_4_what_leaves_the_window_goes_down_to_the_share(book, clock, give)
 
 def test_rule_4_counts_what_left_while_a_call_was_under_way(book, clock, give):
     spend(book, 5000, clock.boot())
-    clock.now += 40
+    clock.now += 59
     give(book, 20000, share=10000, pool=0)
-    clock.now += 20.9
+    clock.now += 1.9
     sent = book.prepare(False, 0, 0, clock.boot(), clock.wall())
     clock.now += 0.2
     book.advance(clock.boot(), clock.wall())
     book.apply(sent, ["ok", 20000, 10000, 0, 60000, 10000])
     assert book.grant == 15000
+
+
+def test_nothing_is_given_up_while_nobody_can_take_it(book, clock, give):
+    spend(book, 5000, clock.boot())
+    clock.now += 50
+    give(book, 20000, share=10000, pool=0)
+    clock.now += 11
+    assert not book.pressed(clock.boot()), "the ledger has not answered for 11 s"
+    book.advance(clock.boot(), clock.wall())
+    assert book.grant == 20000
+    assert book.give_back_at(clock.boot()) is None
+
+
+def test_a_beat_is_worth_sending_when_a_5000th_of_the_budget_leaves(book, clock, give):
+    start = clock.boot()
+    spend(book, 7, start)
+    spend(book, 5, start + 1)
+    spend(book, 900, start + 2)
+    clock.now += 59
+    give(book, 20000, share=10000, pool=60000)
+    assert book.give_back_at(clock.boot()) is None, "no pressure"
+    give(book, 20000, share=10000, pool=0)
+    assert book.give_back_at(clock.boot()) == pytest.approx(start + 1 + 60 + 0.1 + book.ring.guard, abs=0.11)
+
+
+def test_the_final_call_says_when_what_it_spent_leaves(book, clock):
+    spend(book, 100, clock.boot())
+    clock.now += 20
+    spend(book, 7.5, clock.boot())
+    clock.now += 35.4
+    spend(book, 3, clock.boot())
+    book.ring.charge(9)
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall(), final=True)
+    assert sent.spent == 120
+    assert list(sent.leaves) == [0, 100, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0], "the rest stays for a whole window"
 
 
 def test_contended_admits_only_up_to_the_smaller_of_grant_and_share(book, clock, give):

@@ -243,3 +243,14 @@ def test_the_redis_address_comes_from_the_environment(tb):
         "username": None,
         "ssl": True,
     }
+
+
+def test_beats_come_sooner_when_there_is_something_to_give_back(tb, clock):
+    governor = tb.Governor(policy([limit()], beatMs=500), clock.boot())
+    (book,) = governor.books.values()
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
+    book.apply(sent, ["ok", 20000, 10000, 0, 60000, 10000])
+    assert governor.time_to_beat(clock.boot()) == 0.5, "nothing leaves"
+    book.ring.stamp(book.ring.charge(5000), clock.boot() - 60.7)
+    assert governor.time_to_beat(clock.boot()) == pytest.approx(0.25, abs=0.06)
+    assert governor.time_to_beat(clock.boot() + 0.3) == tb.BEAT_GAP

@@ -32,7 +32,7 @@ def test_the_core_reproduces_the_model(tb, number):
         elif what == "call":
             sent = book.prepare(step["beat"], step["pending"], step["smallest"], boot, wall, step["leave"])
             book.quiet = boot
-            assert sent.args() == step["asks"], (at, step)
+            assert (sent.args(), list(sent.leaves)) == (step["asks"], step["leaves"]), (at, step)
         elif what == "answer":
             drift.note(sent.boot, boot, step["ledger"])
             assert book.apply(sent, step["answer"]) == step["counted"], (at, step)
@@ -41,4 +41,5 @@ def test_the_core_reproduces_the_model(tb, number):
         then.update(spent=ring.spent, allowed=book.allowed(boot, wall), grant=book.grant, off=book.off)
         then.update(share=book.share, slack=book.slack, denied=book.denied.total)
         then.update(leaseOver=book.lease_over(boot, wall), guard=drift.guard())
+        then.update(giveBackAt=book.give_back_at(boot))
         assert then == step["then"], (at, step)

@@ -10,7 +10,7 @@ use redis::aio::ConnectionManager;
 use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ServerErrorKind, Value};
 
 use self::connect::Nodes;
-use self::wire::{book_answer, plan_args, planned_book, read, runs};
+use self::wire::{book_answer, call_args, leaves_arg, plan_args, planned_book, read, runs};
 use super::error::{LedgerError, RedisFault};
 use super::scripts::{self, call_script};
 use super::{Answer, BookId, BookState, Call, Epoch, Keys, Ledger, Observation, PlanWrite, Planned, Policy};
@@ -277,9 +277,10 @@ impl Ledger for RedisLedger {
             vec![call.member.to_owned(), call.seq.to_string(), leave.to_owned(), call.version.to_owned(), report];
         for book in call.books {
             names.push(keys.book(&book.book));
-            args.extend(
-                [book.keep, book.want, book.least, book.spent, book.denied, book.off].map(|amount| amount.to_string()),
-            );
+            call_args(&book.ask, &mut args);
+        }
+        if call.leave {
+            args.extend(call.books.iter().map(|book| leaves_arg(&book.ask)));
         }
         let mut answer = self.script::<Vec<Value>>(uid, "call.lua", &self.inner.call, &names, &args).await?.into_iter();
         let version = read(&mut answer, "call.lua")?;

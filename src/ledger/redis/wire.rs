@@ -3,7 +3,7 @@
 use redis::{FromRedisValue, Value};
 
 use crate::ledger::error::LedgerError;
-use crate::ledger::{BookAnswer, BookStanding, MemberPlan, PlanWrite, PlannedBook};
+use crate::ledger::{Ask, BookAnswer, BookStanding, MemberPlan, PlanWrite, PlannedBook};
 
 /// Members that one run of the plan script handles, so that it never holds the server up for long.
 const ROWS_PER_RUN: usize = 500;
@@ -44,14 +44,25 @@ pub(super) fn runs(writes: &[PlanWrite]) -> Vec<Vec<Part<'_>>> {
 }
 
 pub(super) fn plan_args((place, write, members): &Part<'_>, args: &mut Vec<String>) {
-    let PlanWrite { book: _, budget, aside, safe, lease_ms, first, members: _ } = write;
+    let PlanWrite { book: _, budget, aside, level, safe, lease_ms, first, members: _ } = write;
     // The keys of the books follow meta and members, and Lua counts from 1.
     args.push((place + 3).to_string());
-    args.extend([*budget, *aside, *safe, *lease_ms, u64::from(*first)].map(|number| number.to_string()));
+    args.extend([*budget, *aside, *level, *safe, *lease_ms, u64::from(*first)].map(|number| number.to_string()));
     args.push(members.len().to_string());
     for (id, member) in members {
         args.extend([(*id).clone(), member.share.to_string(), u8::from(member.gone).to_string()]);
     }
+}
+
+pub(super) fn call_args(ask: &Ask, args: &mut Vec<String>) {
+    let Ask { keep, want, least, spent, denied, off, leaves: _ } = ask;
+    args.extend([keep, want, least, spent, denied, off].map(ToString::to_string));
+}
+
+/// Amounts with spaces between them, but for zeros at the end.
+pub(super) fn leaves_arg(ask: &Ask) -> String {
+    let steps = ask.leaves.iter().rposition(|amount| *amount > 0).map_or(0, |last| last + 1);
+    ask.leaves[..steps].iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 pub(super) fn planned_book(answer: &[i64]) -> Option<PlannedBook> {
@@ -101,6 +112,7 @@ mod tests {
             book: BookId::new(limit.to_string(), Unit::Tokens),
             budget: 0,
             aside: 0,
+            level: 0,
             safe: 0,
             lease_ms: 0,
             first: false,

@@ -1,14 +1,29 @@
 -- The one call of a member: beat, draw or leave. The contract is docs/protocol.md; common.lua comes before this text.
--- KEYS: meta, members, books...   ARGV: member seq final version report, then per book: keep want least spent denied off
+-- KEYS: meta, members, books...   ARGV: member seq final version report, then per book: keep want least spent denied off,
+-- and if final, per book: leaves
 local CLAIM_SLOT, CLAIM_SLOTS = 250, 4
 -- seq record until share claim claimSlot round, out of what is stored for a member.
 local MEMBER = '^(%d+) (%d+) %d+ %d+ (%d+) %d+ (%d+) %d+ (%d+) (%d+) ?(%d*)'
 
 local member, seq, final = ARGV[1], whole(ARGV[2], 2 ^ 53), ARGV[3] == '1'
 local field = 'm:' .. member
-if #ARGV ~= 5 + 6 * (#KEYS - 2) then error('six arguments for each book, not ' .. (#ARGV - 5)) end
-local amounts = wholes(6, MOST)
+local each = final and 7 or 6
+if #ARGV ~= 5 + each * (#KEYS - 2) then error(each .. ' arguments for each book, not ' .. (#ARGV - 5)) end
+local figures = 5 + 6 * (#KEYS - 2)
+local amounts = wholes(6, figures, MOST)
 local replid, seq_text = replication_id(), int(seq)
+
+-- How much of a member's window leaves it in each of the next steps: a space before each amount.
+local function steps(text)
+  local out, count = '', 0
+  for amount in string.gmatch(text, '%S+') do
+    out, count = out .. ' ' .. int(whole(amount, MOST)), count + 1
+  end
+  if count > LEAVE_STEPS then error('at most ' .. LEAVE_STEPS .. ' steps, not ' .. count) end
+  return out
+end
+local leaves = {}
+for i = figures + 1, #ARGV do leaves[i - figures] = steps(ARGV[i]) end
 
 -- What members below their share were refused in the last second: {slot = amount}, and the sum.
 local function live_claims(text, clock)
@@ -22,9 +37,9 @@ local function live_claims(text, clock)
   return claims, sum
 end
 
-local function settle_book(key, keep, want, least, spent, denied, off)
+local function settle_book(key, leaving, keep, want, least, spent, denied, off)
   local f = redis.call('HMGET', key, 'budget', 'lent', 'aside', 'safe', 'leaseMs', 'clock', 'time', 'replid',
-    'learnUntil', 'round', 'spare', 'claims', field)
+    'learnUntil', 'round', 'spare', 'claims', field, 'level')
   if not f[1] then return { 'none', '0', '0', '0', '0', '0' } end
   local budget, was_lent, aside, safe, lease = f[1] + 0, f[2] + 0, f[3] + 0, f[4] + 0, f[5] + 0
   local since, was_learn, was_round, was_spare = f[7] + 0, f[9] + 0, tonumber(f[10]), tonumber(f[11])
@@ -53,6 +68,7 @@ local function settle_book(key, keep, want, least, spent, denied, off)
     free = math.min(free, spare)
   end
 
+  local entitled = math.max(share, tonumber(f[14]) or 0)
   local claims, claimed = live_claims(f[12], clock)
   if claims[claim_slot] then
     claims[claim_slot] = math.max(0, claims[claim_slot] - claim)
@@ -60,8 +76,8 @@ local function settle_book(key, keep, want, least, spent, denied, off)
   end
 
   if not final and want > record and free > 0 then
-    local fair = math.min(math.max(0, math.min(want, share) - record), free)
-    local above = math.max(0, want - math.max(record, share))
+    local fair = math.min(math.max(0, math.min(want, entitled) - record), free)
+    local above = math.max(0, want - math.max(record, entitled))
     local lend = fair + math.min(above, math.max(0, free - fair - claimed))
     -- A part of what a request needs is of no use to it, and may be the rest of another's.
     if record + lend < least then lend = 0 end
@@ -70,7 +86,7 @@ local function settle_book(key, keep, want, least, spent, denied, off)
   end
 
   claim, claim_slot = 0, 0
-  local short = math.min(want, share) - record
+  local short = math.min(want, entitled) - record
   if short > 0 and not final then
     claim, claim_slot = short, math.floor(clock / CLAIM_SLOT)
     claims[claim_slot] = (claims[claim_slot] or 0) + short
@@ -84,7 +100,8 @@ local function settle_book(key, keep, want, least, spent, denied, off)
   local ended = final and clock or 0
   -- Only what changed is written: most calls are beats of members whose grants stay as they are.
   local set = { 'HSET', key, 'clock', clock, 'time', now, field, seq_text .. ' ' .. record .. ' ' .. spent .. ' ' .. denied
-    .. ' ' .. until_ .. ' ' .. off .. ' ' .. share .. ' ' .. ended .. ' ' .. claim .. ' ' .. claim_slot .. ' ' .. round }
+    .. ' ' .. until_ .. ' ' .. off .. ' ' .. share .. ' ' .. ended .. ' ' .. claim .. ' ' .. claim_slot .. ' ' .. round
+    .. (leaving or '') }
   local function also(name, new, was)
     if new ~= was then
       set[#set + 1] = name
@@ -108,7 +125,7 @@ end
 local books, stale = {}, false
 for i = 3, #KEYS do
   local a = 5 + (i - 3) * 6
-  local book = settle_book(KEYS[i], amounts[a + 1], amounts[a + 2], amounts[a + 3], amounts[a + 4], amounts[a + 5],
+  local book = settle_book(KEYS[i], leaves[i - 2], amounts[a + 1], amounts[a + 2], amounts[a + 3], amounts[a + 4], amounts[a + 5],
     amounts[a + 6])
   stale = stale or book[1] == 'stale'
   books[#books + 1] = book

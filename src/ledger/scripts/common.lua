@@ -1,5 +1,7 @@
 -- What all scripts share; the Rust side puts this text before each of them. The contract is docs/protocol.md.
-local MAX_STEP, HOLD, TTL, CLOSED_TTL, MOST = 3000, 65000, 86400, 120, 1e12
+local MAX_STEP, WINDOW, HOLD, TTL, CLOSED_TTL, MOST = 3000, 60000, 65000, 86400, 120, 1e12
+-- What a member's last call says of its window: so many steps, of so many ms.
+local LEAVE_STEPS, LEAVE_STEP = 12, 5000
 local CLOSED = 'detached'
 
 local time = redis.call('TIME')
@@ -22,10 +24,10 @@ local function whole(s, most)
   return n
 end
 
--- All arguments from the one with this number, at their places: `whole` of each, in one look.
-local function wholes(from, most)
-  local out, plain = {}, not string.find(table.concat(ARGV, ',', from), '[^%d,]')
-  for i = from, #ARGV do
+-- All arguments between these two, at their places: `whole` of each, in one look.
+local function wholes(from, to, most)
+  local out, plain = {}, not string.find(table.concat(ARGV, ',', from, to), '[^%d,]')
+  for i = from, to do
     local n = plain and tonumber(ARGV[i])
     out[i] = n and n <= most and n or whole(ARGV[i], most)
   end

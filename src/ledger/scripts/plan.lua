@@ -1,5 +1,5 @@
 -- Budgets, shares and evidence.   KEYS: meta, members, all books of the TokenBudget...
--- ARGV: epoch books, then per book: place (in KEYS) budget aside safe leaseMs first members, and per member:
+-- ARGV: epoch books, then per book: place (in KEYS) budget aside level safe leaseMs first members, and per member:
 -- id share gone. Books without arguments are only asked whether they still hold a record.
 if meta[2] == CLOSED then return { 'fenced' } end
 local CHUNK = 500
@@ -13,8 +13,8 @@ local plans = {}
 for _ = 1, whole(ARGV[2], 1e6) do
   local place = whole(take(), #KEYS)
   if place < 3 then error('not the place of a book: ' .. place) end
-  local p = { key = KEYS[place], budget = whole(take(), MOST), aside = whole(take(), MOST), safe = whole(take(), MOST),
-    lease = whole(take(), MOST), first = take() == '1', members = {} }
+  local p = { key = KEYS[place], budget = whole(take(), MOST), aside = whole(take(), MOST), level = whole(take(), MOST),
+    safe = whole(take(), MOST), lease = whole(take(), MOST), first = take() == '1', members = {} }
   for i = 1, whole(take(), 1e6) do
     p.members[i] = { id = take(), share = whole(take(), MOST), gone = take() == '1' }
   end
@@ -33,8 +33,8 @@ local function plan_book(p)
     if not (p.first and empty) then learn, round = clock + p.lease + HOLD, 1 end
   else
     lent, clock = tonumber(f[2]), advance(tonumber(f[3]), tonumber(f[4]))
-    learn, round, spare = learning(tonumber(f[6]), tonumber(f[8]) or 0, tonumber(f[9]) or 0, f[5], replid, tonumber(f[4]), clock,
-      math.max(tonumber(f[7]), p.lease))
+    learn, round, spare = learning(tonumber(f[6]), tonumber(f[8]) or 0, tonumber(f[9]) or 0, f[5], replid, tonumber(f[4]),
+      clock, math.max(tonumber(f[7]), p.lease))
   end
 
   local function member(who, text)
@@ -48,6 +48,19 @@ local function plan_book(p)
     if ended > 0 and clock >= ended + HOLD and clock >= until_ then
       lent, leaving[who.id] = lent - record, true
       return nil, true
+    end
+    if ended > 0 then
+      -- What it said in its last call: so much has left its window since.
+      local passed, step, gone = math.floor((clock - ended - (HOLD - WINDOW)) / LEAVE_STEP), 0, 0
+      local claim, leaves = string.match(rest, '^(%S+ %S+ %S+)(.*)$')
+      leaves = string.gsub(leaves, '%d+', function(amount)
+        step = step + 1
+        if step > passed then return end
+        gone = gone + tonumber(amount)
+        return '0'
+      end)
+      gone, rest = math.min(gone, record), claim .. leaves
+      lent, record = lent - gone, record - gone
     end
     if ended == 0 and clock >= until_ + HOLD and record > off then
       lent, record = lent - record + off, off
@@ -73,8 +86,8 @@ local function plan_book(p)
     if #drops > 0 then redis.call('HDEL', p.key, unpack(drops)) end
   end
 
-  redis.call('HSET', p.key, 'budget', int(p.budget), 'lent', int(lent), 'aside', int(p.aside), 'safe', int(p.safe),
-    'leaseMs', int(p.lease), 'clock', int(clock), 'time', int(now), 'replid', replid, 'learnUntil', int(learn),
+  redis.call('HSET', p.key, 'budget', int(p.budget), 'lent', int(lent), 'aside', int(p.aside), 'level', int(p.level),
+    'safe', int(p.safe), 'leaseMs', int(p.lease), 'clock', int(clock), 'time', int(now), 'replid', replid, 'learnUntil', int(learn),
     'round', int(round), 'spare', int(spare))
   if created then redis.call('HSET', p.key, 'claims', '') end
   redis.call('EXPIRE', p.key, TTL)

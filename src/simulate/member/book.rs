@@ -2,8 +2,8 @@
 
 use super::denied::Denied;
 use super::ring::{Ring, WINDOW};
-use crate::ledger::rules::{Ask, Rule, Rules};
-use crate::ledger::{BookAnswer, BookStanding};
+use crate::ledger::rules::{Rule, Rules};
+use crate::ledger::{Ask, BookAnswer, BookStanding, LEAVE_STEPS};
 
 /// Part of the way that a grant moves per beat; all of it under pressure.
 const DAMP: f64 = 1.0 / 3.0;
@@ -17,8 +17,11 @@ const EMPTY: f64 = 0.04;
 /// And as enough: none.
 const FULL: f64 = 0.2;
 
-/// A member below its share claims for so long after a refusal, in seconds.
-const CLAIM_FOR: f64 = 2.0;
+/// Under pressure a beat is sent as soon as this part of the budget has left the window.
+const WORTH: f64 = 5000.0;
+
+/// A ledger that has not answered for so long is out of touch, in seconds: nobody can take what is given up.
+const TOUCH: f64 = 4.0;
 
 /// How long a record is held after a lease, in seconds (`HOLD_MS`).
 pub const HOLD: f64 = 65.0;
@@ -115,10 +118,21 @@ impl Book {
             || (now.wall - renewed.wall >= self.lease && self.rules.hold(Rule::LeaseByWall))
     }
 
+    /// Whether others wait for what this process has no use for, and can get it.
+    fn pressed(&self, now: Clocks) -> bool {
+        self.slack < 0.5 && self.renewed.is_some_and(|renewed| now.boot - renewed.boot < TOUCH)
+    }
+
+    /// When a beat is worth sending early, as enough will have left the window to be given back; in boot time.
+    #[must_use]
+    pub fn give_back_at(&self, now: Clocks) -> Option<f64> {
+        self.pressed(now).then(|| self.ring.gone_at((self.budget as f64 / WORTH).max(1.0)))?
+    }
+
     /// Lets time pass: what has left the window, and a lease that is over.
     pub fn advance(&mut self, now: Clocks) {
         let gone = self.ring.advance(now.boot);
-        if gone != 0.0 && self.slack < 0.5 && self.grant > self.share && self.rules.hold(Rule::Yield) {
+        if gone != 0.0 && self.pressed(now) && self.grant > self.share && self.rules.hold(Rule::Yield) {
             let new = self.share.max(floor(self.grant as f64 - gone));
             self.yielded += self.grant.saturating_sub(new);
             self.grant = new.min(self.grant);
@@ -165,11 +179,12 @@ impl Book {
         let spent = ceil(self.ring.spent() - 1e-6);
         let mut keep = self.grant.max(spent);
         let mut want = keep;
-        let mut least = 0;
+        let (mut least, mut leaves) = (0, [0; LEAVE_STEPS]);
         let mut off = keep.min(self.safe);
         if leave {
             (keep, want) = (spent, spent);
             off = spent.min(self.safe);
+            leaves = self.ring.leaving(now.boot).map(floor);
             self.left = true;
         } else if !self.answered {
             // What it will come to when no answer ever comes; the ledger knows of it before.
@@ -179,7 +194,7 @@ impl Book {
             }
             want = keep.max(self.safe);
         } else if beat {
-            (keep, want, least) = self.aim(spent, keep, now);
+            (keep, want) = self.aim(spent, keep);
             off = keep.min(self.safe);
         }
         if pending > 0.0 && !leave {
@@ -192,11 +207,11 @@ impl Book {
         self.off = self.off.min(off);
         (self.yielded, self.pending) = (0, 0.0);
         let denied = ceil(self.denied.total() - 1e-6);
-        Sent { ask: Ask { keep, want: if leave { 0 } else { want }, least, spent, denied, off }, at: now }
+        Sent { ask: Ask { keep, want: if leave { 0 } else { want }, least, spent, denied, off, leaves }, at: now }
     }
 
     /// What a beat keeps and wants: under pressure what it does not use goes back, a third of the way.
-    fn aim(&self, spent: u64, keep: u64, now: Clocks) -> (u64, u64, u64) {
+    fn aim(&self, spent: u64, keep: u64) -> (u64, u64) {
         let room = self.share.saturating_sub(spent);
         let slack = if self.rules.hold(Rule::GiveBack) { self.slack } else { 1.0 };
         let used = (spent + ceil(BUFFER * spent as f64 / WINDOW)) as f64 + slack * room as f64;
@@ -210,15 +225,7 @@ impl Book {
         } else {
             want = want.max(ceil(grant + DAMP * (cap - grant)));
         }
-        // Below its share a member goes on claiming what it just refused.
-        let mut least = 0;
-        if now.boot - self.denied.last_at < CLAIM_FOR && spent < self.share {
-            let claim = self.share.min(ceil(spent as f64 + self.denied.last_amount));
-            if claim > want {
-                (want, least) = (claim, claim);
-            }
-        }
-        (keep, want, least)
+        (keep, want)
     }
 
     /// The answer is the grant, also when it is lower; only an answer renews the lease. True if it counted.

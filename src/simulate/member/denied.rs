@@ -6,21 +6,11 @@ use std::collections::{HashMap, VecDeque};
 use super::ring::WINDOW;
 
 /// Refused requests by their number.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Denied {
     total: f64,
     queue: VecDeque<(f64, u64)>,
     by_id: HashMap<u64, f64>,
-    /// When the last refusal was, in boot time.
-    pub last_at: f64,
-    /// What it needed.
-    pub last_amount: f64,
-}
-
-impl Default for Denied {
-    fn default() -> Self {
-        Self { total: 0.0, queue: VecDeque::new(), by_id: HashMap::new(), last_at: -1e9, last_amount: 0.0 }
-    }
 }
 
 impl Denied {
@@ -44,7 +34,6 @@ impl Denied {
     /// A refusal; a second one of the same request adds nothing.
     pub fn add(&mut self, id: u64, amount: f64, now: f64) {
         self.advance(now);
-        (self.last_at, self.last_amount) = (now, amount);
         if let std::collections::hash_map::Entry::Vacant(place) = self.by_id.entry(id) {
             place.insert(amount);
             self.queue.push_back((now, id));

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use crate::ledger::LEAVE_STEPS;
 use crate::ledger::rules::{Rule, Rules};
 
 /// What a provider's minute is taken to be, in seconds.
@@ -10,6 +11,9 @@ pub const WINDOW: f64 = 60.0;
 
 /// Resolution of the ring, in seconds.
 pub const SLOT: f64 = 0.1;
+
+/// Length of a step of what leaves, in seconds (`LEAVE_STEP_MS`).
+const LEAVE_STEP: f64 = 5.0;
 
 /// What was sent in one slot, or in several that a stall has merged.
 #[derive(Clone, Copy, Debug)]
@@ -194,6 +198,31 @@ impl Ring {
         target.amount += amount;
         target.from = target.from.min(from);
         self.slots.push_back(target);
+    }
+
+    /// When so much will have left.
+    #[must_use]
+    pub fn gone_at(&self, amount: f64) -> Option<f64> {
+        let mut gone = 0.0;
+        for slot in &self.slots {
+            gone += slot.amount;
+            if gone >= amount {
+                return Some(self.leaves(slot));
+            }
+        }
+        None
+    }
+
+    /// How much of it leaves in each [`LEAVE_STEP`] from now on; what is unsent or leaves later is not in it.
+    #[must_use]
+    pub fn leaving(&self, now: f64) -> [f64; LEAVE_STEPS] {
+        let mut steps = [0.0; LEAVE_STEPS];
+        for slot in &self.slots {
+            if let Some(step) = steps.get_mut(((self.leaves(slot) - now) / LEAVE_STEP) as usize) {
+                *step += slot.amount;
+            }
+        }
+        steps
     }
 
     /// When `need` more will fit under `limit` as slots leave; `None` if not in this window.

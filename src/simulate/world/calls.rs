@@ -12,9 +12,9 @@ impl World<'_> {
         }
         slot.beat += 1;
         let next = slot.beat;
-        let after = slot.process.time_to_beat();
-        self.push(self.later(who, after), Event::Beat(who, next));
         self.call(who, true);
+        let after = self.slots[who].process.time_to_beat(self.clocks(who));
+        self.push(self.later(who, after), Event::Beat(who, next));
     }
 
     /// A draw, as soon as the gap since the last call allows it.
