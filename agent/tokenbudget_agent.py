@@ -4,7 +4,7 @@ It holds the process's part of a fleet-wide provider quota (a *grant*, lent by t
 a request only while what was charged in the last 60 s stays at or under it. Admission is local; a thread
 talks to Redis.
 
-  Core     Ring      what was charged when, in slots of 250 ms; forgets them 60 s + slot + guard later
+  Core     Ring      what was charged when, in slots of 50 ms; forgets them 60 s + slot + guard later
            Book      one (limit, unit): grant, share, lease, give-back rules of docs/architecture.md
            Governor  one TokenBudget: its policy and books
   Agent    all TokenBudgets of the process: admission over several books, reservations, refusals, estimates
@@ -45,10 +45,8 @@ CALL_SCRIPT = r"""@CALL_LUA@"""
 log = logging.getLogger("tokenbudget")
 
 WINDOW = 60.0  # what a provider's "per minute" is taken to be: any 60 s
-SLOT = 0.1  # resolution of the ring
-DELAY = (
-    0.3  # what the delay between stamp and arrival at the provider may differ by; longer stalls are measured
-)
+SLOT = 0.05  # resolution of the ring
+DELAY = 0.35  # what the time from stamp to the provider may differ by; longer stalls are measured
 UNKNOWN = 0.6  # what the clock may gain in a window while nothing is known of it (1 %)
 SPAN = 60.0  # the clock is measured over this, by the ledger's
 STEP = 0.03  # a clock that differs by more was not drifting: one of the two was set
@@ -74,6 +72,7 @@ REPORT_EVERY = 10.0
 READ_TIMEOUT = 0.8
 CONNECT_TIMEOUT = 1.0
 BACKOFF_MAX = 2.0
+MOST_HOPS = 3  # nodes of a cluster that are asked in one call
 LIFTED = 10**12  # "no limit" to LiteLLM's own calendar-minute check, for a request that the agent governs
 UNKNOWN_OUTPUT = 1000  # tokens of output before anything is known of a model
 IMAGE_TOKENS = (
@@ -1035,7 +1034,9 @@ class Ledger(threading.Thread):
         self.event, self.stopping, self.done = threading.Event(), False, False
         self.drawing = False
         self.calls = threading.Lock()  # one call at a time, the final one included
-        self.client, self.sha, self.seq = None, None, 0
+        # Connections by node; None is the URL's own. In a cluster MOVED says which node has a TokenBudget.
+        self.clients, self.nodes = {}, {}
+        self.sha, self.seq = None, 0
         self.backoff, self.retry_at, self.down = 0.0, -1e9, False
         self.file_at, self.detached, self.in_file = -1e9, {}, None
         agent.draw = self.request_draw
@@ -1080,7 +1081,7 @@ class Ledger(threading.Thread):
 
     # -- one call
 
-    def connect(self):
+    def connect(self, node=None):
         where = redis_url(self.agent.env)
         if where is None:
             raise redis.ConnectionError(
@@ -1093,31 +1094,47 @@ class Ledger(threading.Thread):
             "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
         }
         if "url" in where:
-            return redis.Redis.from_url(where["url"], **options)
-        return redis.Redis(**where, **options)
+            client = redis.Redis.from_url(where["url"], **options)
+        else:
+            client = redis.Redis(**where, **options)
+        if node:
+            own = client.connection_pool.connection_kwargs
+            own.update(host=node[0] or own.get("host"), port=node[1])
+        return client
 
     def drop(self):
-        client, self.client = self.client, None
-        if client is not None:
+        """After a fault everything starts at the URL again."""
+        clients, self.clients, self.nodes = list(self.clients.values()), {}, {}
+        for client in clients:
             try:
                 client.close()
                 client.connection_pool.disconnect()
             except Exception:
                 pass
 
-    def reach(self):
+    def reach(self, governor):
         """A connection that answers: while there is none, nothing of a call can have reached the ledger."""
-        if self.client is None:
-            self.client = self.connect()
-            self.client.ping()
+        node = self.nodes.get(governor.uid)
+        if node not in self.clients:
+            client = self.connect(node)
+            client.ping()
+            self.clients[node] = client
+        return self.clients[node]
 
-    def execute(self, keys, args):
+    def execute(self, governor, keys, args):
+        """Runs the call script where the TokenBudget is. A node that answers MOVED has done nothing."""
         if self.sha is None:
             self.sha = hashlib.sha1(CALL_SCRIPT.encode()).hexdigest()
-        try:
-            return self.client.evalsha(self.sha, len(keys), *keys, *args)
-        except redis.exceptions.NoScriptError:
-            return self.client.eval(CALL_SCRIPT, len(keys), *keys, *args)
+        for _ in range(MOST_HOPS):
+            client = self.reach(governor)
+            try:
+                try:
+                    return client.evalsha(self.sha, len(keys), *keys, *args)
+                except redis.exceptions.NoScriptError:
+                    return client.eval(CALL_SCRIPT, len(keys), *keys, *args)
+            except redis.exceptions.MovedError as moved:
+                self.nodes[governor.uid] = (moved.host, moved.port)
+        raise redis.ConnectionError("sent from node to node %d times" % MOST_HOPS)
 
     def call(self, governor, beat=True, final=False):
         """A beat, a draw (beat False) or the final call of one TokenBudget."""
@@ -1130,7 +1147,7 @@ class Ledger(threading.Thread):
             if beat:
                 governor.next_beat = boot + governor.beat
             try:
-                self.reach()
+                self.reach(governor)
             except Exception as error:
                 self.drop()
                 self.away(governor, error, agent.clock.boot(), "")
@@ -1153,7 +1170,7 @@ class Ledger(threading.Thread):
             if final:
                 args += [" ".join(map(str, one.leaves)) for one in sent]
             try:
-                version, policy, answers, ledger_ms = self.execute(keys, args)
+                version, policy, answers, ledger_ms = self.execute(governor, keys, args)
                 received = agent.clock.boot()
                 late = received - boot
                 if late > READ_TIMEOUT + CONNECT_TIMEOUT:

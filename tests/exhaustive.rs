@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tokenbudget::ledger::rules::{Moment, Rule, Rules};
-use tokenbudget::ledger::{BookId, BookState, MemberPlan, PlanWrite, Unit};
-use tokenbudget::simulate::member::{Book, Clocks};
+use tokenbudget::ledger::{BookAnswer, BookId, BookState, MemberPlan, PlanWrite, Unit};
+use tokenbudget::simulate::member::{Book, Clocks, Sent};
 
 const BUDGET: u64 = 2;
 const LEASE: f64 = 30.0;
+/// An answer that took longer is dropped, in seconds.
+const TIMEOUT: f64 = 1.8;
 const NAMES: [&str; 2] = ["a", "b"];
 
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +22,10 @@ enum Action {
     Admit(usize),
     /// A draw for one more token, or a beat: whether it arrives, and whether its answer does.
     Call { who: usize, draw: bool, arrives: bool, answered: bool },
+    /// The answer that did not arrive arrives now.
+    Late(usize),
+    /// Seconds pass, in which the first process's machine is suspended and its boot-time clock stands still.
+    Suspend(f64),
     /// The operator writes shares and evidence.
     Plan,
     /// The first process is killed; the kubelet says so.
@@ -32,6 +38,10 @@ enum Action {
 struct State {
     now: f64,
     books: [Book; 2],
+    /// Answers on their way.
+    late: [Option<(u64, Sent, BookAnswer)>; 2],
+    /// How long the first process's machine was suspended.
+    slept: f64,
     seqs: [u64; 2],
     killed: bool,
     ledger: BookState,
@@ -68,6 +78,8 @@ impl State {
         Self {
             now: 1000.0,
             books: [book(), book()],
+            late: [None; 2],
+            slept: 0.0,
             seqs: [0; 2],
             killed: false,
             before: ledger.clone(),
@@ -77,49 +89,68 @@ impl State {
         }
     }
 
-    const fn clocks(&self) -> Clocks {
-        Clocks { boot: self.now, wall: self.now }
+    const fn clocks(&self, who: usize) -> Clocks {
+        Clocks { boot: if who == 0 { self.now - self.slept } else { self.now }, wall: self.now }
+    }
+
+    /// The operator's passes between are left out, but for the last: they keep the ledger from being silent.
+    fn pass(&mut self, seconds: f64, rules: &Rules) {
+        self.now += seconds;
+        self.ledger.clock_ms += (seconds * 1000.0) as u64;
+        self.ledger.time_ms += (seconds * 1000.0) as u64;
+        self.arrived.retain(|arrived| self.now - arrived < 60.0);
+        if seconds >= 1.0 {
+            self.plan(rules);
+        }
     }
 
     /// The state after an action, if it can happen.
     fn after(&self, action: Action, rules: &Rules) -> Option<Self> {
         let mut next = self.clone();
-        let (clocks, server) = (self.clocks(), self.server.to_string());
+        let server = self.server.to_string();
         let at = Moment { time_ms: (self.now * 1000.0) as u64, replid: &server };
         match action {
-            Action::Pass(seconds) => {
-                // The operator's passes between are left out, but for the last: they keep the ledger from being silent.
-                next.now += seconds;
-                next.ledger.clock_ms += (seconds * 1000.0) as u64;
-                next.ledger.time_ms += (seconds * 1000.0) as u64;
-                next.arrived.retain(|arrived| next.now - arrived < 60.0);
-                if seconds >= 1.0 {
-                    next.plan(rules);
-                }
+            Action::Pass(seconds) => next.pass(seconds, rules),
+            Action::Suspend(seconds) => {
+                next.pass(seconds, rules);
+                next.slept += seconds;
             }
             Action::Admit(who) => {
+                let clocks = self.clocks(who);
                 if (who == 0 && self.killed) || !next.books[who].fits(1.0, clocks) {
                     return None;
                 }
                 let mut charge = next.books[who].ring.charge(1.0);
-                next.books[who].ring.stamp(&mut charge, self.now);
+                next.books[who].ring.stamp(&mut charge, clocks.boot);
                 next.arrived.push(self.now);
             }
             Action::Call { who, draw, arrives, answered } => {
                 if who == 0 && self.killed {
                     return None;
                 }
+                let clocks = self.clocks(who);
                 let (need, seq) = (f64::from(u8::from(draw)), self.seqs[who] + 1);
                 let sent = next.books[who].prepare(!draw, need, need, clocks, false);
-                next.books[who].quiet = self.now;
+                next.books[who].quiet = clocks.boot;
                 next.seqs[who] = seq;
                 if arrives {
                     next.before = self.ledger.clone();
                     let answer = next.ledger.settle(NAMES[who], seq, false, &sent.ask, &at, rules);
                     if answered {
                         next.books[who].apply(&sent, &answer, clocks);
+                    } else {
+                        next.late[who] = Some((seq, sent, answer));
                     }
                 }
+            }
+            Action::Late(who) => {
+                let (seq, sent, answer) = next.late[who].take()?;
+                let received = self.clocks(who);
+                let late = received.boot - sent.at.boot > TIMEOUT || seq < self.seqs[who];
+                if (late && rules.hold(Rule::DropLate)) || (who == 0 && self.killed) {
+                    return None;
+                }
+                next.books[who].apply(&sent, &answer, received);
             }
             Action::Plan => {
                 next.plan(rules);
@@ -158,8 +189,9 @@ impl State {
 fn actions() -> Vec<Action> {
     let mut all =
         vec![Action::Pass(0.5), Action::Pass(31.0), Action::Pass(66.0), Action::Plan, Action::Kill, Action::FailOver];
+    all.push(Action::Suspend(97.0));
     for who in 0..2 {
-        all.push(Action::Admit(who));
+        all.extend([Action::Admit(who), Action::Late(who)]);
         for (draw, arrives, answered) in
             [(true, true, true), (true, true, false), (true, false, false), (false, true, true)]
         {
@@ -233,5 +265,8 @@ fn the_search_finds_what_is_missing() {
     finds(&[Rule::LendFromPool, Rule::Contended], &calls, 8);
     finds(&[Rule::HoldGone], &and(&[Action::Pass(31.0), Action::Kill]), 8);
     finds(&[Rule::Learn], &and(&[Action::FailOver, Action::Pass(1.5)]), 8);
+    let lost = Action::Call { who: 0, draw: true, arrives: true, answered: false };
+    finds(&[Rule::DropLate], &and(&[lost, beat(0, true), Action::Late(0)]), 8);
+    finds(&[Rule::LeaseFromSent], &and(&[lost, Action::Suspend(97.0), Action::Late(0)]), 8);
     finds(&[Rule::ShrinkFirst], &and(&[beat(0, false), Action::Pass(66.0)]), 8);
 }

@@ -23,9 +23,6 @@ pub const LEASE: SignedDuration = SignedDuration::from_secs(30);
 /// [`LEASE`] in milliseconds.
 const LEASE_MS: u64 = 30_000;
 
-/// How often a process beats, in milliseconds.
-const BEAT_MS: u64 = 500;
-
 /// What the ledger is to hold.
 pub struct Intent {
     /// What the agents are to do.
@@ -51,7 +48,7 @@ pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: 
         .collect();
     let wanted: BTreeSet<&BookId> = writes.iter().map(|w| &w.book).collect();
     let forgotten = known.iter().filter(|book| !wanted.contains(book)).cloned().collect();
-    Intent { policy: policy(tb, limits, &writes), writes, forgotten }
+    Intent { policy: policy(tb, limits, &writes, fleet.size), writes, forgotten }
 }
 
 /// What all books have in common. Lookups, as there may be thousands of members.
@@ -150,7 +147,7 @@ fn write(tb: &TokenBudget, observed: &Observed, fleet: &Fleet<'_>, book: BookId,
     }
 }
 
-fn policy(tb: &TokenBudget, limits: &[EffectiveLimit], writes: &[PlanWrite]) -> Policy {
+fn policy(tb: &TokenBudget, limits: &[EffectiveLimit], writes: &[PlanWrite], size: FleetSize) -> Policy {
     let book = |limit: &EffectiveLimit, unit: Unit| {
         writes
             .iter()
@@ -185,7 +182,7 @@ fn policy(tb: &TokenBudget, limits: &[EffectiveLimit], writes: &[PlanWrite]) -> 
             api::LedgerLossPolicy::Open => OnLedgerLoss::Open,
         },
         lease_ms: LEASE_MS,
-        beat_ms: BEAT_MS,
+        beat_ms: size.beat_ms(),
         deriving: tb.spec.derives_limits(),
         limits,
     }

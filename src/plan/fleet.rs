@@ -1,5 +1,15 @@
 //! How many processes a fleet may come to: what the safe share is a part of.
 
+/// Shortest time between two beats of a member, in ms.
+const BEAT_MS: u64 = 500;
+
+/// The longest, in ms: a sixth of a lease, so that a few lost calls end none.
+const MOST_BEAT_MS: u64 = 5_000;
+
+/// Most beats a second that a whole fleet sends: one Redis on one core carries 10,000 calls (`benches/ledger.rs`), and some
+/// are draws.
+const BEATS_PER_SECOND: u64 = 8_000;
+
 /// One Deployment of a fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -29,6 +39,12 @@ impl FleetSize {
         };
         Self { most_processes: targets.iter().map(most).fold(0, u32::saturating_add).max(1) }
     }
+
+    /// Time between two beats of each member, in ms: a large fleet beats more slowly, so that its ledger can bear it.
+    #[must_use]
+    pub fn beat_ms(self) -> u64 {
+        (u64::from(self.most_processes) * 1000 / BEATS_PER_SECOND).clamp(BEAT_MS, MOST_BEAT_MS)
+    }
 }
 
 #[cfg(test)]
@@ -40,5 +56,11 @@ mod tests {
         let target = Target { replicas: 3, most_replicas: Some(6), surge: 2, workers: 4 };
         assert_eq!(FleetSize::of(&[target]).most_processes, 32);
         assert_eq!(FleetSize::of(&[]).most_processes, 1);
+    }
+
+    #[test]
+    fn a_ledger_hears_so_many_beats_a_second() {
+        let beat = |most_processes| FleetSize { most_processes }.beat_ms();
+        assert_eq!([1, 4_000, 20_000, 1_000_000].map(beat), [500, 500, 2_500, 5_000]);
     }
 }

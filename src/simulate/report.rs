@@ -52,6 +52,11 @@ impl Row {
         let within = runs.tally(Contender::TokenBudget).worst60s <= case.setup.budget && breach.is_none();
         let calls: u64 = runs.runs.iter().map(|(_, comparison)| comparison.run.calls).sum();
         let ideal = runs.tally(Contender::Ideal);
+        let mut shown: Vec<(String, f64)> =
+            case.shown.iter().map(|&(name, from, to)| (name.to_owned(), runs.use_in(from, to))).collect();
+        if case.bars.iter().any(|bar| matches!(bar, Bar::NewestShare(_))) {
+            shown.push(("of the minute as a whole".to_owned(), runs.newest_share(&case.setup, 60.0)));
+        }
         Self {
             members: case.members.clone(),
             case: case.what.clone(),
@@ -64,7 +69,7 @@ impl Row {
             ideal_longest_gap_ms: ideal.longest_gap_ms,
             calls_per_second: calls as f64 / (case.setup.seconds * case.seeds as f64),
             bars: findings.iter().map(in_words).collect(),
-            shown: case.shown.iter().map(|&(name, from, to)| (name.to_owned(), runs.use_in(from, to))).collect(),
+            shown,
             breach,
             met: within && findings.iter().all(|finding| finding.met),
         }
@@ -174,7 +179,7 @@ the same text in Rust that the Lua scripts and the agent are held to.
 
 Budget 600,000 tokens per minute, demand 1.2 times that, Zipf 1.1 over the members, lognormal sizes with mean 500 and
 coefficient of variation 2, unless a row says otherwise. *Ideal* is one central rolling minute that knows everything at once, over
-the same trace. The first 120 s are not judged; figures are sums over 10 seeds, the worst
+the same trace. The first 120 s are not judged; figures are sums over 10 seeds (the turn-over: 40), the worst
 60 s and the longest time without an admission are the worst of all seeds. Use is cut, the worst 60 s are rounded up.
 
 ";
@@ -193,11 +198,14 @@ const FOOT: &str = "What a row means:
 
 - *Back to 99 %*: from then on the last 60 s of the fleet hold 99 % of the ideal bucket's, at every tenth of a second.
 - *Under the new budget*: from then on every 60 s do; the slowest seed counts.
-- *Newest has its share*: what it used in the 5th to 65th second of its life, over its max-min share of what was offered then.
+- *Newest has its share*: what it used in the 5th to 65th second of its life, over its max-min share of what the fleet spent in each
+  5 s of them: in some seconds hardly anything leaves a rolling minute, and no bucket has anything for anybody. In brackets, the
+  same of the minute as a whole: there it also misses what nobody could have had, and requests larger than what is at hand.
 - *The operator away* and *Redis away for 5 minutes* are judged while they are away; *one more member* in the two minutes from its start.
-- What stands in brackets is use over the ideal bucket's in that stretch.
+- What else stands in brackets is use over the ideal bucket's in that stretch.
 - *Worst 60 s* of the cut is against the larger budget; each moment is held to the budget then, and to what is declared after a cut.
-- Calls are counted one by one. Members beat each 0.5 s, more slowly above 4,000 members, and twice as often under pressure.
+- Calls are counted one by one. Members beat each 0.5 s, more slowly above 4,000 members, and under pressure as soon as a
+  5000th of the budget has left their window.
 
 ![Use, and requests refused, over time](simulation.svg)
 ";

@@ -7,18 +7,7 @@ use super::process::Manners;
 use super::size::Size;
 use super::world::Config;
 use crate::ledger::rules::Rules;
-
-/// Shortest time between two beats of a member, in seconds (`beatMs` of the policy).
-const BEAT: f64 = 0.5;
-
-/// Most beats a second that a fleet sends to its ledger; under pressure twice as many.
-const BEATS_PER_SECOND: f64 = 8_000.0;
-
-/// Time between two beats of each member of a fleet of this size, in seconds.
-#[must_use]
-pub fn beat(members: u32) -> f64 {
-    (f64::from(members) / BEATS_PER_SECOND).max(BEAT)
-}
+use crate::plan::FleetSize;
 
 /// How the demand falls on the members.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,7 +133,11 @@ impl Setup {
             most: self.most,
             skew: self.exponent(),
             turn_at: self.turn_at,
-            manners: Manners { lease: self.lease, beat: beat(self.most), max_wait: self.max_wait },
+            manners: Manners {
+                lease: self.lease,
+                beat: FleetSize { most_processes: self.most }.beat_ms() as f64 / 1000.0,
+                max_wait: self.max_wait,
+            },
             faults: self.faults.clone(),
             rough: self.rough,
             send_delay: 0.0,
@@ -159,11 +152,6 @@ impl Setup {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn beats_follow_the_size_of_the_fleet() {
-        assert_eq!([1, 4_000, 16_000].map(beat), [0.5, 0.5, 2.0]);
-    }
 
     #[test]
     fn budgets_follow_the_cuts() {

@@ -26,7 +26,7 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def start(self) -> "RedisServer":
+    def start(self, *options: str) -> "RedisServer":
         self.process = subprocess.Popen(
             [
                 self.binary,
@@ -38,6 +38,7 @@ class RedisServer:
                 "",
                 "--appendonly",
                 "no",
+                *options,
             ],
             cwd=self.directory,
             stdout=subprocess.DEVNULL,
@@ -54,6 +55,12 @@ class RedisServer:
 
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port, decode_responses=True, socket_timeout=5)
+
+    def start_as_node(self) -> "RedisServer":
+        """In a cluster, whose nodes talk at their port + 10000."""
+        while self.port > 55000:
+            self.port = free_port()
+        return self.start("--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{self.port}.conf")
 
     def stop(self) -> None:
         if self.process is not None:

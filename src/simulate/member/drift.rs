@@ -4,7 +4,7 @@
 use super::ring::WINDOW;
 
 /// What the delay between stamp and arrival at the provider may differ by, in seconds.
-const DELAY: f64 = 0.3;
+const DELAY: f64 = 0.35;
 
 /// What a clock may gain in a window while nothing is known of it (1 %), in seconds.
 const UNKNOWN: f64 = 0.6;

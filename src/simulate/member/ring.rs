@@ -10,7 +10,7 @@ use crate::ledger::rules::{Rule, Rules};
 pub const WINDOW: f64 = 60.0;
 
 /// Resolution of the ring, in seconds.
-pub const SLOT: f64 = 0.1;
+pub const SLOT: f64 = 0.05;
 
 /// Length of a step of what leaves, in seconds (`LEAVE_STEP_MS`).
 const LEAVE_STEP: f64 = 5.0;
