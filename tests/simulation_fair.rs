@@ -65,27 +65,28 @@ fn what_is_not_used_goes_back_at_once() {
     assert!(without < 0.97, "nothing shows that give-back is missing: {without:.4}");
 }
 
-/// The least part of its fair share that a process gets within 65 s when it joins 50 that spend everything, and beat slowly:
-/// the larger the fleet, the longer each has to give up on its own what it is above its share.
-fn late_joiner(rules: Rules) -> f64 {
-    const FLEET: usize = 50;
+/// What a process gets of its fair share within 65 s when it joins one that spends everything, at each of many moments. All
+/// requests are alike: the other has nothing over that it would give back.
+fn late_joiner(rules: Rules) -> Vec<f64> {
     let trace = demand_of(Size::fixed(100.0), 2.4);
     let joins = |at: f64| {
-        let manners = Manners { lease: 30.0, beat: 2.0, max_wait: 0.25 };
-        let config = Config { manners, ..fleet(FLEET, &[(at, Fault::Scale(FLEET + 1))], rules) };
-        got(&run(&config, &trace), Some(FLEET), at + 5.0, at + 65.0) as f64 / (BUDGET / (FLEET as u64 + 1)) as f64
+        let run = run(&fleet(1, &[(at, Fault::Scale(2))], rules), &trace);
+        got(&run, Some(1), at + 5.0, at + 65.0) as f64 / (BUDGET / 2) as f64
     };
-    [200.0, 210.0, 220.0, 230.0, 240.0, 250.0].map(joins).into_iter().fold(f64::INFINITY, f64::min)
+    (0..20).map(|i| joins(200.0 + 5.0 * f64::from(i))).collect()
 }
 
 #[test]
 fn nobody_starves() {
+    let mean = |parts: &[f64]| parts.iter().sum::<f64>() / parts.len() as f64;
     let with = late_joiner(Rules::default());
-    let without = [Rule::Yield, Rule::Claims].map(|rule| late_joiner(Rules::without(&[rule])));
+    let least = with.iter().copied().fold(f64::INFINITY, f64::min);
+    let with = mean(&with);
+    let without = [Rule::Yield, Rule::Claims].map(|rule| mean(&late_joiner(Rules::without(&[rule]))));
     println!(
-        "a late joiner gets {with:.3} of its share within 65 s; without yielding and without claims: {without:.3?}"
+        "a late joiner gets {with:.3} of its share within 65 s, {least:.3} at least; without yielding, without claims: {without:.3?}"
     );
-    assert!(with >= 0.9, "{with:.3}");
+    assert!(least >= 0.9, "{least:.3}");
     assert!(without.iter().all(|part| *part < with - 0.05), "nothing shows that one is missing: {without:.3?}");
 }
 
