@@ -20,8 +20,23 @@ demo: prepare build ## The main job: three LiteLLM replicas without and with a T
 test: export TOKENBUDGET_SEQUENCES ?= 10000
 test: check prepare build ## Everything: make check, the agent in real LiteLLM, the local cluster, the demo
 	cd e2e/cluster && CGO_ENABLED=0 go test -trimpath ./...
+	@$(MAKE) --no-print-directory test-agent VERSIONS="$(filter-out 1.92.0 $(LITELLM_VERSION),$(LITELLM_VERSIONS))"
 	cd agent && $(TOOLS)/python -m pytest -q tests/litellm
 	target/release/scenario test
+
+# The agent in one process of each of these versions of LiteLLM; the newest is also tested as a fleet.
+VERSIONS ?= $(LITELLM_VERSIONS)
+.PHONY: test-agent
+test-agent: prepare-litellm
+	@for version in $(VERSIONS); do \
+	  echo "the agent in LiteLLM $$version"; \
+	  (cd agent && TOKENBUDGET_LITELLM_VENV=$(CACHE)/litellm/$$version \
+	    $(TOOLS)/python -m pytest -q tests/litellm/test_one_process.py tests/litellm/test_strategies.py) || exit 1; \
+	done
+
+.PHONY: test-matrix
+test-matrix: export TOKENBUDGET_MATRIX = 1
+test-matrix: prepare-check test-agent ## The agent in every version of LiteLLM, each strategy with and without enforce_model_rate_limits (20 minutes)
 
 .PHONY: check
 check: prepare-check ## The fast loop: format, lints, unit and property tests, Python lints; no cluster
@@ -51,9 +66,17 @@ simulation: ## The simulation's table and picture: docs/simulation.md; fails whe
 	cargo build --release --locked --bin tokenbudget
 	target/release/tokenbudget simulate --table --plot docs/simulation.svg > docs/simulation.md
 
+.PHONY: costs
+costs: prepare ## What the agent costs beside LiteLLM without it: writes the table in docs/agent.md (4 minutes)
+	cd agent && $(TOOLS)/python bench/costs.py ../docs/agent.md
+
 .PHONY: build
 build: ## The release binaries
 	cargo build --release --workspace --locked
+
+.PHONY: prepare-litellm
+prepare-litellm:
+	@e2e/prepare litellm-all
 
 .PHONY: prepare
 prepare: ## Fetch and build what the local cluster needs, into a cache (10 minutes, once)

@@ -662,6 +662,21 @@ class RefusedLate(Refused):
         return self.message + " (nothing was sent: not a fault of the deployment; APIConnectionError)"
 
 
+class QuietRefusals(logging.Filter):
+    """LiteLLM before 1.102 logs every 429 with a traceback; ours are no faults, and there may be many."""
+
+    def filter(self, record):
+        try:
+            if record.exc_info and isinstance(record.exc_info[1], Refused):
+                record.exc_info = record.exc_text = None
+            text = record.msg
+            if isinstance(text, str) and not record.args and Refused.__module__ + ".Refused" in text:
+                record.msg = text.split("\nTraceback (most recent call last)", 1)[0]
+        except Exception:
+            pass
+        return True
+
+
 # ---------------------------------------------------------------- the agent of this process
 
 
@@ -1323,6 +1338,7 @@ class Adapter:
         self.declared_rows, self.identities = None, {}
         self.caches = []  # (object, attribute, original)
         self.shutdown_wrapped, self.dirty = False, True
+        self.quiet = QuietRefusals()
 
     def problems(self):
         return list(self.missing.values())
@@ -1389,6 +1405,14 @@ class Adapter:
         leave_first.tokenbudget = True
         server.proxy_shutdown_event = leave_first
 
+    def quieten(self, wanted):
+        for name in ("LiteLLM Router", "LiteLLM Proxy"):
+            logger = logging.getLogger(name)
+            if wanted:
+                logger.addFilter(self.quiet)  # twice is once
+            else:
+                logger.removeFilter(self.quiet)
+
     # -- the router
 
     def refresh(self):
@@ -1413,6 +1437,17 @@ class Adapter:
             self.restore_caches()
             self.router = router
         self.dirty = False
+        self.quieten(bool(self.agent.governors))
+        strategy = self.strategy()
+        unasked = (
+            None
+            if strategy in FILTERED
+            else (
+                "routing_strategy %s does not ask who has room: a full deployment is refused, not passed over"
+                % strategy
+            )
+        )
+        self.problem("strategy", unasked)
         self.identify(models)
         boot, wall = self.agent.clock.boot(), self.agent.clock.wall()
         rows, all_governed, present = [], True, set()
@@ -1552,9 +1587,11 @@ class Adapter:
 
     def skips_filter(self, model):
         """Whether LiteLLM goes to the check without asking the filter (async_get_available_deployment)."""
-        strategy = getattr(self.router, "routing_strategy", None)
-        strategy = getattr(strategy, "value", strategy)
-        return model in self.matched or (strategy is not None and strategy not in FILTERED)
+        return model in self.matched or self.strategy() not in FILTERED
+
+    def strategy(self):
+        found = getattr(self.router, "routing_strategy", None) or FILTERED[0]
+        return getattr(found, "value", found)
 
     def max_output(self, deployment, model):
         info = deployment.get("model_info") or {}
@@ -1569,6 +1606,21 @@ class Adapter:
             return int(value) if value else None
         except (TypeError, ValueError):
             return None
+
+    def was_reported(self, kwargs):
+        """Whether the usage is the provider's word. Before 1.102 LiteLLM asks for the usage of a chat's
+        stream only if the client did; else it counts by a tokenizer of its own."""
+        if not kwargs.get("stream") or kwargs.get("call_type") not in ("acompletion", "atext_completion"):
+            return True
+        options = (kwargs.get("optional_params") or {}).get("stream_options") or {}
+        if options.get("include_usage"):
+            return True
+        import litellm
+
+        asks = (
+            litellm.get_supported_openai_params(kwargs.get("model"), kwargs.get("custom_llm_provider")) or ()
+        )
+        return "stream_options" not in asks
 
     # -- LiteLLM's own counters
 
@@ -1831,6 +1883,8 @@ class Hooks(CustomLogger):
             return agent.end(attempt, never_sent=True)  # answered from LiteLLM's cache
         total = logged.get("total_tokens")
         prompt, output = logged.get("prompt_tokens") or 0, logged.get("completion_tokens") or 0
+        if total and not agent.adapter.was_reported(kwargs):
+            total = None  # LiteLLM's own count of what was streamed: the charge stays as it was reserved
         agent.end(attempt, total=total if total else None)
         if total:
             request = attempt.request

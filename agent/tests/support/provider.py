@@ -84,7 +84,9 @@ class Provider:
             return self.send(writer, status, {"error": {"message": "injected", "type": "x", "code": status}})
         now, model = int(time.time()), body.get("model")
         usage = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
-        if "embeddings" in path:
+        if body.get("stream"):
+            await self.stream(writer, path, body, self.events(path, body, usage))
+        elif "embeddings" in path:
             self.send(
                 writer,
                 200,
@@ -140,8 +142,6 @@ class Provider:
                     "usage": {"input_tokens": prompt, "output_tokens": output},
                 },
             )
-        elif body.get("stream"):
-            await self.stream(writer, now, model, usage)
         elif "chat" in path:
             self.send(
                 writer,
@@ -175,22 +175,66 @@ class Provider:
                 },
             )
 
-    async def stream(self, writer, now, model, usage):
+    def events(self, path, body, usage):
+        """What is streamed, as (event, data). Of a chat's usage OpenAI tells only who asked for it."""
+        model, texts = body.get("model"), ["o"] + ["k"] * self.settings.get("chunks", 1)
+        prompt, output = usage["prompt_tokens"], usage["completion_tokens"]
+        if "responses" in path:
+            made = {"id": "resp_1", "object": "response", "created_at": 0, "model": model, "tools": []}
+            made.update(parallel_tool_calls=True, tool_choice="auto", output=[])
+            yield "response.created", {"response": {**made, "status": "in_progress"}}
+            for text in texts:
+                yield (
+                    "response.output_text.delta",
+                    {"item_id": "m", "output_index": 0, "content_index": 0, "delta": text},
+                )
+            counted = {"input_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output}
+            counted.update(
+                input_tokens_details={"cached_tokens": 0}, output_tokens_details={"reasoning_tokens": 0}
+            )
+            yield "response.completed", {"response": {**made, "status": "completed", "usage": counted}}
+        elif "messages" in path:
+            made = {"id": "msg", "type": "message", "role": "assistant", "model": model, "content": []}
+            yield (
+                "message_start",
+                {"message": {**made, "usage": {"input_tokens": prompt, "output_tokens": 1}}},
+            )
+            yield "content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}}
+            for text in texts:
+                yield "content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": text}}
+            yield "content_block_stop", {"index": 0}
+            yield (
+                "message_delta",
+                {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": output}},
+            )
+            yield "message_stop", {}
+        else:
+            base = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": model}
+            for text in texts:
+                yield (
+                    None,
+                    {**base, "choices": [{"index": 0, "delta": {"role": "assistant", "content": text}}]},
+                )
+            yield None, {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+            if (body.get("stream_options") or {}).get("include_usage"):
+                yield None, {**base, "choices": [], "usage": usage}
+            yield None, None
+
+    async def stream(self, writer, path, body, events):
         writer.write(
             b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         )
-        base = {"id": "c", "object": "chat.completion.chunk", "created": now, "model": model}
-        chunks = [{**base, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "o"}}]}]
-        chunks += [{**base, "choices": [{"index": 0, "delta": {"content": "k"}}]}] * self.settings.get(
-            "chunks", 1
-        )
-        chunks += [
-            {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
-            {**base, "choices": [], "usage": usage},
-        ]
-        for text in [json.dumps(c) for c in chunks] + ["[DONE]"]:
-            data = f"data: {text}\n\n".encode()
-            writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        for number, (event, data) in enumerate(events):
+            head, shown = "", "[DONE]"
+            if event:
+                head, shown = (
+                    f"event: {event}\n",
+                    json.dumps({"type": event, "sequence_number": number, **data}),
+                )
+            elif data is not None:
+                shown = json.dumps(data)
+            text = f"{head}data: {shown}\n\n"
+            writer.write(f"{len(text):x}\r\n{text}\r\n".encode())
             await writer.drain()
             await asyncio.sleep(self.settings.get("chunk_delay", 0))
         writer.write(b"0\r\n\r\n")

@@ -63,6 +63,7 @@ class Proxy:
                 "TOKENBUDGET_POLICY_DIR": str(self.directory / "policy"),
             }
         )
+        self.version = tuple(int(part) for part in venv.name.split("."))
         if redis_url:
             environ["TOKENBUDGET_REDIS_URL"] = redis_url
         if agent:

@@ -1,0 +1,97 @@
+"""What the agent's hooks take for one request, in µs, against LiteLLM's own Router object: admission (door,
+filter, check, deployment hook, stamp) and settlement (success event). Runs in LiteLLM's venv; prints JSON.
+
+usage: python hooks.py AGENT_DIRECTORY ITERATIONS
+"""
+
+import asyncio
+import json
+import sys
+import time
+import types
+
+sys.path.insert(0, sys.argv[1])
+import litellm
+
+import tokenbudget_agent as tb
+
+SIZES = {"100 B": 100, "10 kB": 10_000, "100 kB": 100_000}
+
+
+def agent():
+    """An agent that holds a grant of everything, and a router with two deployments."""
+    router = litellm.Router(
+        model_list=[
+            {
+                "model_name": "gpt",
+                "litellm_params": {
+                    "model": "openai/gpt",
+                    "api_base": "http://127.0.0.1:1/v1",
+                    "api_key": "x",
+                },
+                "model_info": {"id": name},
+            }
+            for name in ("one", "two")
+        ]
+    )
+    server = types.ModuleType("litellm.proxy.proxy_server")
+    server.llm_router, server.proxy_shutdown_event = router, None
+    sys.modules["litellm.proxy.proxy_server"] = server
+    made = tb.Agent(environ={"TOKENBUDGET_POD_UID": "bench"})
+    hooks = tb.Hooks(made)
+    made.adapter = tb.Adapter(made, hooks)
+    budget = {"budget": 10**12, "safe": 10**9}
+    policy = {
+        "uid": "u",
+        "limits": [{"name": "gpt", "models": [{"modelName": "gpt"}], "tokens": budget, "requests": budget}],
+    }
+    made.governors["u"] = tb.Governor(policy, made.clock.boot())
+    made.adapter.refresh()
+    for book in made.governors["u"].books.values():
+        sent = book.prepare(True, 0, 0, made.clock.boot(), made.clock.wall())
+        book.apply(sent, ["ok", 10**11, 10**11, 10**11, 10**12, 10**9])
+    return made, hooks, router
+
+
+async def one(hooks, router, number, text):
+    """The hooks of one request as LiteLLM calls them; seconds of admission and of settlement."""
+    call = f"call-{number}"
+    messages = [{"role": "user", "content": text}]
+    data = {"model": "gpt", "messages": messages, "max_tokens": 100, "litellm_call_id": call}
+    kwargs = {"litellm_call_id": call, "max_tokens": 100}
+    start = time.perf_counter()
+    await hooks.async_pre_call_hook(None, None, data, "acompletion")
+    found = await hooks.async_filter_deployments("gpt", router.model_list, messages, kwargs)
+    await hooks.async_pre_call_check(found[0], None)
+    await hooks.async_pre_call_deployment_hook(kwargs, "acompletion")
+    hooks.log_pre_api_call("gpt", messages, kwargs)
+    admitted = time.perf_counter()
+    logged = {
+        "model_id": found[0]["model_info"]["id"],
+        "total_tokens": 110,
+        "prompt_tokens": 10,
+        "completion_tokens": 100,
+    }
+    between = time.perf_counter()
+    await hooks.async_log_success_event(
+        {"litellm_call_id": call, "standard_logging_object": logged}, None, None, None
+    )
+    return admitted - start, time.perf_counter() - between
+
+
+async def main():
+    made, hooks, router = agent()
+    out, number = {}, 0
+    for name, size in SIZES.items():
+        took = []
+        for _ in range(int(sys.argv[2])):
+            number += 1
+            # A task of its own, as each request of a proxy is.
+            took.append(await asyncio.ensure_future(one(hooks, router, number, "x" * size)))
+        whole = sorted(a + s for a, s in took)
+        out[name] = [round(1e6 * whole[int(len(whole) * part)], 1) for part in (0.5, 0.99)]
+    assert not made.attempts
+    print(json.dumps(out))
+
+
+asyncio.run(main())
