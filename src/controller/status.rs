@@ -1,6 +1,6 @@
 //! Step 5, status: what users see, from what was applied. Pure; the writing is in `publish`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -260,18 +260,21 @@ fn enforcing(
         Mode::Enforce => MemberState::Enforcing,
         Mode::Observe => MemberState::Observing,
     };
-    let present =
-        |uid: &str| valid.targets.iter().flat_map(|t| &t.pods).any(|p| p.metadata.uid.as_deref() == Some(uid));
+    // Lookups, as there may be thousands of pods and members.
+    let present: BTreeSet<&str> =
+        valid.targets.iter().flat_map(|t| &t.pods).filter_map(|p| p.metadata.uid.as_deref()).collect();
     let degraded = valid
         .members
         .iter()
-        .find(|m| !m.ended && m.report.state == MemberState::Degraded && present(&m.report.pod_uid));
+        .find(|m| !m.ended && m.report.state == MemberState::Degraded && present.contains(&*m.report.pod_uid));
+    let mut in_state: BTreeMap<&str, u32> = BTreeMap::new();
+    for member in valid.members.iter().filter(|m| !m.ended && m.report.state == wanted) {
+        *in_state.entry(&member.report.pod_uid).or_default() += 1;
+    }
     let serving = || valid.targets.iter().flat_map(|t| t.pods.iter().map(move |p| (t, p))).filter(|(_, p)| is_ready(p));
     let waiting = serving().filter(|(target, pod)| {
-        let uid = pod.uid().unwrap_or_default();
-        let in_state =
-            valid.members.iter().filter(|m| m.report.pod_uid == uid && !m.ended && m.report.state == wanted).count();
-        u32::try_from(in_state).unwrap_or(u32::MAX) < target.size.workers
+        let workers = pod.metadata.uid.as_deref().and_then(|uid| in_state.get(uid)).copied().unwrap_or(0);
+        workers < target.size.workers
     });
     let (waiting, pods) = (waiting.count(), serving().count());
     let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();

@@ -20,10 +20,10 @@ const BEAT_GAP: f64 = 0.1;
 pub const TIMEOUT: f64 = 1.8;
 
 /// An event loop that did not run for longer may have held requests back after their stamp, in seconds.
-const STALL: f64 = 0.15;
+const STALL: f64 = 0.1;
 
 /// A request stamped this long before a stall may still have been on its way out, in seconds.
-const MARGIN: f64 = 0.15;
+const MARGIN: f64 = 0.2;
 
 /// A reservation older than this when it is about to leave is admitted again, in seconds.
 const STALE_CHECK: f64 = 1.0;
