@@ -45,6 +45,7 @@ check: prepare-check ## The fast loop: format, lints, unit and property tests, P
 	cargo test --workspace --locked -q
 	cd e2e/cluster && test -z "$$(gofmt -l .)"
 	$(TOOLS)/ruff check agent && $(TOOLS)/ruff format --check agent
+	cd agent && $(TOOLS)/python -m mypy
 	cd agent && $(TOOLS)/python -m pytest -q tests/unit
 
 .PHONY: up

@@ -18,6 +18,8 @@ it through LiteLLM's own path, is named in the report's `problems`, and is logge
 written.
 """
 
+from __future__ import annotations
+
 import asyncio
 import atexit
 import collections
@@ -34,9 +36,24 @@ import threading
 import time
 import uuid
 import weakref
+from typing import TYPE_CHECKING
 
 import redis
 from litellm.integrations.custom_logger import CustomLogger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from typing import Any
+
+    MaybeNone = Any  # None only at times when nobody asks
+    Deployment = dict[str, Any]  # an entry of Router.model_list
+    Data = dict[str, Any]  # what a client sent, or what LiteLLM made of it
+    Body = tuple[float, Data, str]  # when it came to the proxy's door, what the client sent, call type
+    Policy = dict[str, Any]  # the JSON of docs/protocol.md
+    Answer = list[Any]  # of the ledger for one book: state, grant, share, pool, budget, safe
+    Node = tuple[str, int]
+    Needs = list["tuple[Book, float]"]
+    Row = list[dict[str, Any]]  # deployment, original {tpm, rpm}, last written {tpm, rpm}
 
 AGENT_VERSION = "0.1.0"
 # src/ledger/scripts/call.lua, put here by the operator when it makes the ConfigMap.
@@ -84,12 +101,12 @@ MESSAGE_TOKENS = 4  # OpenAI's chat format: 3 for a message, 1 for a name
 class Clock:
     """Boot time runs on while the machine is suspended; the wall clock is the second opinion on a lease."""
 
-    def boot(self):
+    def boot(self) -> float:
         return (
             time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
         )
 
-    def wall(self):
+    def wall(self) -> float:
         return time.time()
 
 
@@ -100,11 +117,15 @@ class Slot:
     """What was sent in one slot. A stall merges slots: `into` then says where the amount went."""
 
     __slots__ = ("index", "amount", "gone", "into")
+    index: int
+    amount: float
+    gone: bool
+    into: Slot | None
 
-    def __init__(self, index):
+    def __init__(self, index: int) -> None:
         self.index, self.amount, self.gone, self.into = index, 0.0, False, None
 
-    def live(self):
+    def live(self) -> Slot:
         slot = self
         while slot.into is not None:
             slot = slot.into
@@ -116,26 +137,29 @@ class Charge:
     back."""
 
     __slots__ = ("amount", "slot", "closed")
+    amount: float
+    slot: Slot | None
+    closed: bool
 
-    def __init__(self, amount):
+    def __init__(self, amount: float) -> None:
         self.amount, self.slot, self.closed = amount, None, False
 
 
 class Ring:
     """What was charged in the last 60 s: unsent charges, and slots by the time they were sent."""
 
-    def __init__(self, guard=DELAY + UNKNOWN):
+    def __init__(self, guard: float = DELAY + UNKNOWN) -> None:
         self.guard, self.unsent, self.sent = guard, 0.0, 0.0
-        self.slots = collections.deque()
+        self.slots: collections.deque[Slot] = collections.deque()
 
     @property
-    def spent(self):
+    def spent(self) -> float:
         return self.unsent + self.sent
 
-    def leaves(self, slot):
+    def leaves(self, slot: Slot) -> float:
         return (slot.index + 1) * SLOT + WINDOW + self.guard
 
-    def advance(self, now):
+    def advance(self, now: float) -> float:
         """Forgets what was sent long enough ago; returns how much that was."""
         if not self.slots or self.leaves(self.slots[0]) > now:
             return 0.0
@@ -147,17 +171,17 @@ class Ring:
         self.sent = self.sent - gone if self.slots else 0.0
         return gone
 
-    def charge(self, amount):
+    def charge(self, amount: float) -> Charge:
         self.unsent += amount
         return Charge(amount)
 
-    def _slot(self, now):
+    def _slot(self, now: float) -> Slot:
         index = math.floor(now / SLOT)
         if not self.slots or self.slots[-1].index < index:
             self.slots.append(Slot(index))
         return self.slots[-1]  # a clock that went back counts as now: later is safe
 
-    def stamp(self, charge, now):
+    def stamp(self, charge: Charge, now: float) -> None:
         """The charge leaves now. A second stamp (the same attempt, sent again by the client library) moves it
         later."""
         if charge.slot is None:
@@ -174,7 +198,7 @@ class Ring:
         charge.slot = self._slot(now)
         charge.slot.amount += charge.amount
 
-    def settle(self, charge, actual, now):
+    def settle(self, charge: Charge, actual: float, now: float) -> None:
         """The actual amount is known. Down only in the slot it was charged in, while that is in the ring; up
         at once."""
         if charge.closed:
@@ -197,7 +221,7 @@ class Ring:
         self.sent += delta
         charge.amount += delta
 
-    def give_back(self, charge):
+    def give_back(self, charge: Charge) -> None:
         """The attempt provably never counted at the provider."""
         if charge.closed:
             return
@@ -212,8 +236,9 @@ class Ring:
             self.sent -= charge.amount
         charge.amount = 0.0
 
-    def stall(self, start, end):
+    def stall(self, start: float, end: float) -> None:
         """Nothing ran from start to end: what was stamped since then may have left as late as end."""
+        target: Slot | None
         first, target = math.floor(start / SLOT), None
         moved = []
         while self.slots and self.slots[-1].index >= first:
@@ -227,7 +252,7 @@ class Ring:
             target.amount += slot.amount
             slot.into = target
 
-    def gone_at(self, amount):
+    def gone_at(self, amount: float) -> float | None:
         """When so much will have left; None if there is less."""
         gone = 0.0
         for slot in self.slots:
@@ -236,7 +261,7 @@ class Ring:
                 return self.leaves(slot)
         return None
 
-    def leaving(self, now):
+    def leaving(self, now: float) -> list[float]:
         """How much of it leaves in each step from now on; what is unsent or leaves later is not in it."""
         steps = [0.0] * LEAVE_STEPS
         for slot in self.slots:
@@ -245,7 +270,7 @@ class Ring:
                 steps[step] += slot.amount
         return steps
 
-    def room_at(self, need, limit):
+    def room_at(self, need: float, limit: float) -> float | None:
         """When `need` more will fit under `limit` as sent slots leave; None if not in this window."""
         missing = self.spent + need - limit
         for slot in self.slots:
@@ -258,11 +283,14 @@ class Ring:
 class Drift:
     """How much faster than the ledger's clock this process's runs: a fast clock forgets too early."""
 
-    def __init__(self):
+    anchor: tuple[float, float] | None
+    gains: tuple[float | None, float | None]
+
+    def __init__(self) -> None:
         self.anchor = None  # boot time of a call when it was sent, and the ledger's time in its answer
         self.gains = (None, None)  # what the clock gains in a window: in the last span, and in the one before
 
-    def note(self, sent, received, ledger):
+    def note(self, sent: float, received: float, ledger: float) -> None:
         if self.anchor is None:
             self.anchor = (sent, ledger)
             return
@@ -274,7 +302,7 @@ class Drift:
         if theirs > SPAN / 2 and abs(rate - 1) < STEP:
             self.gains = (WINDOW * max(0.0, rate - 1), self.gains[0])
 
-    def guard(self):
+    def guard(self) -> float:
         """How long a charge stays in the ring beyond its window, in seconds."""
         last, before = self.gains
         return DELAY + (UNKNOWN if last is None else max(last, before or 0.0))
@@ -283,21 +311,24 @@ class Drift:
 class Denied:
     """What was refused in the last 60 s, each request once however often it was tried."""
 
-    def __init__(self):
+    queue: collections.deque[tuple[float, str]]
+    by_id: dict[str, float]
+
+    def __init__(self) -> None:
         self.total, self.queue, self.by_id = 0.0, collections.deque(), {}
 
-    def advance(self, now):
+    def advance(self, now: float) -> None:
         while self.queue and self.queue[0][0] + WINDOW <= now:
             self.forget(self.queue.popleft()[1])
 
-    def add(self, key, amount, now):
+    def add(self, key: str, amount: float, now: float) -> None:
         self.advance(now)
         if key not in self.by_id:
             self.queue.append((now, key))
             self.by_id[key] = amount
             self.total += amount
 
-    def forget(self, key):
+    def forget(self, key: str) -> None:
         self.total -= self.by_id.pop(key, 0.0)
         if not self.by_id:
             self.total = 0.0
@@ -307,12 +338,32 @@ class Sent:
     """What a call carried, kept until its answer."""
 
     __slots__ = ("keep", "want", "least", "spent", "denied", "off", "leaves", "boot", "wall")
+    keep: int
+    want: int
+    least: int
+    spent: int
+    denied: int
+    off: int
+    leaves: Sequence[int]
+    boot: float
+    wall: float
 
-    def __init__(self, keep, want, least, spent, denied, off, leaves, boot, wall):
+    def __init__(
+        self,
+        keep: int,
+        want: int,
+        least: int,
+        spent: int,
+        denied: int,
+        off: int,
+        leaves: Sequence[int],
+        boot: float,
+        wall: float,
+    ) -> None:
         self.keep, self.want, self.least, self.spent = keep, want, least, spent
         self.denied, self.off, self.leaves, self.boot, self.wall = denied, off, leaves, boot, wall
 
-    def args(self):
+    def args(self) -> list[int]:
         return [self.keep, self.want, self.least, self.spent, self.denied, self.off]
 
 
@@ -320,7 +371,11 @@ class Book:
     """One limit in one unit: how much this process may have charged in its window, and what it tells the
     ledger."""
 
-    def __init__(self, limit, unit, budget, safe, lease, started):
+    governor: Governor
+    boot: float | None
+    wall: float | MaybeNone  # None as long as boot is
+
+    def __init__(self, limit: str, unit: str, budget: int, safe: int, lease: float, started: float) -> None:
         self.limit, self.unit, self.budget, self.safe, self.lease = limit, unit, budget, safe, lease
         self.quiet = started  # when a call may have reached the ledger last, in boot time
         self.ring, self.denied = Ring(), Denied()
@@ -330,10 +385,10 @@ class Book:
         self.slack, self.yielded = 1.0, 0.0  # slack: how full the pool is, 0 to 1
         self.pending = 0.0  # what draws are to ask for, beyond the waiting requests
 
-    def lease_over(self, boot, wall):
+    def lease_over(self, boot: float, wall: float) -> bool:
         return self.boot is None or boot - self.boot >= self.lease or wall - self.wall >= self.lease
 
-    def advance(self, boot, wall):
+    def advance(self, boot: float, wall: float) -> None:
         """Lets time pass: what has left the window, and a lease that is over."""
         gone = self.ring.advance(boot)
         if gone and self.grant > self.share and self.pressed(boot):  # rule 4
@@ -343,19 +398,19 @@ class Book:
         if self.answered and self.grant > self.off and self.lease_over(boot, wall):
             self.grant = self.off  # for good: the ledger may count on it
 
-    def pressed(self, boot):
+    def pressed(self, boot: float) -> bool:
         """Whether others wait for what this process has no use for, and can get it."""
         return self.slack < 0.5 and self.boot is not None and boot - self.boot < TOUCH
 
-    def give_back_at(self, boot):
+    def give_back_at(self, boot: float) -> float | None:
         """When a beat is worth sending early, as enough will have left to be given back; or None."""
         return self.ring.gone_at(max(1.0, self.budget / WORTH)) if self.pressed(boot) else None
 
-    def on_its_own(self, boot):
+    def on_its_own(self, boot: float) -> bool:
         """Never answered, and past the time when anybody else may count on what it will spend (rule 7)."""
         return not self.answered and boot - self.quiet >= self.lease + HOLD
 
-    def allowed(self, boot, wall):
+    def allowed(self, boot: float, wall: float) -> int:
         """The most `spent` may be now."""
         if self.left:
             return 0
@@ -365,11 +420,11 @@ class Book:
             return min(self.grant, self.off)  # rule 6
         return min(self.grant, self.share) if self.state == "contended" else self.grant  # rule 5
 
-    def fits(self, need, boot, wall):
+    def fits(self, need: float, boot: float, wall: float) -> bool:
         self.advance(boot, wall)
         return self.ring.spent + need <= self.allowed(boot, wall) + 1e-6
 
-    def retry_after(self, need, boot, wall):
+    def retry_after(self, need: float, boot: float, wall: float) -> int:
         """Whole seconds until `need` fits, 1 to 60: when enough has left this process's own window. Until
         then other
         members may give something back, so it can be sooner; what is lent above the share is not counted
@@ -391,13 +446,16 @@ class Book:
             wait = WINDOW
         return max(1, min(60, math.ceil(wait)))
 
-    def prepare(self, beat, pending, smallest, boot, wall, final=False):
+    def prepare(
+        self, beat: bool, pending: float, smallest: float, boot: float, wall: float, final: bool = False
+    ) -> Sent:
         """What the next call carries; `pending` is what waiting requests need together, `smallest` what one
         does. The grant shrinks here, before the call is sent (rule 2)."""
         self.advance(boot, wall)
         self.denied.advance(boot)
         spent = math.ceil(self.ring.spent - 1e-6)
         keep = max(self.grant, spent)
+        leaves: Sequence[int]
         want, least, leaves = keep, 0, ()
         if final:
             keep = want = spent
@@ -419,7 +477,7 @@ class Book:
         denied = math.ceil(self.denied.total - 1e-6)
         return Sent(keep, 0 if final else want, least, spent, denied, off, leaves, boot, wall)
 
-    def aim(self, spent, keep):
+    def aim(self, spent: int, keep: int) -> tuple[int, int]:
         """What a beat keeps and wants. Under pressure what is not used goes back (rule 3)."""
         room = max(0, self.share - spent)
         cap = min(self.share, spent + math.ceil(BUFFER * spent / WINDOW) + self.slack * room)
@@ -431,7 +489,7 @@ class Book:
             want = max(want, math.ceil(self.grant + DAMP * (cap - self.grant)))
         return keep, want
 
-    def apply(self, sent, answer):
+    def apply(self, sent: Sent, answer: Answer) -> bool:
         """The answer is the grant, also when it is lower; only an answer renews the lease. True if it
         counted."""
         state = answer[0]
@@ -453,14 +511,27 @@ class Book:
 class Governor:
     """One TokenBudget: its policy and its books."""
 
-    def __init__(self, policy, now):
+    uid: str
+    policy: Policy
+    name: str
+    mode: str
+    reserve: str
+    max_wait: float
+    lease: float
+    beat: float
+    limits: list[dict[str, Any]]
+    books: dict[tuple[str, str], Book]
+    last_good: float | None
+    last_report: str | None
+
+    def __init__(self, policy: Policy, now: float) -> None:
         self.uid, self.started, self.books = policy["uid"], now, {}
         self.last_call, self.next_beat, self.last_good = -1e9, 0.0, None
         self.last_report, self.report_at, self.unreached = None, -1e9, False
         self.policy = {}
         self.update(policy)
 
-    def update(self, policy):
+    def update(self, policy: Policy) -> None:
         """Takes a new policy; books that stay keep what they hold."""
         self.policy = policy
         self.name = policy.get("tokenBudget", self.uid)
@@ -488,19 +559,19 @@ class Governor:
                 books[key] = book
         self.books = books
 
-    def key(self, rest):
+    def key(self, rest: str) -> str:
         return "tokenbudget:{%s}:%s" % (self.uid, rest)
 
-    def book_keys(self):
+    def book_keys(self) -> list[str]:
         return [self.key("book:%s:%s" % key) for key in self.books]
 
-    def time_to_beat(self, boot):
+    def time_to_beat(self, boot: float) -> float:
         """Under pressure what leaves the window goes back at once, if it is worth it."""
         times = [book.give_back_at(boot) for book in self.books.values()]
         sooner = min((at for at in times if at is not None), default=math.inf)
         return min(self.beat, max(BEAT_GAP, sooner - boot))
 
-    def lost(self, boot, wall):
+    def lost(self, boot: float, wall: float) -> bool:
         """The ledger has not answered for a lease."""
         if not self.books:
             return False
@@ -508,7 +579,7 @@ class Governor:
             return boot - self.started >= self.lease
         return any(book.lease_over(boot, wall) for book in self.books.values() if book.boot is not None)
 
-    def acting(self, boot, wall):
+    def acting(self, boot: float, wall: float) -> str:
         """enforce, observe, or open (nothing is refused: LiteLLM's own limit holds)."""
         if self.mode == "Observe":
             return "observe"
@@ -518,8 +589,9 @@ class Governor:
 # ---------------------------------------------------------------- estimates
 
 
-def size_of(value):
+def size_of(value: object) -> tuple[int, int]:
     """Characters of text, and images, in a message, a prompt, a tool definition."""
+    values: Iterable[object]
     if isinstance(value, str):
         return len(value), 0
     if isinstance(value, dict):
@@ -544,11 +616,16 @@ class Learned:
     """What a model's answers taught: tokens per character (95th percentile), output tokens (95th percentile,
     mean)."""
 
-    def __init__(self):
+    ratios: collections.deque[float]
+    outputs: collections.deque[int]
+    output_high: int | None
+    output_mean: float | None
+
+    def __init__(self) -> None:
         self.ratios, self.outputs = collections.deque(maxlen=64), collections.deque(maxlen=64)
         self.ratio, self.output_high, self.output_mean = 1 / 3, None, None
 
-    def learn(self, chars, overhead, prompt, output):
+    def learn(self, chars: int, overhead: int, prompt: int, output: int) -> None:
         if prompt and chars >= 20:
             self.ratios.append(max(0.05, (prompt - overhead) / chars))
             high = sorted(self.ratios)[int(0.95 * (len(self.ratios) - 1) + 0.5)]
@@ -580,12 +657,25 @@ class Request:
         "parent",
         "needs",
     )
+    call_id: str
+    body: Body | None
+    chars: int
+    images: int
+    messages: int
+    output: float | None
+    n: int
+    no_output: bool
+    deadline: float | None
+    candidates: Collection[str]
+    attempt: Attempt | None
+    parent: Request | None
+    needs: dict[int, Needs]
 
-    def __init__(self, call_id, data, messages, body=None):
+    def __init__(self, call_id: str, data: Data, messages: object, body: Body | None = None) -> None:
         self.call_id, self.body = call_id, body
         _, sent, call_type = body or (None, None, "")
 
-        def get(name):  # what the router was given, else what the client sent
+        def get(name: str) -> Any:  # what the router was given, else what the client sent
             value = data.get(name)
             return value if value is not None or not sent else sent.get(name)
 
@@ -609,7 +699,7 @@ class Request:
         self.candidates, self.needs = (), {}
 
     @property
-    def overhead(self):
+    def overhead(self) -> int:
         return 3 + MESSAGE_TOKENS * self.messages + IMAGE_TOKENS * self.images
 
 
@@ -628,8 +718,20 @@ class Attempt:
         "ended",
         "kind",
     )
+    call_id: str
+    deployment: str
+    model: str
+    request: Request
+    charges: list[tuple[Book, Charge]]
+    reserved: float
+    hooked: bool
+    stamped: bool
+    ended: bool
+    kind: str | None
 
-    def __init__(self, request, deployment, model, charges, now):
+    def __init__(
+        self, request: Request, deployment: str, model: str, charges: list[tuple[Book, Charge]], now: float
+    ) -> None:
         self.call_id, self.deployment, self.model, self.request = request.call_id, deployment, model, request
         self.charges, self.reserved = charges, now
         self.hooked = self.stamped = self.ended = False
@@ -646,7 +748,7 @@ class Refused(Exception):
     param = None
     code = "429"
 
-    def __init__(self, message, limit, retry_after):
+    def __init__(self, message: str, limit: str, retry_after: int | None) -> None:
         super().__init__(message)
         self.message = message
         self.headers = {"x-tokenbudget-limit": limit}
@@ -658,14 +760,14 @@ class RefusedLate(Refused):
     """Raised in the deployment hook, where LiteLLM cools the deployment down unless the text names an
     APIConnectionError (router_utils/cooldown_handlers.py, _is_cooldown_required)."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.message + " (nothing was sent: not a fault of the deployment; APIConnectionError)"
 
 
 class QuietRefusals(logging.Filter):
     """LiteLLM before 1.102 logs every 429 with a traceback; ours are no faults, and there may be many."""
 
-    def filter(self, record):
+    def filter(self, record: logging.LogRecord) -> bool:
         try:
             if record.exc_info and isinstance(record.exc_info[1], Refused):
                 record.exc_info = record.exc_text = None
@@ -684,16 +786,16 @@ class PerTask:
     """What belongs to the asyncio task that runs. Not a ContextVar: CPython before 3.12 can crash when one
     more of those is set (in hamt_node_bitmap_assoc; seen on 3.11.7 under load)."""
 
-    def __init__(self):
-        self.by_task = weakref.WeakKeyDictionary()
+    def __init__(self) -> None:
+        self.by_task: weakref.WeakKeyDictionary[asyncio.Task[Any], Request] = weakref.WeakKeyDictionary()
 
-    def get(self):
+    def get(self) -> Request | None:
         try:
-            return self.by_task.get(asyncio.current_task())
+            return self.by_task.get(asyncio.current_task())  # type: ignore[arg-type]
         except (RuntimeError, TypeError):  # in no event loop, or in no task of one
             return None
 
-    def set(self, value):
+    def set(self, value: Request) -> None:
         task = asyncio.current_task()
         if task is not None:
             self.by_task[task] = value
@@ -701,7 +803,9 @@ class PerTask:
 
 _request = PerTask()  # set by the filter
 # The call id, set at the proxy's door only where LiteLLM will skip the filter.
-_unfiltered = contextvars.ContextVar("tokenbudget_unfiltered", default=None)
+_unfiltered: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "tokenbudget_unfiltered", default=None
+)
 
 
 class Agent:
@@ -709,7 +813,20 @@ class Agent:
     threads,
     answers are applied by the ledger's thread."""
 
-    def __init__(self, clock=None, environ=None):
+    env: Mapping[str, str]
+    governors: dict[str, Governor]
+    attempts: dict[str | None, list[Attempt]]  # no key is None, but some ask for it
+    learned: collections.defaultdict[str, Learned]
+    bodies: dict[str, Body]
+    waiters: dict[asyncio.Future[None], Needs]
+    stamps_known: set[str]
+    faults: dict[str, tuple[float, str]]
+    logged: dict[str, float]
+    last_tick: float | None
+    draw: Callable[[], None]
+    adapter: Adapter | MaybeNone
+
+    def __init__(self, clock: Clock | None = None, environ: Mapping[str, str] | None = None) -> None:
         self.clock, self.env = clock or Clock(), os.environ if environ is None else environ
         self.lock = threading.RLock()
         self.governors, self.attempts, self.learned = {}, {}, collections.defaultdict(Learned)
@@ -723,7 +840,7 @@ class Agent:
         self.adapter = None
         self.reset_identity()
 
-    def reset_identity(self):
+    def reset_identity(self) -> None:
         self.pid, self.started_ms = os.getpid(), int(self.clock.wall() * 1000)
         self.member = "%s.%d.%s" % (
             self.env.get("TOKENBUDGET_POD_UID") or "local",
@@ -733,7 +850,7 @@ class Agent:
 
     # -- faults
 
-    def fault(self, where, error):
+    def fault(self, where: str, error: BaseException) -> None:
         """A fault of ours: reported for a minute, logged once a minute."""
         now = self.clock.boot()
         self.faults[where] = (now, "%s: %s: %s" % (where, type(error).__name__, str(error)[:200]))
@@ -741,12 +858,12 @@ class Agent:
             self.logged[where] = now
             log.error("tokenbudget: fault in %s, the request goes LiteLLM's own way", where, exc_info=error)
 
-    def problems(self):
+    def problems(self) -> list[str]:
         now = self.clock.boot()
         found = [text for at, text in list(self.faults.values()) if now - at < 60]
         return sorted(found + (self.adapter.problems() if self.adapter else []))
 
-    def watch_leases(self, boot, wall):
+    def watch_leases(self, boot: float, wall: float) -> None:
         """A ledger that is lost is a problem by name, logged once a minute for as long as it lasts."""
         for governor in list(self.governors.values()):
             if not governor.lost(boot, wall):
@@ -764,7 +881,7 @@ class Agent:
 
     # -- time
 
-    def tick(self, now):
+    def tick(self, now: float) -> None:
         """Called by a light loop each 50 ms and by every admission: a gap means that the event loop stood
         still."""
         last, self.last_tick = self.last_tick, now
@@ -777,13 +894,14 @@ class Agent:
             self.last_sweep = now
             self.sweep(now)
 
-    def at_the_door(self, data, call_type):
+    def at_the_door(self, data: Data, call_type: str) -> None:
         """What a client sent, for the estimate: the router's hooks don't see all of it."""
         call_id = data.get("litellm_call_id")
         if call_id:
             self.bodies[call_id] = (self.clock.boot(), data, call_type)
 
-    def sweep(self, now):
+    def sweep(self, now: float) -> None:
+        call_id: str | None
         for call_id, (at, _, _) in list(self.bodies.items()):
             if now - at > BODY_BOUND:
                 self.bodies.pop(call_id, None)
@@ -798,7 +916,7 @@ class Agent:
 
     # -- needs and admission
 
-    def need(self, request, deployment, book):
+    def need(self, request: Request, deployment: Deployment, book: Book) -> int:
         """What this request will be charged in this book, before it runs."""
         if book.unit == "requests":
             return 1
@@ -816,34 +934,40 @@ class Agent:
             output = self.default_output(deployment, params, model, book, learned)
         return math.ceil(prompt + output * request.n)
 
-    def default_output(self, deployment, params, model, book, learned):
+    def default_output(
+        self, deployment: Deployment, params: dict[str, Any], model: str, book: Book, learned: Learned
+    ) -> int:
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             if isinstance(params.get(name), int):
-                return params[name]
+                return params[name]  # type: ignore[no-any-return]
         known = self.adapter.max_output(deployment, model) if self.adapter else None
         usual = learned.output_high or UNKNOWN_OUTPUT
         return min(known, max(usual, book.share // 4)) if known else usual
 
-    def needs(self, request, deployment, books):
+    def needs(self, request: Request, deployment: Deployment, books: list[Book]) -> Needs:
         key = id(deployment.get("litellm_params"))
         found = request.needs.get(key)
         if found is None:
             found = request.needs[key] = [(book, self.need(request, deployment, book)) for book in books]
         return found
 
-    def fits(self, needs, boot, wall):
+    def fits(self, needs: Needs, boot: float, wall: float) -> bool:
         for book, amount in needs:
             if book.governor.acting(boot, wall) == "enforce" and not book.fits(amount, boot, wall):
                 return False
         return True
 
-    def reserve(self, request, deployment, needs, force=False):
+    def reserve(
+        self, request: Request, deployment: Deployment, needs: Needs, force: bool = False
+    ) -> Attempt | None:
         """All or nothing over the books; None when it does not fit."""
         boot, wall = self.clock.boot(), self.clock.wall()
         self.tick(boot)
         with self.lock:
             if not force and not self.fits(needs, boot, wall):
                 return None
+            taken: Needs
+            observed: Needs
             taken, observed = [], []
             for need in needs:
                 observes = need[0].governor.acting(boot, wall) == "observe"
@@ -865,7 +989,7 @@ class Agent:
             request.attempt = attempt
             return attempt
 
-    async def wait_for_room(self, needs_list, request):
+    async def wait_for_room(self, needs_list: list[Needs], request: Request) -> bool:
         """Asks the ledger and waits for an answer, or for tokens to leave the window. False when the time is
         over."""
         now = self.clock.boot()
@@ -889,31 +1013,31 @@ class Agent:
                     for book, amount in asked:
                         book.pending = max(book.pending, amount)
 
-    def wanted(self, book):
+    def wanted(self, book: Book) -> tuple[float, float]:
         """What waiting requests and refusals need of this book: all of them, and the smallest."""
         amounts = [n for needs in self.waiters.values() for b, n in needs if b is book]
         if book.pending:
             amounts.append(book.pending)
         return sum(amounts), min(amounts, default=0)
 
-    def wake(self):
+    def wake(self) -> None:
         """An answer came, or a request ended: wakes the waiting requests that may fit now."""
         boot, wall = self.clock.boot(), self.clock.wall()
         with self.lock:
             waiters = [f for f, needs in self.waiters.items() if any(b.fits(n, boot, wall) for b, n in needs)]
         for future in waiters:
             try:
-                future.get_loop().call_soon_threadsafe(lambda f=future: f.done() or f.set_result(None))
+                future.get_loop().call_soon_threadsafe(lambda f=future: f.done() or f.set_result(None))  # type: ignore[misc]
             except RuntimeError:
                 pass  # its loop is closed
 
-    def refusal(self, request, needs_list, kind=Refused):
+    def refusal(self, request: Request, needs_list: list[Needs], kind: type[Refused] = Refused) -> Refused:
         """The 429, by the deployment that will have room first."""
         boot, wall = self.clock.boot(), self.clock.wall()
-        best = None
+        best: tuple[int, Book, float] | MaybeNone = None
         with self.lock:
             for needs in needs_list:
-                worst = None
+                worst: tuple[int, Book, float] | None = None
                 for book, amount in needs:
                     if amount > book.budget:
                         found = (10**6, book, amount)
@@ -944,13 +1068,13 @@ class Agent:
 
     # -- the life of an attempt
 
-    def stamp(self, attempt, now):
+    def stamp(self, attempt: Attempt, now: float) -> None:
         with self.lock:
             attempt.stamped = True
             for book, charge in attempt.charges:
                 book.ring.stamp(charge, now)
 
-    def open_attempt(self, call_id, deployment=None):
+    def open_attempt(self, call_id: str | None, deployment: str | None = None) -> Attempt | None:
         request = _request.get()
         if (
             request is not None
@@ -965,7 +1089,9 @@ class Agent:
                 return attempt
         return None
 
-    def end(self, attempt, total=None, give_back=False, never_sent=False):
+    def end(
+        self, attempt: Attempt, total: float | None = None, give_back: bool = False, never_sent: bool = False
+    ) -> None:
         """total: actual tokens, None when unknown. give_back: the provider did not count its tokens (a 429).
         never_sent: it did not reach the provider, so it was no request either."""
         now = self.clock.boot()
@@ -987,7 +1113,7 @@ class Agent:
         if self.waiters:
             self.wake()
 
-    def failed(self, attempt, error):
+    def failed(self, attempt: Attempt, error: BaseException | None) -> None:
         """An attempt that left counts, unless the provider refused it or was never reached."""
         if never_connected(error) or (
             not attempt.stamped and self.never_left(attempt)
@@ -996,15 +1122,15 @@ class Agent:
         else:
             self.end(attempt, give_back=getattr(error, "status_code", None) == 429)
 
-    def never_left(self, attempt):
+    def never_left(self, attempt: Attempt) -> bool:
         return not attempt.hooked or attempt.kind in self.stamps_known
 
 
-def model_id(deployment):
+def model_id(deployment: Deployment) -> str:
     return str((deployment.get("model_info") or {}).get("id"))
 
 
-def never_connected(error):
+def never_connected(error: BaseException | None) -> bool:
     """Whether the connection to the provider was never opened (aiohttp, httpx)."""
     seen = 0
     while error is not None and seen < 8:
@@ -1024,7 +1150,7 @@ def never_connected(error):
 # ---------------------------------------------------------------- Redis
 
 
-def redis_url(env):
+def redis_url(env: Mapping[str, str]) -> dict[str, Any] | None:
     """The ledger's address, and whether one is set."""
     for name in ("TOKENBUDGET_REDIS_URL", "REDIS_URL"):
         if env.get(name):
@@ -1043,7 +1169,12 @@ def redis_url(env):
 class Ledger(threading.Thread):
     """Talks to Redis: beats, draws and the final call; one connection, one call at a time, growing seq."""
 
-    def __init__(self, agent):
+    clients: dict[Node | None, redis.Redis]
+    nodes: dict[str, Node]
+    sha: str | None
+    detached: dict[str, str | None]
+
+    def __init__(self, agent: Agent) -> None:
         super().__init__(name="tokenbudget-ledger", daemon=True)
         self.agent, self.pid = agent, os.getpid()
         self.event, self.stopping, self.done = threading.Event(), False, False
@@ -1056,11 +1187,11 @@ class Ledger(threading.Thread):
         self.file_at, self.detached, self.in_file = -1e9, {}, None
         agent.draw = self.request_draw
 
-    def request_draw(self):
+    def request_draw(self) -> None:
         self.drawing = True
         self.event.set()
 
-    def run(self):
+    def run(self) -> None:
         while not self.stopping:
             try:
                 self.turn()
@@ -1068,7 +1199,7 @@ class Ledger(threading.Thread):
                 self.agent.fault("ledger", error)
                 time.sleep(0.5)
 
-    def turn(self):
+    def turn(self) -> None:
         """One round: the policy file, the calls that are due, then sleep."""
         agent, now = self.agent, self.agent.clock.boot()
         drawing, self.drawing = self.drawing, False
@@ -1096,13 +1227,13 @@ class Ledger(threading.Thread):
 
     # -- one call
 
-    def connect(self, node=None):
+    def connect(self, node: Node | None = None) -> redis.Redis:
         where = redis_url(self.agent.env)
         if where is None:
             raise redis.ConnectionError(
                 "no Redis is configured (TOKENBUDGET_REDIS_URL, REDIS_URL or REDIS_HOST)"
             )
-        options = {
+        options: dict[str, Any] = {
             "socket_timeout": READ_TIMEOUT,
             "socket_connect_timeout": CONNECT_TIMEOUT,
             "decode_responses": True,
@@ -1117,7 +1248,7 @@ class Ledger(threading.Thread):
             own.update(host=node[0] or own.get("host"), port=node[1])
         return client
 
-    def drop(self):
+    def drop(self) -> None:
         """After a fault everything starts at the URL again."""
         clients, self.clients, self.nodes = list(self.clients.values()), {}, {}
         for client in clients:
@@ -1127,7 +1258,7 @@ class Ledger(threading.Thread):
             except Exception:
                 pass
 
-    def reach(self, governor):
+    def reach(self, governor: Governor) -> redis.Redis:
         """A connection that answers: while there is none, nothing of a call can have reached the ledger."""
         node = self.nodes.get(governor.uid)
         if node not in self.clients:
@@ -1136,7 +1267,7 @@ class Ledger(threading.Thread):
             self.clients[node] = client
         return self.clients[node]
 
-    def execute(self, governor, keys, args):
+    def execute(self, governor: Governor, keys: list[str], args: list[str | int]) -> Any:
         """Runs the call script where the TokenBudget is. A node that answers MOVED has done nothing."""
         if self.sha is None:
             self.sha = hashlib.sha1(CALL_SCRIPT.encode()).hexdigest()
@@ -1151,7 +1282,7 @@ class Ledger(threading.Thread):
                 self.nodes[governor.uid] = (moved.host, moved.port)
         raise redis.ConnectionError("sent from node to node %d times" % MOST_HOPS)
 
-    def call(self, governor, beat=True, final=False):
+    def call(self, governor: Governor, beat: bool = True, final: bool = False) -> bool:
         """A beat, a draw (beat False) or the final call of one TokenBudget."""
         agent = self.agent
         with self.calls:
@@ -1179,7 +1310,7 @@ class Ledger(threading.Thread):
                     governor.next_beat = boot + governor.time_to_beat(boot)
                 version = governor.policy.get("version", "")
             report = "" if final else self.report(governor, boot)
-            args = [agent.member, self.seq, int(final), version, report]
+            args: list[str | int] = [agent.member, self.seq, int(final), version, report]
             for one in sent:
                 args += one.args()
             if final:
@@ -1209,7 +1340,7 @@ class Ledger(threading.Thread):
             agent.wake()
             return True
 
-    def away(self, governor, error, boot, report):
+    def away(self, governor: Governor, error: Exception, boot: float, report: str) -> None:
         if report:
             governor.last_report = None  # it may not have arrived
         self.backoff = min(BACKOFF_MAX, max(0.1, self.backoff * 2))
@@ -1225,7 +1356,7 @@ class Ledger(threading.Thread):
                 else "the safe share",
             )
 
-    def report(self, governor, now):
+    def report(self, governor: Governor, now: float) -> str:
         adapter, problems = self.agent.adapter, self.agent.problems()
         declared = adapter.declared() if adapter else None
         env = self.agent.env
@@ -1258,7 +1389,7 @@ class Ledger(threading.Thread):
 
     # -- policies
 
-    def new_policy(self, governor, policy):
+    def new_policy(self, governor: Governor, policy: Policy) -> None:
         agent = self.agent
         with agent.lock:
             if policy.get("mode") == "Detached":
@@ -1272,7 +1403,7 @@ class Ledger(threading.Thread):
         if agent.adapter:
             agent.adapter.changed()
 
-    def read_policies(self):
+    def read_policies(self) -> None:
         """The ConfigMap: TokenBudgets that are not known yet, and which ones are gone without a word."""
         agent, now = self.agent, self.agent.clock.boot()
         path = os.path.join(agent.env.get("TOKENBUDGET_POLICY_DIR") or "/etc/tokenbudget", "policy.json")
@@ -1302,7 +1433,7 @@ class Ledger(threading.Thread):
         if changed and agent.adapter:
             agent.adapter.changed()
 
-    def leave(self):
+    def leave(self) -> None:
         """The final call of every TokenBudget: what is left of the grants goes back at once. Idempotent."""
         if self.done or self.stopping or os.getpid() != self.pid:
             return
@@ -1330,7 +1461,15 @@ class Adapter:
     """All that touches LiteLLM beyond the hooks of CustomLogger. Each attribute that is missing is a problem
     by name."""
 
-    def __init__(self, agent, handler):
+    router: Any
+    missing: dict[str, str]
+    seen: dict[str, Row]
+    matched: dict[str, list[Book]]
+    declared_rows: list[dict[str, Any]] | None
+    identities: dict[str, str]
+    caches: list[tuple[Any, str, Any]]
+
+    def __init__(self, agent: Agent, handler: Hooks) -> None:
         self.agent, self.handler = agent, handler
         self.router, self.missing = None, {}
         self.seen = {}  # model id -> [deployment dict, original {tpm, rpm}, last written {tpm, rpm}]
@@ -1340,10 +1479,10 @@ class Adapter:
         self.shutdown_wrapped, self.dirty = False, True
         self.quiet = QuietRefusals()
 
-    def problems(self):
+    def problems(self) -> list[str]:
         return list(self.missing.values())
 
-    def problem(self, name, text):
+    def problem(self, name: str, text: str | None) -> None:
         if text is None:
             self.missing.pop(name, None)
         else:
@@ -1351,15 +1490,15 @@ class Adapter:
                 log.error("tokenbudget: %s", text)
             self.missing[name] = text
 
-    def changed(self):
+    def changed(self) -> None:
         self.dirty = True
 
-    def declared(self):
+    def declared(self) -> list[dict[str, Any]] | None:
         return self.declared_rows
 
     # -- registration
 
-    def register(self):
+    def register(self) -> None:
         import litellm
 
         manager = getattr(litellm, "logging_callback_manager", None)
@@ -1380,7 +1519,7 @@ class Adapter:
         kept = self.handler in litellm.callbacks
         self.problem("callbacks", None if kept else "LiteLLM drops the agent's callback: not enforcing")
 
-    def wrap_shutdown(self, server):
+    def wrap_shutdown(self, server: Any) -> None:
         """uvicorn raises the signal again after its shutdown, so atexit does not run: the proxy's own
         shutdown event,
         which comes when no request is running any more, is where the agent leaves."""
@@ -1395,17 +1534,17 @@ class Adapter:
             return None
 
         @functools.wraps(event)
-        async def leave_first(*args, **kwargs):
+        async def leave_first(*args: Any, **kwargs: Any) -> Any:
             try:
                 await asyncio.get_running_loop().run_in_executor(None, leave)
             except Exception as error:
                 self.agent.fault("leave", error)
             return await event(*args, **kwargs)
 
-        leave_first.tokenbudget = True
+        leave_first.tokenbudget = True  # type: ignore[attr-defined]
         server.proxy_shutdown_event = leave_first
 
-    def quieten(self, wanted):
+    def quieten(self, wanted: bool) -> None:
         for name in ("LiteLLM Router", "LiteLLM Proxy"):
             logger = logging.getLogger(name)
             if wanted:
@@ -1415,7 +1554,7 @@ class Adapter:
 
     # -- the router
 
-    def refresh(self):
+    def refresh(self) -> None:
         """Runs in the event loop, each second and after changes: LiteLLM's lists are not touched from
         elsewhere."""
         self.register()
@@ -1450,6 +1589,8 @@ class Adapter:
         self.problem("strategy", unasked)
         self.identify(models)
         boot, wall = self.agent.clock.boot(), self.agent.clock.wall()
+        rows: list[dict[str, Any]]
+        present: set[str]
         rows, all_governed, present = [], True, set()
         for deployment in models:
             key = model_id(deployment)
@@ -1474,7 +1615,7 @@ class Adapter:
         else:
             self.restore_caches()
 
-    def originals(self, key, deployment):
+    def originals(self, key: str, deployment: Deployment) -> Row:
         row = self.seen.get(key)
         if row is None or row[0] is not deployment:
             values = {}
@@ -1486,15 +1627,15 @@ class Adapter:
             row = self.seen[key] = [deployment, values, row[2] if row else {}]
         return row
 
-    def limits_of(self, deployment, original):
+    def limits_of(self, deployment: Deployment, original: dict[str, Any]) -> dict[str, int | None]:
         params, info = deployment.get("litellm_params") or {}, deployment.get("model_info") or {}
-        out = {}
+        out: dict[str, int | None] = {}
         for name in ("tpm", "rpm"):
             values = [original[name], params.get(name), info.get(name)]
             out[name] = next((int(v) for v in values if v is not None), None)
         return out
 
-    def write(self, deployment, row, books):
+    def write(self, deployment: Deployment, row: Row, books: list[Book]) -> None:
         """max(share, grant) at the top level of the live entry, and nowhere else."""
         for name, unit in (("tpm", "tokens"), ("rpm", "requests")):
             values = [max(book.share, book.grant, 1) for book in books if book.unit == unit]
@@ -1509,9 +1650,10 @@ class Adapter:
 
     # -- which limits a deployment spends from
 
-    def identify(self, models):
+    def identify(self, models: list[Deployment]) -> None:
         """The identity of each deployment, for derived limits: declared id, else what it is and the how
         manieth."""
+        counts: collections.Counter[str]
         counts, self.identities = collections.Counter(), {}
         for deployment in models:
             declared = self.declared_id(deployment)
@@ -1528,12 +1670,12 @@ class Adapter:
                 counts[base] += 1
             self.identities[model_id(deployment)] = identity
 
-    def declared_id(self, deployment):
+    def declared_id(self, deployment: Deployment) -> str | None:
         """LiteLLM's own ids are a sha256 over all params: they change with a key or a limit."""
         found = model_id(deployment)
         return None if re.match(r"^[0-9a-f]{64}$", found) or found == "None" else found
 
-    def declared_row(self, deployment, limits):
+    def declared_row(self, deployment: Deployment, limits: dict[str, int | None]) -> dict[str, Any]:
         params = deployment.get("litellm_params") or {}
         return {
             "identity": self.identities[model_id(deployment)],
@@ -1545,16 +1687,18 @@ class Adapter:
             "requestsPerMinute": limits["rpm"],
         }
 
-    def match(self, deployment):
+    def match(self, deployment: Deployment) -> tuple[list[Book], bool]:
         """(books, whether an explicit limit matched). Explicit limits beat derived ones."""
         params = deployment.get("litellm_params") or {}
-        have = {
+        have: dict[str, Any] = {
             "modelName": deployment.get("model_name"),
             "id": model_id(deployment),
             "litellmModel": params.get("model"),
             "apiBase": params.get("api_base"),
         }
         identity = self.identities.get(have["id"])
+        explicit: list[Book]
+        derived: list[Book]
         explicit, derived = [], []
         for governor in list(self.agent.governors.values()):
             for limit in governor.limits:
@@ -1573,7 +1717,7 @@ class Adapter:
                     explicit += books
         return (explicit, True) if explicit else (derived, False)
 
-    def books_of(self, deployment):
+    def books_of(self, deployment: Deployment) -> list[Book]:
         """On the request path: what the last refresh found, or found now for an entry that is new."""
         if self.dirty and self.router is not None:
             self.refresh()
@@ -1585,15 +1729,15 @@ class Adapter:
             books = self.matched[key] = self.match(deployment)[0]
         return books
 
-    def skips_filter(self, model):
+    def skips_filter(self, model: str | None) -> bool:
         """Whether LiteLLM goes to the check without asking the filter (async_get_available_deployment)."""
         return model in self.matched or self.strategy() not in FILTERED
 
-    def strategy(self):
+    def strategy(self) -> str:
         found = getattr(self.router, "routing_strategy", None) or FILTERED[0]
         return getattr(found, "value", found)
 
-    def max_output(self, deployment, model):
+    def max_output(self, deployment: Deployment, model: str) -> int | None:
         info = deployment.get("model_info") or {}
         value = info.get("max_output_tokens")
         if value is None:
@@ -1607,7 +1751,7 @@ class Adapter:
         except (TypeError, ValueError):
             return None
 
-    def was_reported(self, kwargs):
+    def was_reported(self, kwargs: Data) -> bool:
         """Whether the usage is the provider's word. Before 1.102 LiteLLM asks for the usage of a chat's
         stream only if the client did; else it counts by a tokenizer of its own."""
         if not kwargs.get("stream") or kwargs.get("call_type") not in ("acompletion", "atext_completion"):
@@ -1624,7 +1768,7 @@ class Adapter:
 
     # -- LiteLLM's own counters
 
-    def localize_caches(self, router):
+    def localize_caches(self, router: Any) -> None:
         """Our share must be compared with this process's usage, not with the fleet's: memory only."""
         from litellm.caching.caching import DualCache
 
@@ -1643,13 +1787,13 @@ class Adapter:
                         "check", "ModelRateLimitingCheck.dual_cache is missing: shares compared with totals"
                     )
                 targets.append((check, "dual_cache"))
-        local = {}
+        local: dict[int, Any] = {}
         for owner, name in targets:
             if hasattr(owner, name) and not any(o is owner and n == name for o, n, _ in self.caches):
                 self.caches.append((owner, name, getattr(owner, name)))
                 setattr(owner, name, local.setdefault(id(owner), DualCache()))
 
-    def restore_caches(self):
+    def restore_caches(self) -> None:
         for owner, name, original in self.caches:
             setattr(owner, name, original)
         self.caches = []
@@ -1658,15 +1802,17 @@ class Adapter:
 # ---------------------------------------------------------------- hooks
 
 
-class Hooks(CustomLogger):
+class Hooks(CustomLogger):  # type: ignore[misc]
     """What LiteLLM calls, in this order for each attempt; a fault falls through to LiteLLM's own
     behaviour."""
 
-    def __init__(self, agent):
+    def __init__(self, agent: Agent) -> None:
         super().__init__()
         self.agent = agent
 
-    async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):
+    async def async_pre_call_hook(
+        self, user_api_key_dict: Any, cache: Any, data: Data, call_type: Any
+    ) -> None:
         """At the proxy's door: the only hook that sees an embedding's input before the router."""
         try:
             self.agent.at_the_door(data, str(call_type))
@@ -1676,8 +1822,13 @@ class Hooks(CustomLogger):
             self.agent.fault("pre-call hook", error)
 
     async def async_filter_deployments(
-        self, model, healthy_deployments, messages, request_kwargs=None, parent_otel_span=None
-    ):
+        self,
+        model: str,
+        healthy_deployments: list[Deployment],
+        messages: Any,
+        request_kwargs: Data | None = None,
+        parent_otel_span: Any = None,
+    ) -> list[Deployment]:
         try:
             return await self.filter(healthy_deployments, messages, request_kwargs or {})
         except Refused:
@@ -1686,7 +1837,7 @@ class Hooks(CustomLogger):
             self.agent.fault("filter", error)
             return healthy_deployments
 
-    async def async_pre_call_check(self, deployment, parent_otel_span=None):
+    async def async_pre_call_check(self, deployment: Deployment, parent_otel_span: Any = None) -> None:
         try:
             await self.check(deployment)
         except Refused:
@@ -1694,7 +1845,7 @@ class Hooks(CustomLogger):
         except Exception as error:
             self.agent.fault("check", error)
 
-    async def async_pre_call_deployment_hook(self, kwargs, call_type):
+    async def async_pre_call_deployment_hook(self, kwargs: Data, call_type: Any) -> None:
         try:
             await self.before_call(kwargs, str(getattr(call_type, "value", call_type)))
         except Refused:
@@ -1702,7 +1853,7 @@ class Hooks(CustomLogger):
         except Exception as error:
             self.agent.fault("deployment hook", error)
 
-    def log_pre_api_call(self, model, messages, kwargs):
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Data) -> None:
         """The last hook before the call leaves; LiteLLM swallows exceptions here, some providers call it in a
         thread."""
         try:
@@ -1714,13 +1865,17 @@ class Hooks(CustomLogger):
         except Exception as error:
             self.agent.fault("stamp", error)
 
-    async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
+    async def async_log_success_event(
+        self, kwargs: Data, response_obj: Any, start_time: Any, end_time: Any
+    ) -> None:
         try:
             self.success(kwargs, response_obj)
         except Exception as error:
             self.agent.fault("success event", error)
 
-    async def async_log_failure_event(self, kwargs, response_obj, start_time, end_time):
+    async def async_log_failure_event(
+        self, kwargs: Data, response_obj: Any, start_time: Any, end_time: Any
+    ) -> None:
         try:
             info = (kwargs.get("litellm_params") or {}).get("model_info") or {}
             attempt = self.agent.open_attempt(kwargs.get("litellm_call_id"), str(info.get("id")))
@@ -1731,8 +1886,12 @@ class Hooks(CustomLogger):
             self.agent.fault("failure event", error)
 
     async def async_post_call_failure_deployment_hook(
-        self, request_data, exception, call_type, fallback_depth=None
-    ):
+        self,
+        request_data: Mapping[str, Any],
+        exception: Exception,
+        call_type: Any,
+        fallback_depth: int | None = None,
+    ) -> None:
         """Once for each failed attempt (newer LiteLLM versions)."""
         try:
             attempt = self.agent.open_attempt(request_data.get("litellm_call_id"))
@@ -1742,8 +1901,12 @@ class Hooks(CustomLogger):
             self.agent.fault("failure hook", error)
 
     async def async_post_call_failure_hook(
-        self, request_data, original_exception, user_api_key_dict, traceback_str=None
-    ):
+        self,
+        request_data: Data,
+        original_exception: Exception,
+        user_api_key_dict: Any,
+        traceback_str: str | None = None,
+    ) -> None:
         """The request has finally failed: nothing of it stays reserved."""
         try:
             still = [
@@ -1757,14 +1920,14 @@ class Hooks(CustomLogger):
 
     # -- what they do
 
-    def request_for(self, messages, kwargs):
+    def request_for(self, messages: Any, kwargs: Data) -> Request:
         call_id = kwargs.get("litellm_call_id") or uuid.uuid4().hex
         body, previous = self.agent.bodies.pop(call_id, None), _request.get()
         if body is None and previous is not None and previous.call_id == call_id:
             body = previous.body  # another attempt of the same request
         return Request(call_id, kwargs, messages, body)
 
-    async def filter(self, deployments, messages, kwargs):
+    async def filter(self, deployments: list[Deployment], messages: Any, kwargs: Data) -> list[Deployment]:
         agent = self.agent
         if not agent.governors or not isinstance(deployments, list) or not deployments:
             return deployments
@@ -1800,7 +1963,12 @@ class Hooks(CustomLogger):
         _request.set(request)
         return [self.lifted(d, needs[id(d)], boot, wall) for d in fitting]
 
-    def ask_for(self, needs, governed, fitting):
+    def ask_for(
+        self,
+        needs: dict[int, Needs],
+        governed: list[tuple[Deployment, list[Book]]],
+        fitting: list[Deployment],
+    ) -> None:
         """Another deployment takes this request; the ledger may still have room for the ones that were
         dropped."""
         kept = {id(d) for d in fitting}
@@ -1811,7 +1979,7 @@ class Hooks(CustomLogger):
                         book.pending = max(book.pending, amount)
         self.agent.draw()
 
-    def lifted(self, deployment, needs, boot, wall):
+    def lifted(self, deployment: Deployment, needs: Needs, boot: float, wall: float) -> Deployment:
         """A copy for this request only, whose own limit LiteLLM will not reach. LiteLLM counts by calendar
         minute and
         when a call ends, so with long calls, or after the grant moved, it would refuse what the ring
@@ -1823,7 +1991,7 @@ class Hooks(CustomLogger):
                 copy["tpm" if book.unit == "tokens" else "rpm"] = LIFTED
         return copy or deployment
 
-    async def check(self, deployment):
+    async def check(self, deployment: Deployment) -> None:
         """Reserves on the deployment that was picked."""
         agent = self.agent
         if not agent.governors or not isinstance(deployment, dict):
@@ -1845,7 +2013,7 @@ class Hooks(CustomLogger):
             ):
                 raise agent.refusal(request, [needs])
 
-    async def before_call(self, kwargs, call_type):
+    async def before_call(self, kwargs: Data, call_type: str) -> None:
         """Admits again what was reserved too long ago: the process may have been frozen in between."""
         agent = self.agent
         attempt = agent.open_attempt(kwargs.get("litellm_call_id"))
@@ -1869,7 +2037,7 @@ class Hooks(CustomLogger):
             boot, wall = agent.clock.boot(), agent.clock.wall()
             agent.tick(boot)
 
-    def success(self, kwargs, response):
+    def success(self, kwargs: Data, response: Any) -> None:
         agent = self.agent
         logged = kwargs.get("standard_logging_object") or {}
         deployment = logged.get("model_id") or (
@@ -1893,10 +2061,12 @@ class Hooks(CustomLogger):
 
 # ---------------------------------------------------------------- start and end
 
+_agent: Agent | None
+_ledger: Ledger | None
 _agent = _ledger = None
 
 
-def start():
+def start() -> None:
     """The worker startup hook: runs in every worker process before the config is loaded. Never raises."""
     global _agent, _ledger
     try:
@@ -1922,7 +2092,7 @@ def start():
         log.exception("tokenbudget: the agent could not start, LiteLLM runs without it")
 
 
-async def watch(agent):
+async def watch(agent: Agent) -> None:
     """A light loop beside LiteLLM: sees stalls of the event loop, keeps the callback registered and shares
     written."""
     next_refresh = 0.0
@@ -1941,7 +2111,7 @@ async def watch(agent):
         await asyncio.sleep(0.05)
 
 
-def leave():
+def leave() -> None:
     """The final call. Not at SIGTERM: the process still serves then."""
     if _ledger is not None:
         try:
@@ -1950,10 +2120,10 @@ def leave():
             log.exception("tokenbudget: the final call failed")
 
 
-def restart_after_fork():
+def restart_after_fork() -> None:
     """A forked process is a new member with nothing lent to it."""
     global _ledger
-    agent = _agent
+    agent: Agent | MaybeNone = _agent
     with agent.lock:
         agent.reset_identity()
         policies = [governor.policy for governor in agent.governors.values()]
