@@ -67,8 +67,8 @@ DELAY = 0.35  # what the time from stamp to the provider may differ by; longer s
 UNKNOWN = 0.6  # what the clock may gain in a window while nothing is known of it (1 %)
 SPAN = 60.0  # the clock is measured over this, by the ledger's
 STEP = 0.03  # a clock that differs by more was not drifting: one of the two was set
-STALL = 0.15  # an event loop that did not run for longer may have held requests back after their stamp
-MARGIN = 0.15  # a request stamped this long before a stall may still have been on its way out
+STALL = 0.1  # an event loop that did not run for longer may have held requests back after their stamp
+MARGIN = 0.2  # a request stamped this long before a stall may still have been on its way out
 DAMP = 1 / 3  # part of the way that a grant moves per beat; all of it under pressure
 BUFFER = 0.05  # seconds of its own rate that a member keeps beyond what it spent
 EMPTY = 0.04  # part of the budget in the pool that counts as nothing: the most pressure (slack 0)
@@ -504,7 +504,7 @@ class Book:
             grant = max(share, math.floor(grant - self.yielded))
         self.grant = max(0, grant)
         self.off = max(0, min(sent.off, safe, grant))
-        self.boot, self.wall = sent.boot, sent.wall
+        self.wall, self.boot = sent.wall, sent.boot  # read without the lock: boot says that both are there
         return True
 
 
@@ -527,7 +527,7 @@ class Governor:
     def __init__(self, policy: Policy, now: float) -> None:
         self.uid, self.started, self.books = policy["uid"], now, {}
         self.last_call, self.next_beat, self.last_good = -1e9, 0.0, None
-        self.last_report, self.report_at, self.unreached = None, -1e9, False
+        self.last_report, self.report_at = None, -1e9
         self.policy = {}
         self.update(policy)
 
@@ -691,7 +691,7 @@ class Request:
         self.messages = len(content) if isinstance(content, list) else 1
         outputs = [get(k) for k in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
         outputs = [v for v in outputs if isinstance(v, (int, float)) and v > 0]
-        self.output = max(outputs) if outputs else None
+        self.output = min(max(outputs), LIFTED) if outputs else None  # JSON's 1e400 is infinite
         n = [get(k) for k in ("n", "best_of")]
         self.n = max([v for v in n if isinstance(v, int) and v > 0] or [1])
         self.no_output = any(word in call_type for word in NO_OUTPUT)
@@ -838,6 +838,7 @@ class Agent:
         self.last_tick, self.last_sweep = None, 0.0
         self.draw = lambda: None  # set by the ledger thread
         self.adapter = None
+        self.watcher: asyncio.Task[None] | None = None  # kept: a loop holds its tasks weakly
         self.reset_identity()
 
     def reset_identity(self) -> None:
@@ -1184,7 +1185,7 @@ class Ledger(threading.Thread):
         self.clients, self.nodes = {}, {}
         self.sha, self.seq = None, 0
         self.backoff, self.retry_at, self.down = 0.0, -1e9, False
-        self.file_at, self.detached, self.in_file = -1e9, {}, None
+        self.file_at, self.detached = -1e9, {}
         agent.draw = self.request_draw
 
     def request_draw(self) -> None:
@@ -1416,13 +1417,18 @@ class Ledger(threading.Thread):
         self.file_at = now + (1.0 if not policies else 5.0)
         changed = False
         with agent.lock:
+            policies = [policy for policy in policies if isinstance(policy, dict)]
             for policy in policies:
                 uid = policy.get("uid")
                 if not uid or uid in agent.governors or policy.get("mode") == "Detached":
                     continue
                 if uid in self.detached and self.detached[uid] == policy.get("version"):
                     continue
-                agent.governors[uid] = Governor(policy, now)
+                try:
+                    agent.governors[uid] = Governor(policy, now)
+                except Exception as error:  # of another version, or broken: the others go on
+                    agent.fault("policy file", error)
+                    continue
                 changed = True
             named = {policy.get("uid") for policy in policies}
             for uid, governor in list(agent.governors.items()):
@@ -1476,7 +1482,7 @@ class Adapter:
         self.matched = {}  # model id -> [books]
         self.declared_rows, self.identities = None, {}
         self.caches = []  # (object, attribute, original)
-        self.shutdown_wrapped, self.dirty = False, True
+        self.dirty = True
         self.quiet = QuietRefusals()
 
     def problems(self) -> list[str]:
@@ -1770,8 +1776,12 @@ class Adapter:
 
     def localize_caches(self, router: Any) -> None:
         """Our share must be compared with this process's usage, not with the fleet's: memory only."""
-        from litellm.caching.caching import DualCache
-
+        try:
+            from litellm.caching.caching import DualCache
+        except ImportError:
+            return self.problem(
+                "caches", "litellm.caching.caching.DualCache is missing: shares compared with totals"
+            )
         targets = []
         handler = getattr(router, "lowesttpm_logger_v2", None)
         if handler is not None:
@@ -1792,6 +1802,7 @@ class Adapter:
             if hasattr(owner, name) and not any(o is owner and n == name for o, n, _ in self.caches):
                 self.caches.append((owner, name, getattr(owner, name)))
                 setattr(owner, name, local.setdefault(id(owner), DualCache()))
+        return None
 
     def restore_caches(self) -> None:
         for owner, name, original in self.caches:
@@ -2085,7 +2096,7 @@ def start() -> None:
         _ledger.start()
         atexit.register(leave)
         try:
-            asyncio.get_running_loop().create_task(watch(_agent))
+            _agent.watcher = asyncio.get_running_loop().create_task(watch(_agent))
         except RuntimeError:
             _agent.adapter.problem("loop", "the startup hook ran outside of an event loop: not enforcing")
     except Exception:
@@ -2133,4 +2144,4 @@ def restart_after_fork() -> None:
     agent.last_tick = None
     _ledger = Ledger(agent)
     _ledger.start()
-    asyncio.get_running_loop().create_task(watch(agent))
+    agent.watcher = asyncio.get_running_loop().create_task(watch(agent))

@@ -71,6 +71,9 @@ class FakeAdapter:
     def max_output(self, deployment, model):
         return None
 
+    def was_reported(self, kwargs):
+        return True
+
 
 @pytest.fixture
 def agent(tb, clock):
