@@ -544,11 +544,12 @@ class Governor:
         self.limits = policy.get("limits") or []
         books = {}
         for limit in self.limits:
+            name = limit["name"]
             for unit in ("tokens", "requests"):
                 given = limit.get(unit)
                 if not given:
                     continue
-                key = (limit["name"], unit)
+                key = (name, unit)
                 book = self.books.get(key)
                 if book is None:
                     book = Book(
