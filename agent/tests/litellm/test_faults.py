@@ -313,6 +313,8 @@ def answers(proxy):
 
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_fault_in_the_agent_fails_no_request_and_is_reported(rig, proxy, what):
+    if what == "failure of an attempt" and proxy.version < (1, 102):
+        pytest.skip("this LiteLLM has no such hook")
     governed(rig, proxy)
     assert answers(proxy) == EXPECTED
     text, where = f"injected into {what}", FAULTS[what]
@@ -494,29 +496,35 @@ class Tls:
 def test_a_redis_that_fails_delays_no_request_inside_the_grant(rig, proxy, fault):
     until(lambda: rig.row(proxy).get("record", 0) > PLENTY / 2)
     governed(rig, proxy)
-    usual = latencies(proxy, lambda done: len(done) >= 20)
-    before, written = breaking(proxy, "look")["failed calls"], len(proxy.text())
-    fault.begin(rig, proxy)
-    try:
-        failed = latencies(proxy, lambda done: breaking(proxy, "look")["failed calls"] >= before + 4)
-        assert breaking(proxy, "look")["down"]
-        log = proxy.text()[written:]
-    finally:
-        fault.end(rig, proxy)
+    usual = latencies(proxy, lambda: True)
+    written = len(proxy.text())
+    failed = while_failing(rig, proxy, fault)
     print(f"{type(fault).__name__}: {milliseconds(failed)}; before: {milliseconds(usual)}")  # noqa: T201
-    assert max(failed) < 0.7, "less than one call that is not answered"
-    assert statistics.median(failed) < 2 * statistics.median(usual) + 0.02
-    assert log.count("the ledger does not answer") == 1, "said once"
+    log = proxy.text()[written:]
+    assert log.count("the ledger does not answer") == log.count("the ledger answers again") == 1, "said once"
     assert OURS not in log
-    rig.lend_again(MAIN, SEEN)
-    began = time.time()
-    until(lambda: not breaking(proxy, "look")["down"] and rig.row(proxy).get("record", 0) > PLENTY / 2)
-    print(f"recovered after {time.time() - began:.1f} s")  # noqa: T201
-    rig.lend_again()
-    assert "the ledger answers again" in proxy.text()[written:]
-    assert OURS not in proxy.text()[written:]
     governed(rig, proxy)
     until(lambda: rig.row(proxy)["spent"] == breaking(proxy, "look")["spent"]["gpt/tokens"] > 0, 5)
+    assert statistics.median(failed) < 2 * statistics.median(usual) + 0.1
+    if max(failed) > 0.7:  # a call that is not answered takes 0.8 s: was it that, or the machine?
+        assert max(while_failing(rig, proxy, fault)) < 0.7
+
+
+def while_failing(rig, proxy, fault):
+    """How long requests take until four calls have failed; afterwards the fault is over."""
+    before = breaking(proxy, "look")["failed calls"]
+    fault.begin(rig, proxy)
+    try:
+        failed = latencies(proxy, lambda: breaking(proxy, "look")["failed calls"] >= before + 4)
+        assert breaking(proxy, "look")["down"]
+    finally:
+        fault.end(rig, proxy)
+        rig.lend_again(MAIN, SEEN)
+    began = time.time()
+    until(lambda: not breaking(proxy, "look")["down"] and rig.row(proxy).get("record", 0) > PLENTY / 2)
+    rig.lend_again()
+    print(f"recovered after {time.time() - began:.1f} s")  # noqa: T201
+    return failed
 
 
 def milliseconds(times):
@@ -528,7 +536,7 @@ def milliseconds(times):
 def latencies(proxy, enough):
     """How long requests take, one after the other, all of which are served."""
     done = []
-    while len(done) < 20 or not enough(done):
+    while len(done) < 20 or not enough():
         began = time.time()
         status, _, text = proxy.chat(10)
         done.append(time.time() - began)
@@ -671,14 +679,21 @@ def test_when_the_ledger_is_back_both_are_governed_again_and_the_report_says_wha
 # ---------------------------------------------------------------- the end
 
 
-def test_a_redis_that_hangs_does_not_hold_up_the_end_of_a_process(started, others):
-    well_off, hanging = started[2:4]
-    times = []
-    os.kill(others[1].process.pid, signal.SIGSTOP)
-    for proxy in (well_off, hanging):
-        began = time.time()
-        proxy.stop()
-        times.append(time.time() - began)
-    print(f"ended after {times[0]:.1f} s, with a Redis that hangs {times[1]:.1f} s")  # noqa: T201
-    assert times[1] < times[0] + 4
-    assert OURS not in hanging.text()
+def test_a_redis_that_hangs_does_not_hold_up_the_end_of_a_process(rig, started):
+    hanging, well_off = started[:2]
+    usual = ends_after(well_off)
+    until(lambda: not breaking(hanging, "look")["down"])
+    os.kill(rig.redis.process.pid, signal.SIGSTOP)
+    try:
+        took = ends_after(hanging)
+    finally:
+        os.kill(rig.redis.process.pid, signal.SIGCONT)
+    print(f"ended after {usual:.1f} s, with a Redis that hangs {took:.1f} s")  # noqa: T201
+    assert took < usual + 4
+    assert "the final call failed" not in hanging.text()
+
+
+def ends_after(proxy):
+    began = time.time()
+    proxy.stop()
+    return time.time() - began
