@@ -576,8 +576,8 @@ class Governor:
         """The ledger has not answered for a lease."""
         if not self.books:
             return False
-        if all(book.boot is None for book in self.books.values()):
-            return boot - self.started >= self.lease
+        if all(book.boot is None for book in self.books.values()):  # nothing was lent: no lease to wait for
+            return boot - self.started >= (min(TOUCH, self.lease) if self.open_on_loss else self.lease)
         return any(book.lease_over(boot, wall) for book in self.books.values() if book.boot is not None)
 
     def acting(self, boot: float, wall: float) -> str:
@@ -788,21 +788,23 @@ class PerTask:
     more of those is set (in hamt_node_bitmap_assoc; seen on 3.11.7 under load)."""
 
     def __init__(self) -> None:
-        self.by_task: weakref.WeakKeyDictionary[asyncio.Task[Any], Request] = weakref.WeakKeyDictionary()
+        self.by_task: weakref.WeakKeyDictionary[asyncio.Task[Any], Any] = weakref.WeakKeyDictionary()
 
-    def get(self) -> Request | None:
+    def get(self) -> Any:
         try:
             return self.by_task.get(asyncio.current_task())  # type: ignore[arg-type]
         except (RuntimeError, TypeError):  # in no event loop, or in no task of one
             return None
 
-    def set(self, value: Request) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self.by_task[task] = value
+    def set(self, value: object) -> None:
+        try:
+            self.by_task[asyncio.current_task()] = value  # type: ignore[index]
+        except (RuntimeError, TypeError):
+            pass
 
 
 _request = PerTask()  # set by the filter
+_unread = PerTask()  # whether the filter failed: the request goes LiteLLM's own way, past the check, too
 # The call id, set at the proxy's door only where LiteLLM will skip the filter.
 _unfiltered: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "tokenbudget_unfiltered", default=None
@@ -859,6 +861,10 @@ class Agent:
         if now - self.logged.get(where, -1e9) >= 60:
             self.logged[where] = now
             log.error("tokenbudget: fault in %s, the request goes LiteLLM's own way", where, exc_info=error)
+
+    def failing(self, where: str) -> bool:
+        found = self.faults.get(where)
+        return found is not None and self.clock.boot() - found[0] < 60
 
     def problems(self) -> list[str]:
         now = self.clock.boot()
@@ -1077,7 +1083,7 @@ class Agent:
                 book.ring.stamp(charge, now)
 
     def open_attempt(self, call_id: str | None, deployment: str | None = None) -> Attempt | None:
-        request = _request.get()
+        request: Request | None = _request.get()
         if (
             request is not None
             and request.call_id == call_id
@@ -1214,7 +1220,11 @@ class Ledger(threading.Thread):
                 wants = any(agent.wanted(book)[0] for book in governor.books.values())
             beat = now >= governor.next_beat
             if now >= self.retry_at and (beat or (wants and now - governor.last_call >= DRAW_GAP)):
-                self.call(governor, beat)
+                try:
+                    self.call(governor, beat)
+                except Exception as error:  # the other TokenBudgets go on
+                    governor.last_call = governor.next_beat = agent.clock.boot() + 0.5
+                    agent.fault("ledger", error)
                 now = agent.clock.boot()
             wake = min(wake, governor.next_beat)
             if wants or drawing:
@@ -1311,7 +1321,11 @@ class Ledger(threading.Thread):
                 if beat:
                     governor.next_beat = boot + governor.time_to_beat(boot)
                 version = governor.policy.get("version", "")
-            report = "" if final else self.report(governor, boot)
+            report = ""
+            try:
+                report = "" if final else self.report(governor, boot)
+            except Exception as error:  # grants do not depend on it
+                agent.fault("report", error)
             args: list[str | int] = [agent.member, self.seq, int(final), version, report]
             for one in sent:
                 args += one.args()
@@ -1363,10 +1377,10 @@ class Ledger(threading.Thread):
         declared = adapter.declared() if adapter else None
         env = self.agent.env
         state = (
-            "Starting"
-            if declared is None
-            else "Degraded"
+            "Degraded"
             if problems
+            else "Starting"
+            if declared is None
             else ("Observing" if governor.mode == "Observe" else "Enforcing")
         )
         text = json.dumps(
@@ -1537,6 +1551,7 @@ class Adapter:
                 "litellm.proxy.proxy_server.proxy_shutdown_event is missing: "
                 "grants of ended processes come back late",
             )
+        self.problem("shutdown", None)
         if getattr(event, "tokenbudget", False):
             return None
 
@@ -1783,21 +1798,18 @@ class Adapter:
             return self.problem(
                 "caches", "litellm.caching.caching.DualCache is missing: shares compared with totals"
             )
-        targets = []
+        self.problem("caches", None)
         handler = getattr(router, "lowesttpm_logger_v2", None)
-        if handler is not None:
-            if not hasattr(handler, "router_cache"):
-                self.problem(
-                    "v2", "lowesttpm_logger_v2.router_cache is missing: shares compared with fleet totals"
-                )
-            targets += [(handler, "router_cache"), (handler, "dual_cache")]
-        for check in getattr(router, "optional_callbacks", None) or []:
-            if type(check).__name__ == "ModelRateLimitingCheck":
-                if not hasattr(check, "dual_cache"):
-                    self.problem(
-                        "check", "ModelRateLimitingCheck.dual_cache is missing: shares compared with totals"
-                    )
-                targets.append((check, "dual_cache"))
+        checks = getattr(router, "optional_callbacks", None) or []
+        checks = [check for check in checks if type(check).__name__ == "ModelRateLimitingCheck"]
+        missing = handler is not None and not hasattr(handler, "router_cache")
+        text = "lowesttpm_logger_v2.router_cache is missing: shares compared with fleet totals"
+        self.problem("v2", text if missing else None)
+        missing = not all(hasattr(check, "dual_cache") for check in checks)
+        text = "ModelRateLimitingCheck.dual_cache is missing: shares compared with totals"
+        self.problem("check", text if missing else None)
+        targets = [(handler, "router_cache"), (handler, "dual_cache")] if handler is not None else []
+        targets += [(check, "dual_cache") for check in checks]
         local: dict[int, Any] = {}
         for owner, name in targets:
             if hasattr(owner, name) and not any(o is owner and n == name for o, n, _ in self.caches):
@@ -1823,7 +1835,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         self.agent = agent
 
     async def async_pre_call_hook(
-        self, user_api_key_dict: Any, cache: Any, data: Data, call_type: Any
+        self, user_api_key_dict: Any, cache: Any, data: Data, call_type: Any, **_: Any
     ) -> None:
         """At the proxy's door: the only hook that sees an embedding's input before the router."""
         try:
@@ -1840,16 +1852,21 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         messages: Any,
         request_kwargs: Data | None = None,
         parent_otel_span: Any = None,
+        **_: Any,
     ) -> list[Deployment]:
         try:
+            _unread.set(False)
             return await self.filter(healthy_deployments, messages, request_kwargs or {})
         except Refused:
             raise
         except Exception as error:
+            _unread.set(True)
             self.agent.fault("filter", error)
             return healthy_deployments
 
-    async def async_pre_call_check(self, deployment: Deployment, parent_otel_span: Any = None) -> None:
+    async def async_pre_call_check(
+        self, deployment: Deployment, parent_otel_span: Any = None, **_: Any
+    ) -> None:
         try:
             await self.check(deployment)
         except Refused:
@@ -1857,7 +1874,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         except Exception as error:
             self.agent.fault("check", error)
 
-    async def async_pre_call_deployment_hook(self, kwargs: Data, call_type: Any) -> None:
+    async def async_pre_call_deployment_hook(self, kwargs: Data, call_type: Any, **_: Any) -> None:
         try:
             await self.before_call(kwargs, str(getattr(call_type, "value", call_type)))
         except Refused:
@@ -1865,7 +1882,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         except Exception as error:
             self.agent.fault("deployment hook", error)
 
-    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Data) -> None:
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Data, **_: Any) -> None:
         """The last hook before the call leaves; LiteLLM swallows exceptions here, some providers call it in a
         thread."""
         try:
@@ -1875,10 +1892,11 @@ class Hooks(CustomLogger):  # type: ignore[misc]
                 if attempt.kind:
                     self.agent.stamps_known.add(attempt.kind)
         except Exception as error:
+            self.agent.stamps_known.clear()  # what has no stamp may have left all the same
             self.agent.fault("stamp", error)
 
     async def async_log_success_event(
-        self, kwargs: Data, response_obj: Any, start_time: Any, end_time: Any
+        self, kwargs: Data, response_obj: Any, start_time: Any, end_time: Any, **_: Any
     ) -> None:
         try:
             self.success(kwargs, response_obj)
@@ -1886,7 +1904,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             self.agent.fault("success event", error)
 
     async def async_log_failure_event(
-        self, kwargs: Data, response_obj: Any, start_time: Any, end_time: Any
+        self, kwargs: Data, response_obj: Any, start_time: Any, end_time: Any, **_: Any
     ) -> None:
         try:
             info = (kwargs.get("litellm_params") or {}).get("model_info") or {}
@@ -1903,6 +1921,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         exception: Exception,
         call_type: Any,
         fallback_depth: int | None = None,
+        **_: Any,
     ) -> None:
         """Once for each failed attempt (newer LiteLLM versions)."""
         try:
@@ -1918,6 +1937,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         original_exception: Exception,
         user_api_key_dict: Any,
         traceback_str: str | None = None,
+        **_: Any,
     ) -> None:
         """The request has finally failed: nothing of it stays reserved."""
         try:
@@ -1997,6 +2017,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         when a call ends, so with long calls, or after the grant moved, it would refuse what the ring
         admits."""
         copy = None
+        if self.agent.failing("check"):  # nothing is reserved: LiteLLM enforces the share
+            return deployment
         for book, _ in needs:
             if book.governor.acting(boot, wall) == "enforce":
                 copy = copy or dict(deployment)
@@ -2006,7 +2028,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
     async def check(self, deployment: Deployment) -> None:
         """Reserves on the deployment that was picked."""
         agent = self.agent
-        if not agent.governors or not isinstance(deployment, dict):
+        if not agent.governors or not isinstance(deployment, dict) or _unread.get():
             return
         books = agent.adapter.books_of(deployment)
         if not books:
@@ -2101,6 +2123,8 @@ def start() -> None:
         except RuntimeError:
             _agent.adapter.problem("loop", "the startup hook ran outside of an event loop: not enforcing")
     except Exception:
+        if _agent is not None:
+            _agent.governors.clear()  # nothing would ever be lent to it
         log.exception("tokenbudget: the agent could not start, LiteLLM runs without it")
 
 

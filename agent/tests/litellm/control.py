@@ -8,10 +8,13 @@ callbacks.
 import asyncio
 import json
 import os
+import sys
+import time
 
 from litellm.integrations.custom_logger import CustomLogger
 
 handler = CustomLogger()
+watched = []  # what "watch" has seen: every attempt, what it reserved, how it ended
 
 
 async def watch():
@@ -64,7 +67,83 @@ def run(command):
                 model_ids=[d["model_info"]["id"] for d in router.model_list], parent_otel_span=None
             )
         )
+    elif what in ACCOUNTS:
+        return ACCOUNTS[what](sys.modules["tokenbudget_agent"]._agent)
     return "done"
+
+
+class Watched:
+    """One attempt, from its reservation on."""
+
+    def __init__(self, attempt):
+        self.attempt, self.how = attempt, "open"
+        self.start, self.end, self.reserved = time.time(), None, self.amounts()
+
+    def amounts(self):
+        sums = {"tokens": 0.0, "requests": 0.0}
+        for book, charge in self.attempt.charges:
+            sums[book.unit] += charge.amount
+        return sums
+
+    def row(self):
+        return {
+            "call_id": self.attempt.call_id,
+            "model": self.attempt.model.split("/")[-1],
+            "how": self.how,
+            "reserved": self.reserved,
+            "charged": self.amounts(),
+            "start": self.start,
+            "end": self.end,
+        }
+
+
+def watch_attempts(agent):
+    """Wraps what opens and what ends attempts. Only an attempt's first end counts."""
+    reserve, end, by_id = agent.reserve, agent.end, {}
+
+    def reserving(*args, **more):
+        attempt = reserve(*args, **more)
+        if attempt is not None:
+            watched.append(Watched(attempt))
+            by_id[id(attempt)] = watched[-1]
+        return attempt
+
+    def ending(attempt, **how):
+        if not attempt.ended and id(attempt) in by_id:
+            words = [("never_sent", "never sent"), ("give_back", "given back")]
+            known = "unknown" if how.get("total") is None else "reported"
+            one = by_id[id(attempt)]
+            one.how, one.end = next((word for name, word in words if how.get(name)), known), time.time()
+        return end(attempt, **how)
+
+    agent.reserve, agent.end = reserving, ending
+
+
+def charged(agent):
+    """Every attempt."""
+    return [one.row() for one in watched]
+
+
+def still_open(agent):
+    """What has not come to an end, and by how much each ring differs from the charges that are in it."""
+    with agent.lock:
+        unsent, wrong = {}, {}
+        for governor in agent.governors.values():
+            for book in governor.books.values():
+                charges = [c for one in watched for b, c in one.attempt.charges if b is book]
+                inside = sum(c.amount for c in charges if c.slot is not None and not c.slot.live().gone)
+                unsent[f"{book.limit}/{book.unit}"] = book.ring.unsent
+                wrong[f"{book.limit}/{book.unit}"] = book.ring.sent - inside
+        return {
+            "attempts": sum(len(attempts) for attempts in agent.attempts.values()),
+            "never ended": sum(not one.attempt.ended for one in watched),
+            "waiting": len(agent.waiters),
+            "unsent": unsent,
+            "wrong": wrong,
+        }
+
+
+ACCOUNTS = {"watch": watch_attempts, "charged": charged, "open": still_open}
 
 
 def start():

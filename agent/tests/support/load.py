@@ -8,16 +8,22 @@ import time
 from .proxy import KEY
 
 
-async def post(port, path, body):
-    """(status, headers, text, seconds)"""
-    start = time.time()
+async def send(port, path, body, headers=""):
+    """The connection, when the request has been written; `headers` are whole lines."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     data = json.dumps(body).encode()
     writer.write(
-        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n{headers}"
         f"content-type: application/json\r\ncontent-length: {len(data)}\r\nconnection: close\r\n\r\n".encode()
         + data
     )
+    return reader, writer
+
+
+async def post(port, path, body, headers=""):
+    """(status, headers, text, seconds)"""
+    start = time.time()
+    reader, writer = await send(port, path, body, headers)
     raw = await reader.read()
     writer.close()
     head, _, text = raw.partition(b"\r\n\r\n")

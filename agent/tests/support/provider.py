@@ -1,14 +1,25 @@
 """A fake provider: OpenAI's chat, completions, embeddings and responses, Anthropic's messages; it writes down
 when
-each request came and what it counted for it. Runs as its own process: python provider.py PORT"""
+each request came and what it counted for it. Runs as its own process: python provider.py PORT
+
+A prompt can ask for what becomes of its own request:
+  inject:500, inject:429   fails with that status; inject:500-once only the first time that its tag is seen
+  inject:slow              the answer takes 2 s
+  inject:drip              a stream of 50 chunks, one each 100 ms; inject:slow-drip begins it after 2 s
+  inject:cut               hangs up in the middle of a stream
+  tag:NAME                 the name it is written down by
+"""
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
+
+MARK = re.compile(r"(inject|tag):([\w.-]+)")
 
 
 class Provider:
@@ -17,11 +28,15 @@ class Provider:
 
     def __init__(self):
         self.arrivals, self.settings = [], {"latency": 0.0, "status": 200, "output": 1.0, "headers": {}}
+        self.tags = set()
+
+    def text(self, body):
+        return json.dumps(body.get("messages") or body.get("input") or body.get("prompt") or "")
 
     def usage(self, path, body):
         if "embeddings" in path:
             return max(1, len(json.dumps(body.get("input", ""))) // 4), 0
-        text = json.dumps(body.get("messages") or body.get("input") or body.get("prompt") or "")
+        text = self.text(body)
         most = (
             body.get("max_tokens")
             or body.get("max_completion_tokens")
@@ -68,7 +83,12 @@ class Provider:
         if method != "POST":
             return self.send(writer, 404, {})
         prompt, output = self.usage(path, body)
-        status = self.settings["status"]
+        marks = dict(MARK.findall(self.text(body)))
+        tag, inject = marks.get("tag"), marks.get("inject", "")
+        failure, _, once = inject.partition("-")
+        fails = failure.isdigit() and not (once and tag in self.tags)
+        status = int(failure) if fails else self.settings["status"]
+        self.tags.add(tag)
         self.arrivals.append(
             {
                 "at": at,
@@ -77,15 +97,16 @@ class Provider:
                 "status": status,
                 "model": body.get("model"),
                 "stream": bool(body.get("stream")),
+                "tag": tag,
             }
         )
-        await asyncio.sleep(self.settings["latency"])
+        await asyncio.sleep(2.0 if "slow" in inject else self.settings["latency"])
         if status != 200:
             return self.send(writer, status, {"error": {"message": "injected", "type": "x", "code": status}})
         now, model = int(time.time()), body.get("model")
         usage = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
         if body.get("stream"):
-            await self.stream(writer, path, body, self.events(path, body, usage))
+            await self.stream(writer, self.events(path, body, usage, inject), inject)
         elif "embeddings" in path:
             self.send(
                 writer,
@@ -175,9 +196,10 @@ class Provider:
                 },
             )
 
-    def events(self, path, body, usage):
+    def events(self, path, body, usage, inject):
         """What is streamed, as (event, data). Of a chat's usage OpenAI tells only who asked for it."""
-        model, texts = body.get("model"), ["o"] + ["k"] * self.settings.get("chunks", 1)
+        chunks = 50 if "drip" in inject else self.settings.get("chunks", 1)
+        model, texts = body.get("model"), ["o"] + ["k"] * chunks
         prompt, output = usage["prompt_tokens"], usage["completion_tokens"]
         if "responses" in path:
             made = {"id": "resp_1", "object": "response", "created_at": 0, "model": model, "tools": []}
@@ -220,7 +242,7 @@ class Provider:
                 yield None, {**base, "choices": [], "usage": usage}
             yield None, None
 
-    async def stream(self, writer, path, body, events):
+    async def stream(self, writer, events, inject):
         writer.write(
             b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         )
@@ -236,7 +258,10 @@ class Provider:
             text = f"{head}data: {shown}\n\n"
             writer.write(f"{len(text):x}\r\n{text}\r\n".encode())
             await writer.drain()
-            await asyncio.sleep(self.settings.get("chunk_delay", 0))
+            if inject == "cut" and number == 1:
+                await asyncio.sleep(0.2)  # what was written has been read
+                raise ConnectionAbortedError
+            await asyncio.sleep(0.1 if "drip" in inject else self.settings.get("chunk_delay", 0))
         writer.write(b"0\r\n\r\n")
 
 
