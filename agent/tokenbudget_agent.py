@@ -1627,10 +1627,9 @@ class Adapter:
             self.write(deployment, row, enforced)
             if not enforced and any(v is not None for v in limits.values()):
                 all_governed = False
-        for key in list(self.seen):
-            if key not in present:
-                self.seen.pop(key)
-                self.matched.pop(key, None)
+        for known in (self.seen, self.matched):  # matched also has what was gone before a refresh saw it
+            for key in [key for key in known if key not in present]:
+                del known[key]
         self.declared_rows = rows
         if all_governed and any(self.matched.values()):
             self.localize_caches(router)
