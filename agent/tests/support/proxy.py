@@ -40,7 +40,16 @@ class Proxy:
     """One LiteLLM process: its own directory with the agent, the policy file, the config, the log."""
 
     def __init__(
-        self, directory: Path, conf, policies, redis_url, name="p0", workers=1, agent=True, env=None
+        self,
+        directory: Path,
+        conf,
+        policies,
+        redis_url,
+        name="p0",
+        workers=1,
+        agent=True,
+        env=None,
+        arguments=(),
     ):
         self.directory, self.name, self.port = Path(directory) / name, name, free_port()
         self.directory.mkdir(parents=True)
@@ -82,6 +91,7 @@ class Proxy:
                 "--num_workers",
                 str(workers),
                 *(["--timeout_worker_healthcheck", "60"] if workers > 1 else []),  # 5 s kills slow starters
+                *arguments,
             ],
             cwd=self.directory,
             env=environ,
