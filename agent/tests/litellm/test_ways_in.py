@@ -40,7 +40,7 @@ def models(base):
     return [
         deployment(base, tpm=40000),
         deployment(base, "pair", model="openai/pair-a", tpm=None, id="pair-a", shunned=True),
-        deployment(base, "pair", model="openai/pair-b", tpm=1000, id="pair-b"),
+        deployment(base, "pair", model="openai/pair-b", tpm=None, id="pair-b"),
         deployment(base, "derived", tpm=2000),
         deployment(base, "free", tpm=777),
     ]
@@ -144,7 +144,7 @@ def test_a_users_hook_that_raises_ends_litellm_as_it_does_without_the_agent(rig,
 
 
 def test_a_new_model_is_governed_from_its_first_request(rig, proxy):
-    fresh = deployment(rig.provider.base, "fresh", tpm=1000, id="fresh-1")
+    fresh = deployment(rig.provider.base, "fresh", tpm=None, id="fresh-1")
     assert control(proxy, "upsert", deployment=fresh) is True
     assert [proxy.chat(600, "fresh")[0] for _ in range(2)] == [200, 429]
     until(lambda: control(proxy, "limits")["fresh-1"][0] == 1000, 2)
@@ -183,7 +183,7 @@ def test_a_deleted_model_is_forgotten_but_not_what_was_spent_on_it(rig, proxy):
     control(proxy, "delete", id="fresh-1")
     until(lambda: all("fresh-1" not in names for names in control(proxy, "known")), 3)
     assert proxy.chat(100, "fresh")[0] in (400, 404)
-    fresh = deployment(rig.provider.base, "fresh", tpm=1000, id="fresh-2")
+    fresh = deployment(rig.provider.base, "fresh", tpm=None, id="fresh-2")
     control(proxy, "upsert", deployment=fresh)
     assert proxy.chat(600, "fresh")[0] == 429, "another entry of the same limit"
     control(proxy, "delete", id="fresh-2")
