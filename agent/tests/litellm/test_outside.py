@@ -115,6 +115,8 @@ def talk(proxy, model):
 def test_a_realtime_session_is_held_to_the_limit_when_it_opens_and_counted_when_it_ends(rig, proxy, sockets):
     assert "response.done" not in talk(proxy, "mute")
     assert sockets() == 0, "refused: nothing reached the provider"
+    if proxy.version < (1, 92):
+        pytest.skip("LiteLLM 1.82.6 cannot talk to a realtime provider with the websockets that it installs")
     assert talk(proxy, "rt") == ["session.created", "response.done"]
     assert sockets() == 1
     until(lambda: spent(rig, "rt") == 77, 5)
