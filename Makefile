@@ -31,7 +31,8 @@ test-agent: prepare-litellm
 	@for version in $(VERSIONS); do \
 	  echo "the agent in LiteLLM $$version"; \
 	  (cd agent && TOKENBUDGET_LITELLM_VENV=$(CACHE)/litellm/$$version \
-	    $(TOOLS)/python -m pytest -q tests/litellm/test_one_process.py tests/litellm/test_strategies.py) || exit 1; \
+	    $(TOOLS)/python -m pytest -q tests/litellm/test_one_process.py tests/litellm/test_strategies.py \
+	    tests/litellm/test_ways_in.py tests/litellm/test_outside.py) || exit 1; \
 	done
 
 .PHONY: test-matrix

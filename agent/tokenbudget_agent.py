@@ -1298,7 +1298,7 @@ class Ledger(threading.Thread):
         """A beat, a draw (beat False) or the final call of one TokenBudget."""
         agent = self.agent
         with self.calls:
-            if self.done:
+            if self.done or (self.stopping and not final):
                 return False
             boot = agent.clock.boot()
             governor.last_call = boot
@@ -1460,8 +1460,10 @@ class Ledger(threading.Thread):
             return
         self.stopping = True
         self.event.set()
-        for governor in list(self.agent.governors.values()):
-            if governor.last_good is not None and not self.down:
+        with self.calls:  # what is lent by a call that is under way goes back, too
+            called = [g for g in list(self.agent.governors.values()) if g.last_call > -1e9]
+        for governor in called:
+            if not self.down:
                 self.call(governor, final=True)
         self.done = True
         self.drop()
@@ -1627,10 +1629,9 @@ class Adapter:
             self.write(deployment, row, enforced)
             if not enforced and any(v is not None for v in limits.values()):
                 all_governed = False
-        for key in list(self.seen):
-            if key not in present:
-                self.seen.pop(key)
-                self.matched.pop(key, None)
+        for known in (self.seen, self.matched):  # matched also has what was gone before a refresh saw it
+            for key in [key for key in known if key not in present]:
+                del known[key]
         self.declared_rows = rows
         if all_governed and any(self.matched.values()):
             self.localize_caches(router)

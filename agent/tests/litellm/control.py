@@ -36,7 +36,7 @@ async def watch():
         os.rename("result.tmp", "result.json")
 
 
-def run(command):
+def run(command):  # noqa: PLR0911
     import litellm
     from litellm.proxy import proxy_server
 
@@ -46,6 +46,12 @@ def run(command):
         from litellm.types.router import Deployment
 
         router.add_deployment(Deployment(**command["deployment"]))
+    elif what == "upsert":
+        return upsert(router, command["deployment"])
+    elif what == "delete":
+        router.delete_deployment(id=command["id"])
+    elif what == "relist":  # a configuration that was read anew
+        router.set_model_list(command["models"])
     elif what == "reload":
         router.set_model_list(
             [{k: v for k, v in d.items() if k not in ("tpm", "rpm")} for d in router.model_list]
@@ -143,7 +149,20 @@ def still_open(agent):
         }
 
 
-ACCOUNTS = {"watch": watch_attempts, "charged": charged, "open": still_open}
+def known(agent):
+    """The ids of the deployments that the agent knows."""
+    adapter = agent.adapter
+    return [list(adapter.seen), list(adapter.matched), list(adapter.identities)]
+
+
+def upsert(router, deployment):
+    """As ProxyConfig._add_deployment does for each model of the database; whether that changed anything."""
+    from litellm.types.router import Deployment
+
+    return router.upsert_deployment(Deployment(**deployment)) is not None
+
+
+ACCOUNTS = {"watch": watch_attempts, "charged": charged, "open": still_open, "known": known}
 
 
 def start():

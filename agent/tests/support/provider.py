@@ -107,6 +107,13 @@ class Provider:
         usage = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
         if body.get("stream"):
             await self.stream(writer, self.events(path, body, usage, inject), inject)
+        elif "batches" in path:
+            asked = {k: body.get(k) for k in ("endpoint", "input_file_id", "completion_window")}
+            self.send(
+                writer,
+                200,
+                {"id": "batch", "object": "batch", "status": "validating", "created_at": now, **asked},
+            )
         elif "embeddings" in path:
             self.send(
                 writer,

@@ -40,7 +40,17 @@ class Proxy:
     """One LiteLLM process: its own directory with the agent, the policy file, the config, the log."""
 
     def __init__(
-        self, directory: Path, conf, policies, redis_url, name="p0", workers=1, agent=True, env=None
+        self,
+        directory: Path,
+        conf,
+        policies,
+        redis_url,
+        name="p0",
+        workers=1,
+        agent=True,
+        env=None,
+        arguments=(),
+        healthcheck=60,  # uvicorn's 5 s kill slow starters
     ):
         self.directory, self.name, self.port = Path(directory) / name, name, free_port()
         self.directory.mkdir(parents=True)
@@ -50,6 +60,7 @@ class Proxy:
         (self.directory / "policy" / "policy.json").write_text(json.dumps({"tokenBudgets": policies}))
         venv = Path(os.environ.get("TOKENBUDGET_LITELLM_VENV", VENV))
         assert (venv / "bin" / "litellm").exists(), f"{venv} has no LiteLLM: set TOKENBUDGET_LITELLM_VENV"
+        self.version = tuple(int(part) for part in venv.name.split("."))
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("REDIS_", "TOKENBUDGET_"))}
         environ.update(
             {
@@ -63,12 +74,13 @@ class Proxy:
                 "TOKENBUDGET_POLICY_DIR": str(self.directory / "policy"),
             }
         )
-        self.version = tuple(int(part) for part in venv.name.split("."))
         if redis_url:
             environ["TOKENBUDGET_REDIS_URL"] = redis_url
         if agent:
             environ["LITELLM_WORKER_STARTUP_HOOKS"] = "tokenbudget_agent:start"
         environ.update(env or {})
+        if workers > 1 and self.version >= (1, 92):  # where LiteLLM has it
+            arguments = [*arguments, "--timeout_worker_healthcheck", str(healthcheck)]
         self.log = open(self.directory / "log", "w")
         self.process = subprocess.Popen(
             [
@@ -81,7 +93,7 @@ class Proxy:
                 "127.0.0.1",
                 "--num_workers",
                 str(workers),
-                *(["--timeout_worker_healthcheck", "60"] if workers > 1 else []),  # 5 s kills slow starters
+                *arguments,
             ],
             cwd=self.directory,
             env=environ,

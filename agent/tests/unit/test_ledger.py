@@ -193,6 +193,30 @@ def test_an_answer_that_comes_late_is_dropped_with_its_connection(member, operat
     until(lambda: not one.ledger.down)
 
 
+def test_a_process_that_ends_during_its_first_call_gives_back_what_that_one_lends(
+    member, operator, tb, monkeypatch
+):
+    """As one does whose LiteLLM cannot start, again and again."""
+    lent, execute = threading.Event(), tb.Ledger.execute
+
+    def late(*args):
+        answer = execute(*args)
+        if not lent.is_set():
+            lent.set()
+            time.sleep(0.2)
+        return answer
+
+    monkeypatch.setattr(tb.Ledger, "execute", late)
+    pol = policy([limit(budget=60000, safe=20000)])
+    operator.publish(pol)
+    one = member([pol])
+    assert lent.wait(5)
+    assert operator.members()[one.agent.member]["record"] > 0
+    one.ledger.leave()
+    row = operator.members()[one.agent.member]
+    assert (row["record"], row["ended"] > 0) == (0, True)
+
+
 def test_leave_gives_the_unspent_back_at_once_and_only_once(member, operator):
     pol = policy([limit()], beatMs=100)
     operator.publish(pol)

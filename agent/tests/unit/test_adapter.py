@@ -1,0 +1,35 @@
+"""What the adapter knows of LiteLLM's router, without LiteLLM."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+
+def entry(name):
+    return {"model_name": "gpt", "litellm_params": {"model": "openai/gpt"}, "model_info": {"id": name}}
+
+
+@pytest.fixture
+def router(tb, agent, monkeypatch):
+    """A router with one deployment, and the agent's adapter on it."""
+    manager = SimpleNamespace(add_litellm_callback=lambda handler: None)
+    litellm = sys.modules["litellm"]
+    monkeypatch.setattr(litellm, "callbacks", [], raising=False)
+    monkeypatch.setattr(litellm, "logging_callback_manager", manager, raising=False)
+    made = SimpleNamespace(model_list=[entry("first")])
+    monkeypatch.setitem(sys.modules, "litellm.proxy.proxy_server", SimpleNamespace(llm_router=made))
+    agent.adapter = tb.Adapter(agent, tb.Hooks(agent))
+    agent.adapter.refresh()
+    return made
+
+
+def test_an_entry_that_comes_and_goes_between_two_refreshes_is_forgotten(agent, router):
+    adapter = agent.adapter
+    router.model_list.append(entry("second"))
+    assert adapter.books_of(router.model_list[1]), "governed from its first request"
+    assert adapter.skips_filter("second"), "its id is a name"
+    router.model_list.pop()
+    adapter.refresh()
+    assert not adapter.skips_filter("second")
+    assert list(adapter.matched) == list(adapter.seen) == list(adapter.identities) == ["first"]
