@@ -422,7 +422,8 @@ class Book:
 
     def fits(self, need: float, boot: float, wall: float) -> bool:
         self.advance(boot, wall)
-        return self.ring.spent + need <= self.allowed(boot, wall) + 1e-6
+        ring = self.ring
+        return ring.unsent + ring.sent + need <= self.allowed(boot, wall) + 1e-6
 
     def retry_after(self, need: float, boot: float, wall: float) -> int:
         """Whole seconds until `need` fits, 1 to 60: when enough has left this process's own window. Until
@@ -711,7 +712,9 @@ class Attempt:
         "call_id",
         "deployment",
         "model",
-        "request",
+        "chars",
+        "overhead",
+        "n",
         "charges",
         "reserved",
         "hooked",
@@ -722,7 +725,9 @@ class Attempt:
     call_id: str
     deployment: str
     model: str
-    request: Request
+    chars: int
+    overhead: int
+    n: int
     charges: list[tuple[Book, Charge]]
     reserved: float
     hooked: bool
@@ -733,7 +738,9 @@ class Attempt:
     def __init__(
         self, request: Request, deployment: str, model: str, charges: list[tuple[Book, Charge]], now: float
     ) -> None:
-        self.call_id, self.deployment, self.model, self.request = request.call_id, deployment, model, request
+        self.call_id, self.deployment, self.model = request.call_id, deployment, model
+        # Not the request itself: the two would hold each other until Python's collector runs.
+        self.chars, self.overhead, self.n = request.chars, request.overhead, request.n
         self.charges, self.reserved = charges, now
         self.hooked = self.stamped = self.ended = False
         self.kind = None
@@ -796,6 +803,10 @@ class PerTask:
         except (RuntimeError, TypeError):  # in no event loop, or in no task of one
             return None
 
+    def request(self) -> Request | None:
+        found = self.get()
+        return found if isinstance(found, Request) else None
+
     def set(self, value: object) -> None:
         try:
             self.by_task[asyncio.current_task()] = value  # type: ignore[index]
@@ -803,8 +814,10 @@ class PerTask:
             pass
 
 
-_request = PerTask()  # set by the filter
-_unread = PerTask()  # whether the filter failed: the request goes LiteLLM's own way, past the check, too
+_request = PerTask()  # the Request, set by the filter
+UNREAD = (
+    object()
+)  # in its place when the filter failed: the request goes LiteLLM's own way, past the check, too
 # The call id, set at the proxy's door only where LiteLLM will skip the filter.
 _unfiltered: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "tokenbudget_unfiltered", default=None
@@ -1039,7 +1052,7 @@ class Agent:
             except RuntimeError:
                 pass  # its loop is closed
 
-    def refusal(self, request: Request, needs_list: list[Needs], kind: type[Refused] = Refused) -> Refused:
+    def refusal(self, call_id: str, needs_list: list[Needs], kind: type[Refused] = Refused) -> Refused:
         """The 429, by the deployment that will have room first."""
         boot, wall = self.clock.boot(), self.clock.wall()
         best: tuple[int, Book, float] | MaybeNone = None
@@ -1060,7 +1073,7 @@ class Agent:
             seconds, book, amount = best
             for one, need in needs_list[0]:
                 if seconds <= 60:  # what can never be admitted is no demand
-                    one.denied.add(request.call_id, need, boot)
+                    one.denied.add(call_id, need, boot)
         who, name = book.governor.name, f"{book.governor.name}/{book.limit}"
         if seconds > 60:
             text = (
@@ -1083,7 +1096,7 @@ class Agent:
                 book.ring.stamp(charge, now)
 
     def open_attempt(self, call_id: str | None, deployment: str | None = None) -> Attempt | None:
-        request: Request | None = _request.get()
+        request = _request.request()
         if (
             request is not None
             and request.call_id == call_id
@@ -1856,12 +1869,11 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         **_: Any,
     ) -> list[Deployment]:
         try:
-            _unread.set(False)
             return await self.filter(healthy_deployments, messages, request_kwargs or {})
         except Refused:
             raise
         except Exception as error:
-            _unread.set(True)
+            _request.set(UNREAD)
             self.agent.fault("filter", error)
             return healthy_deployments
 
@@ -1955,7 +1967,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
 
     def request_for(self, messages: Any, kwargs: Data) -> Request:
         call_id = kwargs.get("litellm_call_id") or uuid.uuid4().hex
-        body, previous = self.agent.bodies.pop(call_id, None), _request.get()
+        body, previous = self.agent.bodies.pop(call_id, None), _request.request()
         if body is None and previous is not None and previous.call_id == call_id:
             body = previous.body  # another attempt of the same request
         return Request(call_id, kwargs, messages, body)
@@ -1970,7 +1982,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         if not any(books for _, books in governed):
             return deployments
         request = self.request_for(messages, kwargs)
-        previous = _request.get()
+        previous = _request.request()
         if previous is not None and previous.call_id == request.call_id:
             if previous.attempt is not None and not previous.attempt.ended and not previous.attempt.stamped:
                 if agent.never_left(previous.attempt):
@@ -1990,10 +2002,12 @@ class Hooks(CustomLogger):  # type: ignore[misc]
                 break
             wanting = [n for n in needs.values() if all(amount <= book.budget for book, amount in n)]
             if not wanting or not await agent.wait_for_room(wanting, request):
-                raise agent.refusal(request, list(needs.values()))
+                raise agent.refusal(request.call_id, list(needs.values()))
         if len(fitting) < len(governed):
             self.ask_for(needs, governed, fitting)
         _request.set(request)
+        if agent.failing("check"):  # nothing is reserved: LiteLLM enforces the share
+            return fitting
         return [self.lifted(d, needs[id(d)], boot, wall) for d in fitting]
 
     def ask_for(
@@ -2014,12 +2028,9 @@ class Hooks(CustomLogger):  # type: ignore[misc]
 
     def lifted(self, deployment: Deployment, needs: Needs, boot: float, wall: float) -> Deployment:
         """A copy for this request only, whose own limit LiteLLM will not reach. LiteLLM counts by calendar
-        minute and
-        when a call ends, so with long calls, or after the grant moved, it would refuse what the ring
-        admits."""
+        minute and when a call ends, so with long calls, or after the grant moved, it would refuse what the
+        ring admits."""
         copy = None
-        if self.agent.failing("check"):  # nothing is reserved: LiteLLM enforces the share
-            return deployment
         for book, _ in needs:
             if book.governor.acting(boot, wall) == "enforce":
                 copy = copy or dict(deployment)
@@ -2029,12 +2040,12 @@ class Hooks(CustomLogger):  # type: ignore[misc]
     async def check(self, deployment: Deployment) -> None:
         """Reserves on the deployment that was picked."""
         agent = self.agent
-        if not agent.governors or not isinstance(deployment, dict) or _unread.get():
+        if not agent.governors or not isinstance(deployment, dict):
             return
-        books = agent.adapter.books_of(deployment)
-        if not books:
+        books, found = agent.adapter.books_of(deployment), _request.get()
+        if not books or found is UNREAD:
             return
-        key, request = model_id(deployment), _request.get()
+        key, request = model_id(deployment), found
         while request is not None and (request.attempt is not None or key not in request.candidates):
             request = request.parent
         if request is None:  # the filter was skipped: the client named the deployment, or another strategy
@@ -2046,7 +2057,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             if any(amount > book.budget for book, amount in needs) or not await agent.wait_for_room(
                 [needs], request
             ):
-                raise agent.refusal(request, [needs])
+                raise agent.refusal(request.call_id, [needs])
 
     async def before_call(self, kwargs: Data, call_type: str) -> None:
         """Admits again what was reserved too long ago: the process may have been frozen in between."""
@@ -2066,7 +2077,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
                     return
             if boot >= until:
                 agent.end(attempt, never_sent=True)
-                raise agent.refusal(attempt.request, [needs], RefusedLate)
+                raise agent.refusal(attempt.call_id, [needs], RefusedLate)
             agent.draw()
             await asyncio.sleep(0.1)
             boot, wall = agent.clock.boot(), agent.clock.wall()
@@ -2090,8 +2101,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             total = None  # LiteLLM's own count of what was streamed: the charge stays as it was reserved
         agent.end(attempt, total=total if total else None)
         if total:
-            request = attempt.request
-            agent.learned[attempt.model].learn(request.chars, request.overhead, prompt, output // request.n)
+            agent.learned[attempt.model].learn(attempt.chars, attempt.overhead, prompt, output // attempt.n)
 
 
 # ---------------------------------------------------------------- start and end
