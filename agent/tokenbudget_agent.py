@@ -422,8 +422,7 @@ class Book:
 
     def fits(self, need: float, boot: float, wall: float) -> bool:
         self.advance(boot, wall)
-        ring = self.ring
-        return ring.unsent + ring.sent + need <= self.allowed(boot, wall) + 1e-6
+        return self.ring.spent + need <= self.allowed(boot, wall) + 1e-6
 
     def retry_after(self, need: float, boot: float, wall: float) -> int:
         """Whole seconds until `need` fits, 1 to 60: when enough has left this process's own window. Until
@@ -815,9 +814,8 @@ class PerTask:
 
 
 _request = PerTask()  # the Request, set by the filter
-UNREAD = (
-    object()
-)  # in its place when the filter failed: the request goes LiteLLM's own way, past the check, too
+# In its place when the filter failed: the request goes LiteLLM's own way, past the check, too.
+UNREAD = object()
 # The call id, set at the proxy's door only where LiteLLM will skip the filter.
 _unfiltered: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "tokenbudget_unfiltered", default=None
@@ -2040,12 +2038,13 @@ class Hooks(CustomLogger):  # type: ignore[misc]
     async def check(self, deployment: Deployment) -> None:
         """Reserves on the deployment that was picked."""
         agent = self.agent
-        if not agent.governors or not isinstance(deployment, dict):
+        request = _request.get()
+        if not agent.governors or not isinstance(deployment, dict) or request is UNREAD:
             return
-        books, found = agent.adapter.books_of(deployment), _request.get()
-        if not books or found is UNREAD:
+        books = agent.adapter.books_of(deployment)
+        if not books:
             return
-        key, request = model_id(deployment), found
+        key = model_id(deployment)
         while request is not None and (request.attempt is not None or key not in request.candidates):
             request = request.parent
         if request is None:  # the filter was skipped: the client named the deployment, or another strategy

@@ -101,7 +101,7 @@ def proxy(started):
 
 def report(rig, uid="uid-list"):
     rows = rig.operator.reports(uid).values()
-    return next((r for r in rows if r["state"] not in ("Starting",)), None)
+    return next((r for r in rows if r["state"] != "Starting"), None)
 
 
 def declared(rig, model):
