@@ -67,8 +67,11 @@ DELAY = 0.35  # what the time from stamp to the provider may differ by; longer s
 UNKNOWN = 0.6  # what the clock may gain in a window while nothing is known of it (1 %)
 SPAN = 60.0  # the clock is measured over this, by the ledger's
 STEP = 0.03  # a clock that differs by more was not drifting: one of the two was set
-STALL = 0.1  # an event loop that did not run for longer may have held requests back after their stamp
+STALL = 0.1  # an event loop whose turn took longer may have held requests back after their stamp
 MARGIN = 0.2  # a request stamped this long before a stall may still have been on its way out
+TURNS = (
+    16  # of the event loop, at most, from the stamp until a request has left (new connection, TLS and all)
+)
 DAMP = 1 / 3  # part of the way that a grant moves per beat; all of it under pressure
 BUFFER = 0.05  # seconds of its own rate that a member keeps beyond what it spent
 EMPTY = 0.04  # part of the budget in the pool that counts as nothing: the most pressure (slack 0)
@@ -114,22 +117,16 @@ class Clock:
 
 
 class Slot:
-    """What was sent in one slot. A stall merges slots: `into` then says where the amount went."""
+    """What was sent in one slot of time, or may have left as late as that."""
 
-    __slots__ = ("index", "amount", "gone", "into")
+    __slots__ = ("index", "amount", "gone", "turns")
     index: int
     amount: float
     gone: bool
-    into: Slot | None
+    turns: int  # of the event loop, that took long, since it was stamped
 
     def __init__(self, index: int) -> None:
-        self.index, self.amount, self.gone, self.into = index, 0.0, False, None
-
-    def live(self) -> Slot:
-        slot = self
-        while slot.into is not None:
-            slot = slot.into
-        return slot
+        self.index, self.amount, self.gone, self.turns = index, 0.0, False, 0
 
 
 class Charge:
@@ -177,9 +174,14 @@ class Ring:
 
     def _slot(self, now: float) -> Slot:
         index = math.floor(now / SLOT)
-        if not self.slots or self.slots[-1].index < index:
-            self.slots.append(Slot(index))
-        return self.slots[-1]  # a clock that went back counts as now: later is safe
+        if self.slots:
+            last = self.slots[-1]
+            if last.index >= index:
+                if not last.turns:
+                    return last
+                index = last.index  # a clock that went back counts as now: later is safe
+        self.slots.append(Slot(index))
+        return self.slots[-1]
 
     def stamp(self, charge: Charge, now: float) -> None:
         """The charge leaves now. A second stamp (the same attempt, sent again by the client library) moves it
@@ -190,7 +192,7 @@ class Ring:
             self.unsent -= charge.amount
             self.sent += charge.amount
         else:
-            old = charge.slot.live()
+            old = charge.slot
             if old.gone:
                 self.sent += charge.amount
             else:
@@ -212,7 +214,7 @@ class Ring:
             self.stamp(charge, now)
             charge.closed = True
             return
-        slot = charge.slot.live()
+        slot = charge.slot
         if slot.gone:
             if delta <= 0:
                 return
@@ -229,28 +231,22 @@ class Ring:
         if charge.slot is None:
             self.unsent -= charge.amount
         else:
-            slot = charge.slot.live()
+            slot = charge.slot
             if slot.gone:
                 return
             slot.amount -= charge.amount
             self.sent -= charge.amount
         charge.amount = 0.0
 
-    def stall(self, start: float, end: float) -> None:
-        """Nothing ran from start to end: what was stamped since then may have left as late as end."""
-        target: Slot | None
-        first, target = math.floor(start / SLOT), None
-        moved = []
-        while self.slots and self.slots[-1].index >= first:
-            moved.append(self.slots.pop())
-        for slot in moved:
-            if target is None:
-                target = slot if slot.index >= math.floor(end / SLOT) else self._slot(end)
-                if target is slot:
-                    self.slots.append(slot)
-                    continue
-            target.amount += slot.amount
-            slot.into = target
+    def stall(self, start: float, end: float, turn: bool = True) -> None:
+        """Nothing ran from start to end: what was stamped since then may leave as late as end. `turn`: end is
+        the next turn of the event loop; a request has left after TURNS of them, however slow they are."""
+        first, last = math.floor(start / SLOT), math.floor(end / SLOT)
+        for slot in reversed(self.slots):
+            if slot.index < first or slot.turns >= TURNS:
+                break
+            slot.index = max(slot.index, last)
+            slot.turns += turn
 
     def gone_at(self, amount: float) -> float | None:
         """When so much will have left; None if there is less."""
@@ -720,6 +716,7 @@ class Attempt:
         "stamped",
         "ended",
         "kind",
+        "call",
     )
     call_id: str
     deployment: str
@@ -733,6 +730,7 @@ class Attempt:
     stamped: bool
     ended: bool
     kind: str | None
+    call: weakref.ref[Any] | None  # LiteLLM's own object of this call: when it is gone, no event will come
 
     def __init__(
         self, request: Request, deployment: str, model: str, charges: list[tuple[Book, Charge]], now: float
@@ -742,7 +740,11 @@ class Attempt:
         self.chars, self.overhead, self.n = request.chars, request.overhead, request.n
         self.charges, self.reserved = charges, now
         self.hooked = self.stamped = self.ended = False
-        self.kind = None
+        self.kind = self.call = None
+
+    def forgotten(self) -> bool:
+        """Whether LiteLLM has dropped the call without a word: a client that left."""
+        return self.call is not None and self.call() is None
 
 
 class Refused(Exception):
@@ -900,15 +902,17 @@ class Agent:
 
     # -- time
 
-    def tick(self, now: float) -> None:
-        """Called by a light loop each 50 ms and by every admission: a gap means that the event loop stood
-        still."""
-        last, self.last_tick = self.last_tick, now
+    def tick(self, now: float, turn: bool = False) -> None:
+        """Called by a light loop each 50 ms (`turn`) and by every admission. A gap between two turns means
+        that the event loop stood still, also when one turn is slow as it admits so many requests."""
+        last = self.last_tick
+        if turn or last is None:
+            self.last_tick = now
         if last is not None and now - last > STALL:
             with self.lock:
                 for governor in self.governors.values():
                     for book in governor.books.values():
-                        book.ring.stall(last - MARGIN, now)
+                        book.ring.stall(last - MARGIN, now, turn)
         if now - self.last_sweep > 1:
             self.last_sweep = now
             self.sweep(now)
@@ -925,13 +929,11 @@ class Agent:
             if now - at > BODY_BOUND:
                 self.bodies.pop(call_id, None)
         with self.lock:
-            for call_id, attempts in list(self.attempts.items()):
-                for attempt in attempts:
-                    if not attempt.stamped and now - attempt.reserved > UNSENT_BOUND:
-                        self.stamp(attempt, now)
-                attempts[:] = [a for a in attempts if now - a.reserved <= ATTEMPT_BOUND]
-                if not attempts:
-                    del self.attempts[call_id]
+            for attempt in [a for attempts in self.attempts.values() for a in attempts if not a.ended]:
+                if attempt.forgotten() or now - attempt.reserved > ATTEMPT_BOUND:
+                    self.failed(attempt, None)
+                elif not attempt.stamped and now - attempt.reserved > UNSENT_BOUND:
+                    self.stamp(attempt, now)
 
     # -- needs and admission
 
@@ -1147,6 +1149,13 @@ class Agent:
 
 def model_id(deployment: Deployment) -> str:
     return str((deployment.get("model_info") or {}).get("id"))
+
+
+def weakly(value: object) -> weakref.ref[Any] | None:
+    try:
+        return None if value is None else weakref.ref(value)
+    except TypeError:  # of a type that can't
+        return None
 
 
 def never_connected(error: BaseException | None) -> bool:
@@ -1787,7 +1796,12 @@ class Adapter:
 
     def was_reported(self, kwargs: Data) -> bool:
         """Whether the usage is the provider's word. Before 1.102 LiteLLM asks for the usage of a chat's
-        stream only if the client did; else it counts by a tokenizer of its own."""
+        stream only if the client did; else it counts by a tokenizer of its own, as 1.106 does for a client
+        that left (common_request_processing.py, _bill_partial_streamed_spend_on_disconnect)."""
+        params = kwargs.get("litellm_params") or {}
+        for metadata in (params.get("metadata"), params.get("litellm_metadata"), kwargs.get("metadata")):
+            if metadata and metadata.get("client_disconnected"):
+                return False
         if not kwargs.get("stream") or kwargs.get("call_type") not in ("acompletion", "atext_completion"):
             return True
         options = (kwargs.get("optional_params") or {}).get("stream_options") or {}
@@ -2065,6 +2079,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         if attempt is None or attempt.stamped:
             return
         attempt.hooked, attempt.kind = True, call_type
+        attempt.call = weakly(kwargs.get("litellm_logging_obj"))
         boot, wall = agent.clock.boot(), agent.clock.wall()
         if boot - attempt.reserved <= STALE_CHECK or not attempt.charges:
             return
@@ -2145,7 +2160,7 @@ async def watch(agent: Agent) -> None:
     while True:
         try:
             now = agent.clock.boot()
-            agent.tick(now)
+            agent.tick(now, turn=True)
             if agent.adapter.dirty or now >= next_refresh:
                 next_refresh = now + 1.0
                 agent.watch_leases(now, agent.clock.wall())

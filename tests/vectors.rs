@@ -74,9 +74,9 @@ impl Sequence {
                 json!({"do": "giveBack", "charge": at})
             }
             6 => {
-                let since = now.boot - 3.0 * self.rng.unit();
-                self.book.ring.stall(since, now.boot);
-                json!({"do": "stall", "since": since})
+                let (since, turn) = (now.boot - 3.0 * self.rng.unit(), self.rng.below(2) == 0);
+                self.book.ring.stall(since, now.boot, turn);
+                json!({"do": "stall", "since": since, "turn": turn})
             }
             7 => {
                 let (id, amount) = (self.rng.below(5) as u64, self.amount());

@@ -151,7 +151,7 @@ impl Process {
     pub fn tick(&mut self, now: Clocks) {
         let last = std::mem::replace(&mut self.last_tick, now.boot);
         if now.boot - last > STALL {
-            self.books.iter_mut().for_each(|book| book.ring.stall(last - MARGIN, now.boot));
+            self.books.iter_mut().for_each(|book| book.ring.stall(last - MARGIN, now.boot, true));
         }
     }
 

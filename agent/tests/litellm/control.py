@@ -137,7 +137,7 @@ def still_open(agent):
         for governor in agent.governors.values():
             for book in governor.books.values():
                 charges = [c for one in watched for b, c in one.attempt.charges if b is book]
-                inside = sum(c.amount for c in charges if c.slot is not None and not c.slot.live().gone)
+                inside = sum(c.amount for c in charges if c.slot is not None and not c.slot.gone)
                 unsent[f"{book.limit}/{book.unit}"] = book.ring.unsent
                 wrong[f"{book.limit}/{book.unit}"] = book.ring.sent - inside
         return {

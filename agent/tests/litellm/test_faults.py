@@ -182,7 +182,12 @@ def breaking(proxy, do, **more):
     result.unlink(missing_ok=True)
     (proxy.directory / "break.tmp").write_text(json.dumps({"do": do, **more}))
     (proxy.directory / "break.tmp").rename(proxy.directory / "break.json")
-    found = until(lambda: result.exists() and json.loads(result.read_text()))
+
+    def answered():
+        proxy.alive()
+        return result.exists() and json.loads(result.read_text())
+
+    found = until(answered)
     assert "error" not in found, found
     return found
 

@@ -67,6 +67,7 @@ class Proxy:
                 "LITELLM_LOCAL_MODEL_COST_MAP": "True",
                 "LITELLM_TELEMETRY": "False",
                 "PYTHONUNBUFFERED": "1",
+                "PYTHONFAULTHANDLER": "1",  # where the interpreter crashed, in the log
                 "HOST": "127.0.0.1",
                 "TOKENBUDGET_POD_NAME": name,
                 "TOKENBUDGET_POD_UID": "pod-" + name,
@@ -109,9 +110,14 @@ class Proxy:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health/readiness", timeout=2):
                     return self
             except OSError:
-                assert self.process.poll() is None, f"LiteLLM ended:\n{self.text()[-3000:]}"
+                self.alive()
                 assert time.time() < deadline, f"LiteLLM was not ready in {timeout} s:\n{self.text()[-3000:]}"
                 time.sleep(0.2)
+
+    def alive(self):
+        """Fails with the end of the log when the process has ended."""
+        code = self.process.poll()
+        assert code is None, f"LiteLLM ended ({code}):\n{self.text()[-6000:]}"
 
     def text(self):
         return (self.directory / "log").read_text()

@@ -320,6 +320,34 @@ def test_a_stall_of_the_event_loop_moves_what_was_just_stamped(tb, agent, clock)
     assert [s.index for s in slots] == [int(clock.now / tb.SLOT)]
 
 
+def test_admissions_do_not_hide_that_the_event_loop_stands_still(tb, agent, clock):
+    """A turn that admits for 1.4 s: what was stamped at its begin may leave at its end."""
+    agent.tick(clock.now, turn=True)
+    for number in range(28):
+        asyncio.run(attempt(tb, agent, str(number), 10))
+        clock.now += 0.05
+        agent.tick(clock.now)
+    agent.tick(clock.now, turn=True)
+    assert {s.index for s in books(agent)["tokens"].ring.slots} == {int(clock.now / tb.SLOT)}
+
+
+def test_an_attempt_ends_when_litellm_has_dropped_its_call(tb, agent, clock):
+    """A client that left: no event comes, and what was reserved stays charged."""
+
+    class Logging:
+        pass
+
+    call = Logging()
+    asyncio.run(attempt(tb, agent, "a", 1000, litellm_logging_obj=call))
+    before = spent(agent)
+    agent.sweep(clock.now)
+    assert agent.attempts
+    del call
+    agent.sweep(clock.now)
+    assert not agent.attempts
+    assert spent(agent) == before
+
+
 def test_a_policy_change_keeps_what_books_hold(tb, agent):
     asyncio.run(attempt(tb, agent, "a", 1000))
     governor, before = agent.governors["uid-1"], books(agent)["tokens"]

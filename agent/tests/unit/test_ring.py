@@ -86,6 +86,33 @@ def test_what_was_stamped_just_before_or_in_a_stall_counts_from_its_end(tb):
     assert ring.spent == 0
 
 
+def test_slow_turns_hold_a_charge_back_until_it_must_have_left(tb):
+    """A process that is never quick again still forgets: an attempt leaves after so many turns."""
+    ring = tb.Ring(guard=0.0)
+    ring.stamp(ring.charge(5), 10.0)
+    for turn in range(1, 100):
+        now = 10.0 + 0.2 * turn
+        ring.stall(now - 0.2 - tb.MARGIN, now)
+        ring.stamp(ring.charge(1), now)
+    until = 10.0 + 0.2 * tb.TURNS
+    ring.advance(until + 60 - 0.01)
+    assert ring.spent == 5 + 99
+    ring.advance(until + 60.1)
+    assert ring.spent == 99
+    ring.advance(until + 70.1)
+    assert ring.spent == 49, "what came later is not held by it"
+
+
+def test_admissions_in_one_slow_turn_are_no_turns(tb):
+    ring = tb.Ring(guard=0.0)
+    ring.stamp(ring.charge(5), 10.0)
+    for at in range(2 * tb.TURNS):
+        ring.stall(9.9, 10.2 + 0.01 * at, turn=False)
+    ring.stall(9.9, 12.0)
+    ring.advance(71.9)
+    assert ring.spent == 5
+
+
 def test_room_at_says_when_enough_has_left(tb):
     ring = tb.Ring(guard=0.0)
     for at, amount in ((0.0, 40), (10.0, 40)):
@@ -122,6 +149,6 @@ def test_random_histories(tb, seed):
         assert ring.unsent == pytest.approx(sum(c.amount for c in open_))
         assert ring.sent == pytest.approx(sum(s.amount for s in ring.slots), abs=1e-6)
         assert all(s.amount >= -1e-6 for s in ring.slots)
-        assert [s.index for s in ring.slots] == sorted({s.index for s in ring.slots})
+        assert [s.index for s in ring.slots] == sorted(s.index for s in ring.slots)
         live = sum(c.amount for c, at in sent if now - at < 60)
         assert ring.sent >= live - 1e-6

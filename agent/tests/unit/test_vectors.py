@@ -24,7 +24,7 @@ def test_the_core_reproduces_the_model(tb, number):
         elif what == "giveBack":
             ring.give_back(charges[step["charge"]])
         elif what == "stall":
-            ring.stall(step["since"], boot)
+            ring.stall(step["since"], boot, step["turn"])
         elif what == "admitted":
             book.denied.forget(step["id"])
         elif what == "refused":

@@ -15,14 +15,19 @@ pub const SLOT: f64 = 0.05;
 /// Length of a step of what leaves, in seconds (`LEAVE_STEP_MS`).
 const LEAVE_STEP: f64 = 5.0;
 
-/// What was sent in one slot, or in several that a stall has merged.
+/// A request has left after so many turns of the event loop, however slow they are.
+const TURNS: u32 = 16;
+
+/// What was sent in one slot of time, or may have left as late as that.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    /// The first slot in it.
-    from: i64,
-    /// The last: it leaves with this one.
+    /// Grows from slot to slot of a ring.
+    id: u64,
+    /// In units of [`SLOT`]: it leaves a window after the end of this one.
     index: i64,
     amount: f64,
+    /// Turns of the event loop that took long since it was stamped.
+    turns: u32,
 }
 
 /// One amount of one attempt. Unsent (no slot) until stamped; closed when settled or given back.
@@ -30,7 +35,7 @@ struct Slot {
 pub struct Charge {
     /// In tokens or requests.
     pub amount: f64,
-    slot: Option<i64>,
+    slot: Option<u64>,
     closed: bool,
 }
 
@@ -49,6 +54,7 @@ pub struct Ring {
     unsent: f64,
     sent: f64,
     slots: VecDeque<Slot>,
+    next_id: u64,
     rules: Rules,
 }
 
@@ -62,7 +68,7 @@ impl Ring {
     /// An empty ring.
     #[must_use]
     pub fn new(rules: Rules) -> Self {
-        Self { guard: 0.0, unsent: 0.0, sent: 0.0, slots: VecDeque::new(), rules }
+        Self { guard: 0.0, unsent: 0.0, sent: 0.0, slots: VecDeque::new(), next_id: 0, rules }
     }
 
     /// How long a charge stays beyond its window, in seconds.
@@ -99,17 +105,22 @@ impl Ring {
 
     /// The newest slot, which `now` falls into. A clock that went back counts as now: later is safe.
     fn newest(&mut self, now: f64) -> usize {
-        let index = (now / SLOT).floor() as i64;
-        if self.slots.back().is_none_or(|last| last.index < index) {
-            self.slots.push_back(Slot { from: index, index, amount: 0.0 });
+        let mut index = (now / SLOT).floor() as i64;
+        if let Some(last) = self.slots.back().filter(|last| last.index >= index) {
+            if last.turns == 0 {
+                return self.slots.len() - 1;
+            }
+            index = last.index;
         }
+        self.slots.push_back(Slot { id: self.next_id, index, amount: 0.0, turns: 0 });
+        self.next_id += 1;
         self.slots.len() - 1
     }
 
     /// Where a charge is now; `None` when it has left the window.
-    fn find(&self, stamped: i64) -> Option<usize> {
-        let place = self.slots.partition_point(|slot| slot.index < stamped);
-        (self.slots.get(place)?.from <= stamped).then_some(place)
+    fn find(&self, id: u64) -> Option<usize> {
+        let place = self.slots.partition_point(|slot| slot.id < id);
+        self.slots.get(place).is_some_and(|slot| slot.id == id).then_some(place)
     }
 
     /// The charge leaves now. A second stamp moves it later.
@@ -120,14 +131,14 @@ impl Ring {
                 self.unsent -= charge.amount;
                 self.sent += charge.amount;
             }
-            Some(stamped) => match self.find(stamped) {
+            Some(id) => match self.find(id) {
                 None => self.sent += charge.amount,
                 Some(place) => self.slots[place].amount -= charge.amount,
             },
         }
         let place = self.newest(now);
         self.slots[place].amount += charge.amount;
-        charge.slot = Some(self.slots[place].index);
+        charge.slot = Some(self.slots[place].id);
     }
 
     /// The actual amount is known. Down only in the slot it was charged in, while that is in the ring; up at once.
@@ -140,7 +151,7 @@ impl Ring {
         if delta > 0.0 && !self.rules.hold(Rule::ChargeDebt) {
             delta = 0.0;
         }
-        let Some(stamped) = charge.slot else {
+        let Some(id) = charge.slot else {
             self.unsent += delta;
             charge.amount += delta;
             charge.closed = false;
@@ -148,12 +159,12 @@ impl Ring {
             charge.closed = true;
             return;
         };
-        let place = match self.find(stamped) {
+        let place = match self.find(id) {
             Some(place) => place,
             None if delta <= 0.0 && self.rules.hold(Rule::SettleInSlot) => return,
             None => self.newest(now),
         };
-        charge.slot = Some(self.slots[place].index);
+        charge.slot = Some(self.slots[place].id);
         self.slots[place].amount += delta;
         self.sent += delta;
         charge.amount += delta;
@@ -167,8 +178,8 @@ impl Ring {
         charge.closed = true;
         match charge.slot {
             None => self.unsent -= charge.amount,
-            Some(stamped) => {
-                let Some(place) = self.find(stamped) else { return };
+            Some(id) => {
+                let Some(place) = self.find(id) else { return };
                 self.slots[place].amount -= charge.amount;
                 self.sent -= charge.amount;
             }
@@ -176,28 +187,14 @@ impl Ring {
         charge.amount = 0.0;
     }
 
-    /// Nothing ran from `start` to `end`: what was stamped since then may have left as late as `end`.
-    pub fn stall(&mut self, start: f64, end: f64) {
+    /// Nothing ran from `start` to `end`: what was stamped since then may leave as late as `end`. `turn`: `end` is the next
+    /// turn of the event loop.
+    pub fn stall(&mut self, start: f64, end: f64, turn: bool) {
         let (first, last) = ((start / SLOT).floor() as i64, (end / SLOT).floor() as i64);
-        let (mut amount, mut from) = (0.0, i64::MAX);
-        let mut target = None;
-        let kept = self.slots.partition_point(|slot| slot.index < first);
-        for slot in self.slots.drain(kept..).rev() {
-            if target.is_none() && slot.index >= last {
-                target = Some(slot);
-                continue;
-            }
-            amount += slot.amount;
-            from = from.min(slot.from);
+        for slot in self.slots.iter_mut().rev().take_while(|slot| slot.index >= first && slot.turns < TURNS) {
+            slot.index = slot.index.max(last);
+            slot.turns += u32::from(turn);
         }
-        if from == i64::MAX {
-            self.slots.extend(target);
-            return;
-        }
-        let mut target = target.unwrap_or(Slot { from: last, index: last, amount: 0.0 });
-        target.amount += amount;
-        target.from = target.from.min(from);
-        self.slots.push_back(target);
     }
 
     /// When so much will have left.
