@@ -61,6 +61,18 @@ CALL_SCRIPT = r"""@CALL_LUA@"""
 
 log = logging.getLogger("tokenbudget")
 
+
+def digest() -> str:
+    """Of this file, as it is in the annotation of its ConfigMap: the first 12 digits."""
+    try:
+        with open(__file__, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()[:12]
+    except OSError:
+        return "unread"
+
+
+AGENT = AGENT_VERSION + "+" + digest()
+
 WINDOW = 60.0  # what a provider's "per minute" is taken to be: any 60 s
 SLOT = 0.05  # resolution of the ring
 DELAY = 0.35  # what the time from stamp to the provider may differ by; longer stalls are measured
@@ -88,7 +100,10 @@ BODY_BOUND = 30.0  # what a client sent is kept so long between the proxy's door
 STALE_CHECK = 1.0  # a reservation older than this when it is about to leave is admitted again
 LATE_WAIT = 5.0  # how long that may wait
 HOLD = 65.0  # how long the ledger holds a record beyond its lease: a window, and some
-REPORT_EVERY = 10.0
+REPORT_EVERY = 10.0  # its figures are made anew then
+RATIOS = 256  # calls of which the report says what was reserved beside what they used
+OUTSIDE_STEPS = 30  # of REPORT_EVERY, for which the report says what went past the router
+NAMED_DEPLOYMENTS = 20  # at most, of a limit, in the report
 READ_TIMEOUT = 0.8
 CONNECT_TIMEOUT = 1.0
 BACKOFF_MAX = 2.0
@@ -330,6 +345,60 @@ class Denied:
             self.total = 0.0
 
 
+class Tally:
+    """What became of the calls of one limit: for the report, nothing is decided by it."""
+
+    def __init__(self, minute: int) -> None:
+        self.ratios: collections.deque[float] = collections.deque(maxlen=RATIOS)  # reserved / used
+        self.since, self.at = minute, minute  # the first minute is not whole
+        self.tokens = self.requests = 0
+        self.last = (0, 0)
+
+    def roll(self, minute: int) -> None:
+        if minute != self.at:
+            self.last = (self.tokens, self.requests) if minute == self.at + 1 else (0, 0)
+            self.at, self.tokens, self.requests = minute, 0, 0
+
+    def count(self, tokens: int, minute: int) -> None:
+        """A call has ended; LiteLLM counts it in this minute, too (Router.deployment_callback_on_success)."""
+        self.roll(minute)
+        self.tokens, self.requests = self.tokens + tokens, self.requests + 1
+
+    def figures(self, minute: int) -> dict[str, Any]:
+        self.roll(minute)
+        found: dict[str, Any] = {}
+        if self.ratios:
+            ratios, most = sorted(self.ratios), len(self.ratios) - 1
+            p50, p99 = (round(100 * ratios[math.ceil(part * most)]) for part in (0.5, 0.99))
+            found["reserved"] = {"calls": len(ratios), "p50": p50, "p99": p99}
+        if minute - 1 > self.since:
+            found["minute"] = {"at": minute - 1, "tokens": self.last[0], "requests": self.last[1]}
+        return found
+
+
+class Outside:
+    """What this process sent to a provider without asking the router, in the last five minutes."""
+
+    def __init__(self) -> None:
+        self.steps: collections.deque[tuple[int, str, int, int]] = collections.deque(maxlen=10_000)
+
+    def add(self, kind: str, now: float, requests: int = 0, tokens: int = 0) -> None:
+        step = int(now / REPORT_EVERY)
+        if self.steps and self.steps[-1][:2] == (step, kind):
+            _, _, r, t = self.steps.pop()
+            requests, tokens = requests + r, tokens + t
+        self.steps.append((step, kind, requests, tokens))
+
+    def figures(self, now: float) -> list[dict[str, Any]]:
+        while self.steps and self.steps[0][0] <= int(now / REPORT_EVERY) - OUTSIDE_STEPS:
+            self.steps.popleft()
+        found: dict[str, list[int]] = {}
+        for _, kind, requests, tokens in self.steps:
+            row = found.setdefault(kind, [0, 0])
+            row[0], row[1] = row[0] + requests, row[1] + tokens
+        return [{"kind": kind, "requests": r, "tokens": t} for kind, (r, t) in sorted(found.items())]
+
+
 class Sent:
     """What a call carried, kept until its answer."""
 
@@ -517,11 +586,14 @@ class Governor:
     beat: float
     limits: list[dict[str, Any]]
     books: dict[tuple[str, str], Book]
+    tallies: dict[str, Tally]  # by limit
+    figures: dict[str, Any]
     last_good: float | None
     last_report: str | None
 
     def __init__(self, policy: Policy, now: float) -> None:
         self.uid, self.started, self.books = policy["uid"], now, {}
+        self.tallies, self.figures = {}, {}
         self.last_call, self.next_beat, self.last_good = -1e9, 0.0, None
         self.last_report, self.report_at = None, -1e9
         self.policy = {}
@@ -555,6 +627,15 @@ class Governor:
                 book.lease, book.budget, book.safe = self.lease, given["budget"], given.get("safe", 0)
                 books[key] = book
         self.books = books
+        self.tallies = {
+            name: tally for name, tally in self.tallies.items() if any(n == name for n, _ in books)
+        }
+
+    def tally(self, limit: str, minute: int) -> Tally:
+        found = self.tallies.get(limit)
+        if found is None:
+            found = self.tallies[limit] = Tally(minute)
+        return found
 
     def key(self, rest: str) -> str:
         return "tokenbudget:{%s}:%s" % (self.uid, rest)
@@ -850,7 +931,7 @@ class Agent:
         self.waiters = {}  # future -> [(book, need)]
         self.stamps_known = set()  # call types that were seen to pass log_pre_api_call
         self.faults, self.logged = {}, {}
-        self.drift = Drift()
+        self.drift, self.outside = Drift(), Outside()
         self.last_tick, self.last_sweep = None, 0.0
         self.draw = lambda: None  # set by the ledger thread
         self.adapter = None
@@ -916,6 +997,44 @@ class Agent:
         if now - self.last_sweep > 1:
             self.last_sweep = now
             self.sweep(now)
+
+    def minute(self) -> int:
+        """The calendar minute, by which LiteLLM counts."""
+        return int(self.clock.wall() // 60)
+
+    def count(self, books: list[Book], tokens: int) -> None:
+        """A call on a deployment with these books has ended, whether or not anything was reserved for it."""
+        minute = self.minute()
+        with self.lock:
+            for governor, limit in {(book.governor, book.limit) for book in books}:
+                governor.tally(limit, minute).count(tokens, minute)
+
+    def went_past(self, kind: str, requests: int = 0, tokens: int = 0) -> None:
+        """A call went to a provider without asking the router."""
+        with self.lock:
+            self.outside.add(kind, self.clock.boot(), requests, tokens)
+
+    def figures(self, governor: Governor, now: float) -> dict[str, Any]:
+        """The part of the report that is no state: docs/protocol.md."""
+        minute = self.minute()
+        found: dict[str, Any] = {}
+        named = self.adapter.named if self.adapter else {}
+        with self.lock:
+            outside = self.outside.figures(now)
+            found["limits"] = [
+                {
+                    "name": limit,
+                    "deployments": sorted(named[governor.uid, limit])[:NAMED_DEPLOYMENTS],
+                    **governor.tally(limit, minute).figures(minute),
+                }
+                for limit in sorted({limit for limit, _ in governor.books})
+                if (governor.uid, limit) in named
+            ]
+        if outside:
+            found["outside"] = outside
+        if self.adapter and self.adapter.counts_alone():
+            found["private"] = True
+        return found
 
     def at_the_door(self, data: Data, call_type: str) -> None:
         """What a client sent, for the estimate: the router's hooks don't see all of it."""
@@ -1127,6 +1246,8 @@ class Agent:
                 if charge.slot is None:
                     book.ring.stamp(charge, now)  # not seen leaving: it left by now at the latest
                 if total is not None and book.unit == "tokens":
+                    if total > 0:
+                        book.governor.tally(book.limit, self.minute()).ratios.append(charge.amount / total)
                     book.ring.settle(charge, total, now)
             attempts = self.attempts.get(attempt.call_id)
             if attempts and all(a.ended for a in attempts):
@@ -1396,6 +1517,9 @@ class Ledger(threading.Thread):
         adapter, problems = self.agent.adapter, self.agent.problems()
         declared = adapter.declared() if adapter else None
         env = self.agent.env
+        due = now - governor.report_at >= REPORT_EVERY
+        if due:
+            governor.figures = self.agent.figures(governor, now)
         state = (
             "Degraded"
             if problems
@@ -1410,15 +1534,16 @@ class Ledger(threading.Thread):
                 "container": env.get("TOKENBUDGET_CONTAINER", ""),
                 "worker": self.pid,
                 "startedMs": self.agent.started_ms,
-                "agent": AGENT_VERSION,
+                "agent": AGENT,
                 "policy": governor.policy.get("version", ""),
                 "state": state,
                 "problems": problems,
                 "declared": declared,
+                **governor.figures,
             },
             sort_keys=True,
         )
-        if text == governor.last_report and now - governor.report_at < REPORT_EVERY:
+        if text == governor.last_report and not due:
             return ""
         governor.last_report, governor.report_at = text, now
         return text
@@ -1508,6 +1633,7 @@ class Adapter:
     missing: dict[str, str]
     seen: dict[str, Row]
     matched: dict[str, list[Book]]
+    named: dict[tuple[str, str], set[str]]
     declared_rows: list[dict[str, Any]] | None
     identities: dict[str, str]
     caches: list[tuple[Any, str, Any]]
@@ -1517,6 +1643,7 @@ class Adapter:
         self.router, self.missing = None, {}
         self.seen = {}  # model id -> [deployment dict, original {tpm, rpm}, last written {tpm, rpm}]
         self.matched = {}  # model id -> [books]
+        self.named = {}  # uid and limit -> "<model id>:<litellm model>", as LiteLLM's own counters are named
         self.declared_rows, self.identities = None, {}
         self.caches = []  # (object, attribute, original)
         self.dirty = True
@@ -1636,12 +1763,16 @@ class Adapter:
         rows: list[dict[str, Any]]
         present: set[str]
         rows, all_governed, present = [], True, set()
+        named: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
         for deployment in models:
             key = model_id(deployment)
             present.add(key)
             row = self.originals(key, deployment)
             books, explicit = self.match(deployment)
             self.matched[key] = books
+            for book in books:
+                model = (deployment.get("litellm_params") or {}).get("model")
+                named[book.governor.uid, book.limit].add(f"{key}:{model}")
             limits = self.limits_of(deployment, row[1])
             if not explicit and any(v is not None for v in limits.values()):
                 rows.append(self.declared_row(deployment, limits))
@@ -1652,7 +1783,7 @@ class Adapter:
         for known in (self.seen, self.matched):  # matched also has what was gone before a refresh saw it
             for key in [key for key in known if key not in present]:
                 del known[key]
-        self.declared_rows = rows
+        self.declared_rows, self.named = rows, dict(named)
         if all_governed and any(self.matched.values()):
             self.localize_caches(router)
         else:
@@ -1816,6 +1947,10 @@ class Adapter:
 
     # -- LiteLLM's own counters
 
+    def counts_alone(self) -> bool:
+        """Whether the router keeps its counters in memory: nobody else can compare them."""
+        return getattr(getattr(self.router, "cache", None), "redis_cache", None) is None
+
     def localize_caches(self, router: Any) -> None:
         """Our share must be compared with this process's usage, not with the fleet's: memory only."""
         try:
@@ -1850,6 +1985,21 @@ class Adapter:
 
 
 # ---------------------------------------------------------------- hooks
+
+PASSED_THROUGH = "pass_through_endpoint"
+BATCHES = ("acreate_batch", "create_batch")
+# What Router.deployment_callback_on_success leaves out.
+NOT_COUNTED = ("_aresponses_websocket", "_arealtime")
+
+
+def tokens_of_passed(kwargs: Data, logged: Mapping[str, Any]) -> int:
+    """What a provider's answer to a pass-through route says that it used; 0 if that can't be read."""
+    body = (kwargs.get("passthrough_logging_payload") or {}).get("response_body")
+    usage = body.get("usage") if isinstance(body, dict) else None
+    if not isinstance(usage, dict):
+        return int(logged.get("total_tokens") or 0)
+    parts = (usage.get("input_tokens") or 0) + (usage.get("output_tokens") or 0)
+    return int(usage.get("total_tokens") or parts)
 
 
 class Hooks(CustomLogger):  # type: ignore[misc]
@@ -1911,6 +2061,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         """The last hook before the call leaves; LiteLLM swallows exceptions here, some providers call it in a
         thread."""
         try:
+            if kwargs.get("call_type") == PASSED_THROUGH:
+                return self.agent.went_past("passthrough", requests=1)
             attempt = self.agent.open_attempt(kwargs.get("litellm_call_id"))
             if attempt is not None:
                 self.agent.stamp(attempt, self.agent.clock.boot())
@@ -1919,6 +2071,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         except Exception as error:
             self.agent.stamps_known.clear()  # what has no stamp may have left all the same
             self.agent.fault("stamp", error)
+        return None
 
     async def async_log_success_event(
         self, kwargs: Data, response_obj: Any, start_time: Any, end_time: Any, **_: Any
@@ -2100,9 +2253,17 @@ class Hooks(CustomLogger):  # type: ignore[misc]
     def success(self, kwargs: Data, response: Any) -> None:
         agent = self.agent
         logged = kwargs.get("standard_logging_object") or {}
+        call_type = kwargs.get("call_type")
+        if call_type == PASSED_THROUGH:
+            return agent.went_past("passthrough", tokens=tokens_of_passed(kwargs, logged))
+        if call_type in BATCHES:
+            agent.went_past("batch", requests=1)
         deployment = logged.get("model_id") or (
             (kwargs.get("litellm_params") or {}).get("model_info") or {}
         ).get("id")
+        books = agent.adapter.matched.get(str(deployment))
+        if books and call_type not in NOT_COUNTED:
+            agent.count(books, logged.get("total_tokens") or 0)
         call_id = kwargs.get("litellm_call_id")
         attempt = agent.open_attempt(call_id, str(deployment)) or agent.open_attempt(call_id)
         if attempt is None:

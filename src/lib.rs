@@ -6,6 +6,7 @@ pub mod api;
 pub mod app;
 pub mod cli;
 pub mod controller;
+mod digest;
 pub mod leader;
 pub mod ledger;
 pub mod litellm;

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use sha2::{Digest, Sha256};
-
 use crate::api::{DeploymentSelector, Limit, LimitStatus, TokenBudgetSpec};
+use crate::digest::digest;
 use crate::ledger::{Declared, Report, Unit};
 
 /// One limit as the fleet is to keep it.
@@ -101,8 +100,7 @@ fn derived_name(model_name: &str, identity: &str) -> String {
         if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' }
     };
     let group: String = model_name.chars().take(40).map(clean).collect();
-    let digest = Sha256::digest(identity.as_bytes());
-    let digits: String = digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+    let digits = digest(identity, 6);
     match group.trim_matches(|c| c == '-' || c == '.') {
         "" => format!("model-{digits}"),
         group => format!("{group}-{digits}"),

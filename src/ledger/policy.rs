@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
+
+use crate::digest::digest;
 
 /// What members do with their grants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -123,7 +124,7 @@ impl Policy {
             map.remove("version");
             canonical(&Value::Object(map), &mut text);
         }
-        self.version = hex(&Sha256::digest(text.as_bytes())[..6]);
+        self.version = digest(&text, 12);
         self
     }
 }
@@ -168,13 +169,6 @@ fn canonical(value: &Value, out: &mut String) {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,7 +199,7 @@ mod tests {
     fn the_version_is_the_digest_of_sorted_json() {
         // printf '%s' '<canonical JSON>' | sha256sum | cut -c1-12
         let text = r#"{"beatMs":500,"leaseMs":30000,"limits":[{"models":[{"modelName":"gpt-4o"}],"name":"gpt-4o","requests":{"budget":9000,"safe":1500},"tokens":{"budget":1500000,"safe":250000}}],"maxWaitMs":250,"mode":"Enforce","onLedgerLoss":"SafeShare","reserve":"MaxTokens","tokenBudget":"llm/azure-gpt-4o","uid":"u"}"#;
-        assert_eq!(policy().stamped().version, hex(&Sha256::digest(text)[..6]));
+        assert_eq!(policy().stamped().version, digest(text, 12));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use crate::digest::digest;
 use crate::ledger::call_script;
 
 /// Name of the agent's file, in the ConfigMap and in the container.
@@ -16,6 +17,9 @@ pub const AGENT_CONFIG_MAP: &str = "tokenbudget-agent";
 
 /// Annotation with the agent's version on its ConfigMap.
 pub const VERSION_ANNOTATION: &str = "tokenbudget.dev/agent-version";
+
+/// Annotation with the SHA-256 of the agent's file; members report the first 12 digits of the one that they run.
+pub const DIGEST_ANNOTATION: &str = "tokenbudget.dev/agent-digest";
 
 /// The agent, with a place for the script of its one ledger call.
 const TEMPLATE: &str = include_str!("../../agent/tokenbudget_agent.py");
@@ -38,15 +42,17 @@ pub fn agent_version() -> &'static str {
 #[must_use]
 pub fn agent_config_map(namespace: &str) -> ConfigMap {
     let one = |key: &str, value: String| Some(BTreeMap::from([(key.to_owned(), value)]));
+    let source = agent_source();
+    let annotations = [(VERSION_ANNOTATION, agent_version().to_owned()), (DIGEST_ANNOTATION, digest(&source, 64))];
     ConfigMap {
         metadata: ObjectMeta {
             name: Some(AGENT_CONFIG_MAP.to_owned()),
             namespace: Some(namespace.to_owned()),
-            annotations: one(VERSION_ANNOTATION, agent_version().to_owned()),
+            annotations: Some(annotations.map(|(key, value)| (key.to_owned(), value)).into()),
             labels: one("app.kubernetes.io/managed-by", "tokenbudget".to_owned()),
             ..ObjectMeta::default()
         },
-        data: one(AGENT_FILE, agent_source()),
+        data: one(AGENT_FILE, source),
         ..ConfigMap::default()
     }
 }
@@ -64,10 +70,12 @@ mod tests {
     }
 
     #[test]
-    fn the_config_map_fits_and_names_the_version() {
+    fn the_config_map_fits_and_names_the_version_and_the_file() {
         let map = agent_config_map("llm");
         assert!(agent_source().len() < 900_000, "a ConfigMap holds at most 1 MiB");
-        assert_eq!(map.metadata.annotations.unwrap()[VERSION_ANNOTATION], env!("CARGO_PKG_VERSION"));
+        let annotations = map.metadata.annotations.unwrap();
+        assert_eq!(annotations[VERSION_ANNOTATION], env!("CARGO_PKG_VERSION"));
+        assert_eq!(annotations[DIGEST_ANNOTATION].len(), 64);
         assert_eq!(map.metadata.namespace.as_deref(), Some("llm"));
     }
 }

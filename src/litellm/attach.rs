@@ -6,7 +6,6 @@
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Container;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::container::{name_of, pod_spec};
 use super::entries::{Entry, owned, owned_by_others};
@@ -15,6 +14,7 @@ use super::{
     names_agent, setting,
 };
 use crate::api::{Reason, SecretKeyRef};
+use crate::digest::digest;
 
 /// Names of our volumes.
 const AGENT_VOLUME: &str = "tokenbudget-agent";
@@ -145,8 +145,7 @@ pub fn policy_config_map_name(deployment: &str) -> String {
     if name.len() <= 253 && name != AGENT_CONFIG_MAP {
         return name;
     }
-    let digest = Sha256::digest(deployment.as_bytes());
-    let digest: String = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    let digest = digest(deployment, 10);
     let head: String = name.chars().take(242).collect();
     format!("{}-{digest}", head.trim_end_matches(['-', '.']))
 }

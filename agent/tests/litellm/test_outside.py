@@ -24,10 +24,10 @@ POLICY = policy(
     beatMs=300,
 )
 PAST = {
-    "a pass-through route": ("/through", BODY, "pass_through_endpoint"),
-    "its stream": ("/through", {**BODY, "stream": True}, "pass_through_endpoint"),
-    "LiteLLM's own": ("/openai/v1/chat/completions", BODY, "pass_through_endpoint"),
-    "a batch": ("/v1/batches", {**BATCH, "model": "gpt"}, "acreate_batch"),
+    "a pass-through route": ("/through", BODY, "passthrough"),
+    "its stream": ("/through", {**BODY, "stream": True}, "passthrough"),
+    "LiteLLM's own": ("/openai/v1/chat/completions", BODY, "passthrough"),
+    "a batch": ("/v1/batches", {**BATCH, "model": "gpt"}, "batch"),
 }
 
 
@@ -94,14 +94,15 @@ def test_what_does_not_ask_the_router_passes_a_full_limit_and_disturbs_nothing(r
 @pytest.mark.parametrize("way", PAST)
 def test_what_does_not_ask_the_router_is_reported(rig, proxy, way):
     def outside():
-        return {r["kind"]: r["requests"] for r in report(rig)["outside"]}.get(kind, 0)
+        rows = {row["kind"]: row for row in report(rig).get("outside", [])}
+        return rows.get(kind, {"requests": 0, "tokens": 0})
 
-    if "outside" not in report(rig):
-        pytest.skip("this agent does not report it")
     path, body, kind = PAST[way]
     before = outside()
     assert proxy.post(path, body)[0] == 200
-    until(lambda: outside() > before, 15)
+    used = 0 if body.get("stream") or kind == "batch" else rig.provider.arrivals()[-1]["tokens"]
+    after = until(lambda: found if (found := outside())["requests"] > before["requests"] else None, 15)
+    assert after["tokens"] >= before["tokens"] + used
 
 
 def talk(proxy, model):

@@ -49,6 +49,7 @@ class FakeAdapter:
     """Every deployment spends from every book."""
 
     router, dirty, declared_rows = object(), False, []
+    matched, named = {}, {}
 
     def __init__(self, agent):
         self.agent = agent
@@ -58,6 +59,9 @@ class FakeAdapter:
 
     def problems(self):
         return []
+
+    def counts_alone(self):
+        return False
 
     def declared(self):
         return self.declared_rows

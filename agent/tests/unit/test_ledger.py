@@ -74,10 +74,9 @@ def test_the_first_beat_brings_the_share_and_the_report(member, operator):
     one = member([pol])
     until(lambda: one.book().grant == 20000 and one.book(unit="requests").grant == 200)
     report = operator.reports()[one.agent.member]
-    assert (report["podUid"], report["container"], report["agent"], report["policy"], report["state"]) == (
+    assert (report["podUid"], report["container"], report["policy"], report["state"]) == (
         "pod-1",
         "litellm",
-        "0.1.0",
         "1",
         "Starting",
     )
