@@ -162,3 +162,25 @@ async fn a_wrong_password_is_not_quoted() {
     assert!(matches!(error, LedgerError::Unreachable { .. }), "{error:?}");
     assert!(!format!("{error:?} {error} {ledger:?}").contains("swordfish"));
 }
+
+#[tokio::test]
+async fn counters_of_litellm_are_found_all_over_the_cluster() {
+    let cluster = Cluster::start(0).await;
+    let ledger = RedisLedger::connect(&cluster.url(0), Timeouts::default()).unwrap();
+    first_plan(&ledger, "0b5b7a3e").await;
+    let keys: Vec<String> = (0..40).map(|i| format!("global_router:id-{i}:openai/gpt-4o:tpm:13-33")).collect();
+    let mut places = BTreeSet::new();
+    for (i, key) in keys.iter().enumerate().filter(|(i, _)| i % 2 == 0) {
+        let place = Cluster::place(cluster.slot(key).await);
+        let () = cluster.connection(place).await.set(key, i).await.unwrap();
+        places.insert(place);
+    }
+    assert_eq!(places.len(), 3);
+    let expected: Vec<_> = (0..40).map(|i| (i % 2 == 0).then(|| i.to_string())).collect();
+    assert_eq!(ledger.texts(&keys).await.unwrap(), expected);
+    // One key alone is in one slot: a server sends on to it, and not the TokenBudget with it.
+    for (key, text) in keys.iter().zip(expected) {
+        assert_eq!(ledger.texts(std::slice::from_ref(key)).await.unwrap(), [text]);
+    }
+    assert!(ledger.observe("0b5b7a3e", &books()).await.is_ok());
+}

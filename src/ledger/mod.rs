@@ -15,6 +15,8 @@ mod redis;
 mod report;
 pub mod rules;
 mod scripts;
+mod sums;
+mod usage;
 
 pub use book::{BookState, MemberRecord};
 pub use error::{LedgerError, RedisFault};
@@ -23,6 +25,8 @@ pub use policy::{LimitPolicy, Mode, ModelSelector, OnLedgerLoss, Policy, PolicyF
 pub use redis::{RedisLedger, Timeouts};
 pub use report::{Declared, MemberState, Report};
 pub use scripts::call_script;
+pub use sums::{outside_of_router, reserved_by, seen_by};
+pub use usage::{LimitUsage, MOST_DEPLOYMENTS, Minute, OutsideKind, OutsideUsage, Reserved};
 
 /// What a provider's minute is taken to be: any 60 s.
 pub const WINDOW_MS: u64 = 60_000;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::usage::{self, LimitUsage, OutsideUsage};
+
 /// How a member does, by its own words. `Offline` is never reported: it follows from missing answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MemberState {
@@ -45,6 +47,23 @@ pub struct Report {
     /// Deployments that declare a `tpm` or `rpm` and that no explicit limit matches; `None` while `Starting`.
     #[serde(default)]
     pub declared: Option<Vec<Declared>>,
+    /// The router of this process keeps its counters in memory only: LiteLLM's counters in Redis lack its calls.
+    #[serde(default, deserialize_with = "usage::private", skip_serializing_if = "std::ops::Not::not")]
+    pub private: bool,
+    /// What it saw of the traffic of each limit that has a deployment in it; `None` when it does not say.
+    #[serde(default, deserialize_with = "usage::limits", skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Vec<LimitUsage>>,
+    /// What it sent to a provider without asking the router.
+    #[serde(default, deserialize_with = "usage::outside", skip_serializing_if = "Vec::is_empty")]
+    pub outside: Vec<OutsideUsage>,
+}
+
+impl Report {
+    /// Reads a stored report. Numbers that are none (`NaN`) are taken for missing values.
+    #[must_use]
+    pub fn read(text: &str) -> Option<Self> {
+        serde_json::from_str(text).or_else(|_| serde_json::from_str(&usage::plain_json(text))).ok()
+    }
 }
 
 /// A deployment of LiteLLM's config that declares limits of its own, as it was before the agent rewrote it.

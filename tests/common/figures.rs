@@ -33,6 +33,9 @@ pub fn report(state: MemberState) -> Report {
         state,
         problems: vec![],
         declared: None,
+        private: false,
+        limits: None,
+        outside: vec![],
     }
 }
 

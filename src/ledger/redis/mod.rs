@@ -13,9 +13,10 @@ use self::connect::Nodes;
 use self::wire::{book_answer, call_args, leaves_arg, plan_args, planned_book, read, runs};
 use super::error::{LedgerError, RedisFault};
 use super::scripts::{self, call_script};
-use super::{Answer, BookId, BookState, Call, Epoch, Keys, Ledger, Observation, PlanWrite, Planned, Policy};
+use super::{Answer, BookId, BookState, Call, Epoch, Keys, Ledger, Observation, PlanWrite, Planned, Policy, Report};
 
 mod connect;
+mod counters;
 mod wire;
 
 /// How often one command is sent on from node to node of a cluster: once, and again when the slot moves meanwhile.
@@ -205,11 +206,11 @@ impl Ledger for RedisLedger {
         let mut observation = Observation { policy_version, ..Observation::default() };
         let reports: HashMap<String, String> = read(&mut answers, &keys.members())?;
         for (member, text) in reports {
-            match serde_json::from_str(&text) {
-                Ok(report) => {
+            match Report::read(&text) {
+                Some(report) => {
                     observation.reports.insert(member, report);
                 }
-                Err(_) => observation.unreadable.push(member),
+                None => observation.unreadable.push(member),
             }
         }
         observation.unreadable.sort();
