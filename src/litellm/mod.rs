@@ -4,11 +4,13 @@
 //! - [`attachment`], [`detachment`], [`difference`]: the server-side apply that adds the agent, the one that takes it out,
 //!   and what of it is there.
 //! - [`Setting`], [`RedisSource`]: environment variables of a container, and the Redis that they name.
+//! - [`counters`]: what LiteLLM itself counts in Redis.
 //! - [`agent_source`], [`agent_config_map`]: the agent itself.
 
 mod agent;
 mod attach;
 mod container;
+pub mod counters;
 mod entries;
 mod env;
 mod redis_source;

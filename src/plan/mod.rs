@@ -1,10 +1,12 @@
 //! Who may spend how much: a pure function of what was observed. No clock, no IO.
 //!
 //! For each book (one limit in one unit) it answers with the members' shares, the safe share and what is set aside. The
-//! ledger's scripts decide what is *lent*; a share only says what a member is entitled to (design section 7).
+//! ledger's scripts decide what is *lent*; a share only says what a member is entitled to (design section 7). [`Outside`]
+//! finds out what others spend of the same quota.
 
 mod fair;
 mod fleet;
+mod outside;
 mod stay;
 #[cfg(test)]
 mod tests;
@@ -12,6 +14,7 @@ mod tests;
 use fair::Level;
 pub use fair::max_min;
 pub use fleet::{FleetSize, Target};
+pub use outside::{Amounts, Outside};
 use stay::Move;
 
 /// A part of the budget that stays in the pool while demand is below the budget, so that a draw finds something: one
