@@ -14,7 +14,7 @@ pub enum ConditionKind {
     LedgerReachable,
     /// Every live process has applied the policy, for 60 s.
     Enforcing,
-    /// The members' spent sums to at most the budget.
+    /// The members' spent sums to at most the budget, and nobody else spends the same quota.
     WithinBudget,
     /// All of the above: the promise holds.
     Ready,
@@ -109,6 +109,8 @@ reasons! {
     WithinBudget,
     /// Spent is above the budget (a cut, or usage above the estimate).
     OverBudget,
+    /// Others spend the same quota: LiteLLM's own counters have more than the members reported.
+    TrafficOutside,
     /// Everything holds.
     Ready,
     /// Not known yet.

@@ -9,7 +9,7 @@ pub use spec::{
     AttachPolicy, DeploymentSelector, LedgerLossPolicy, Limit, Mode, RedisSource, ReservePolicy, SecretKeyRef,
     TargetRef, TokenBudget, TokenBudgetSpec,
 };
-pub use status::{LimitStatus, PodStatus, TokenBudgetStatus};
+pub use status::{LimitOutside, LimitStatus, OutsideTraffic, PodStatus, ReservedPercent, TokenBudgetStatus};
 
 use kube::CustomResourceExt;
 use serde::ser::Error as _;

@@ -46,6 +46,11 @@ pub struct TokenBudgetStatus {
     /// One row for each pod and limit, by pod name; at most 100, the rest is in the metrics.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods: Vec<PodStatus>,
+    /// What the processes themselves sent to providers without asking LiteLLM's router, so that no limit holds it: their
+    /// sums of the last 5 minutes, one row for each kind.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into()]))]
+    pub outside: Vec<OutsideTraffic>,
 }
 
 /// One limit in one unit.
@@ -73,6 +78,48 @@ pub struct LimitStatus {
     /// Where a derived limit comes from: the identity of the LiteLLM deployment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub derived: Option<String>,
+    /// What was reserved for calls, in percent of the tokens that they used. In the limit's first row; missing until the
+    /// usage of a call is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved_percent: Option<ReservedPercent>,
+    /// What others than these processes spend of the same quota, a minute. In the limit's first row; missing while
+    /// nothing is known of such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<LimitOutside>,
+}
+
+/// Reserved in percent of actual, of the last up to 256 calls of each process. 100: exactly what was used; 300: two
+/// thirds of what was held back was not needed.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ReservedPercent {
+    /// The median of the processes' medians, each counted as often as it has calls.
+    pub p50: i64,
+    /// The largest of the processes' 99th percentiles: of all calls together, 99 of 100 had at most that.
+    pub p99: i64,
+}
+
+/// LiteLLM's own counters in Redis less what the processes reported, of the last minute that showed a difference: above
+/// 500 tokens and 2 % in two minutes in a row, and until two in a row show none.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitOutside {
+    /// Tokens a minute.
+    pub tokens: i64,
+    /// Requests a minute. LiteLLM counts failed ones, too, also those of the processes themselves.
+    pub requests: i64,
+}
+
+/// Traffic that did not ask the router.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct OutsideTraffic {
+    /// `passthrough`, `batch` or `other`.
+    pub kind: String,
+    /// Requests in 5 minutes.
+    pub requests: i64,
+    /// Tokens in 5 minutes, as far as they are known.
+    pub tokens: i64,
 }
 
 /// One pod's part of one limit, summed over its worker processes.

@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::redis_url::{NoRedis, RedisLocation};
 use crate::api::{ConditionKind, TokenBudget, TokenBudgetStatus};
 use crate::ledger::{BookId, Epoch, Policy, RedisLedger, Unit};
+use crate::plan::{Amounts, Outside};
 
 /// How long the fleet has to be whole before the promise holds: the 60 s window.
 pub const WINDOW: SignedDuration = SignedDuration::from_secs(60);
@@ -36,6 +37,10 @@ pub struct Memory {
     pub figures_at: Option<Instant>,
     /// The status that was written last.
     pub written: Option<TokenBudgetStatus>,
+    /// What others spend of the same quotas.
+    pub outside: Outside,
+    /// LiteLLM's counters could not be read last time.
+    pub counters_failed: bool,
     /// Failed passes in a row.
     pub failures: u32,
     /// Whether it was started from the status.
@@ -79,6 +84,11 @@ impl Memory {
         for row in &status.limits {
             let unit = if row.unit == Unit::Tokens.as_str() { Unit::Tokens } else { Unit::Requests };
             self.books.insert(BookId::new(&row.name, unit));
+            if let Some(said) = &row.outside {
+                let amount = |figure: i64| u64::try_from(figure).unwrap_or(0);
+                let amounts = Amounts { tokens: amount(said.tokens), requests: amount(said.requests) };
+                self.outside.said_before(&row.name, amounts);
+            }
         }
         let enforcing = status.conditions.iter().find(|c| c.type_ == ConditionKind::Enforcing.as_str());
         if let Some(since) = enforcing.filter(|c| c.status == "True") {
@@ -91,6 +101,21 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_operator_goes_on_with_what_the_status_says() {
+        let tb: TokenBudget = serde_json::from_value(serde_json::json!({
+            "apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget", "metadata": {"name": "tb"},
+            "spec": {"targetRefs": [{"name": "litellm"}]},
+            "status": {"limits": [{"name": "gpt", "unit": "tokens", "budget": 9, "spent": 0, "denied": 0, "pool": 0,
+                "aside": 0, "safeShare": 0, "members": 0, "outside": {"tokens": 7000, "requests": 3}}]}
+        }))
+        .unwrap();
+        let mut memory = Memory::default();
+        memory.start_from(&tb);
+        assert_eq!(memory.outside.of("gpt"), Some(Amounts { tokens: 7_000, requests: 3 }));
+        assert!(memory.books.contains(&BookId::new("gpt", Unit::Tokens)));
+    }
 
     #[test]
     fn two_removals_in_ten_minutes_are_a_contest() {

@@ -18,6 +18,10 @@ pub fn set(tb: &TokenBudget, ctx: &Context, observed: &Observed, applied: &Appli
     for error in errors.into_iter().flatten() {
         ctx.metrics.ledger_error(kind(error));
     }
+    // What is of the limit, and not of a unit, is in its first row.
+    let first = |name: &str| status.limits.iter().find(|row| row.name == name);
+    let outside = |name: &str| first(name).and_then(|row| row.outside.as_ref());
+    let reserved = |name: &str| first(name).and_then(|row| row.reserved_percent.as_ref());
     let readings: Vec<_> = status
         .limits
         .iter()
@@ -29,6 +33,8 @@ pub fn set(tb: &TokenBudget, ctx: &Context, observed: &Observed, applied: &Appli
                 pool: row.pool,
                 members: row.members,
                 denied: row.denied,
+                outside: outside(&row.name).map(|o| if unit == Unit::tokens { o.tokens } else { o.requests }),
+                reserved_percent: reserved(&row.name).map(|r| [r.p50, r.p99]),
             };
             (row.name.as_str(), unit, reading)
         })

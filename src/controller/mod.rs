@@ -4,6 +4,7 @@ mod apply;
 mod arrange;
 mod config_maps;
 mod context;
+mod counters;
 mod detach;
 mod evidence;
 mod limits;
@@ -13,6 +14,7 @@ mod observe;
 mod publish;
 mod redis_url;
 mod status;
+mod traffic;
 mod validate;
 mod world;
 
@@ -158,7 +160,8 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     let valid = validate::validate(tb, &observed, &world.evidence);
     let intent = arrange::arrange(tb, &observed, &valid, &memory.books);
     let applied = apply::apply(tb, ctx, world, memory, &observed, &valid, &intent).await?;
-    let status = status::status(tb, &observed, &valid, &intent, &applied, memory);
+    let traffic = traffic::traffic(&observed, &valid, &world.evidence, memory);
+    let status = status::status(tb, &observed, &valid, &intent, &applied, &traffic, memory);
     metrics::set(tb, ctx, &observed, &applied, &status);
     publish::publish(tb, ctx, memory, status).await?;
 

@@ -11,6 +11,7 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, ResourceExt};
 
 use super::context::Context;
+use super::counters;
 use super::memory::Memory;
 use super::redis_url::{NoRedis, RedisLocation, locate};
 use super::{Error, World};
@@ -66,7 +67,11 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         Some(Ok(location)) => Some(read_ledger(tb, location, memory).await),
         _ => None,
     };
-    Ok(Observed { now: Timestamp::now(), targets, redis, ledger })
+    let now = Timestamp::now();
+    if let Some(Ok(seen)) = &ledger {
+        counters::read(tb, seen, &world.evidence, memory, now).await;
+    }
+    Ok(Observed { now, targets, redis, ledger })
 }
 
 async fn target(

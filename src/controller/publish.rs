@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::Error;
 use super::context::Context;
 use super::memory::Memory;
-use crate::api::{ConditionKind, FIELD_MANAGER, Reason, TokenBudget, TokenBudgetStatus};
+use crate::api::{ConditionKind, FIELD_MANAGER, LimitOutside, Reason, TokenBudget, TokenBudgetStatus};
 
 /// How old the figures of the status may be.
 const FIGURES: Duration = Duration::from_secs(15);
@@ -55,8 +55,11 @@ pub async fn publish(
 fn essence(status: &TokenBudgetStatus) -> TokenBudgetStatus {
     let mut status = status.clone();
     (status.used, status.denied, status.utilization) = (None, None, None);
+    status.outside.clear();
     for row in &mut status.limits {
-        (row.spent, row.denied, row.pool) = (0, 0, 0);
+        (row.spent, row.denied, row.pool, row.reserved_percent) = (0, 0, 0, None);
+        // That there is something is no figure.
+        row.outside = row.outside.as_ref().map(|_| LimitOutside::default());
     }
     for row in &mut status.pods {
         (row.share, row.grant, row.spent, row.denied) = (0, 0, 0, 0);
@@ -88,6 +91,11 @@ fn transitions(old: &TokenBudgetStatus, new: &TokenBudgetStatus) -> Vec<Event> {
         if let Some(before) = before.filter(|b| b.members != row.members && b.members > 0 && row.members > 0) {
             let note = format!("limit {}: {} processes share it now, {} before", row.name, row.members, before.members);
             events.push(event(EventType::Normal, "Rebalanced", "Plan", &note));
+        }
+        // WithinBudget comes and goes with the load, and is no event; this stays for minutes.
+        if let Some(outside) = row.outside.as_ref().filter(|_| before.is_none_or(|b| b.outside.is_none())) {
+            let note = format!("limit {}: others spend {} tokens a minute of the same quota", row.name, outside.tokens);
+            events.push(event(EventType::Warning, Reason::TrafficOutside.as_str(), "Plan", &note));
         }
     }
     events
@@ -125,7 +133,7 @@ fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::LimitStatus;
+    use crate::api::{LimitStatus, OutsideTraffic, ReservedPercent};
 
     fn status(spent: i64, budget: i64, members: i64, reason: &str) -> TokenBudgetStatus {
         let condition: Condition = serde_json::from_value(json!({
@@ -141,6 +149,25 @@ mod tests {
     fn figures_and_messages_are_no_transition() {
         assert_eq!(essence(&status(1, 10, 1, "NoPods")), essence(&status(2, 10, 1, "NoPods")));
         assert_ne!(essence(&status(1, 10, 1, "NoPods")), essence(&status(1, 10, 2, "NoPods")));
+    }
+
+    #[test]
+    fn traffic_outside_is_a_transition_and_its_figures_are_none() {
+        let with = |tokens: Option<i64>, p50: i64| {
+            let mut status = status(1, 10, 1, "NoPods");
+            status.limits[0].outside = tokens.map(|tokens| LimitOutside { tokens, requests: 1 });
+            status.limits[0].reserved_percent = Some(ReservedPercent { p50, p99: 1 });
+            status.outside = vec![OutsideTraffic { kind: "batch".into(), requests: p50, tokens: 0 }];
+            status
+        };
+        assert_eq!(essence(&with(Some(1), 1)), essence(&with(Some(2), 2)));
+        assert_eq!(essence(&with(None, 1)), essence(&status(1, 10, 1, "NoPods")));
+        assert_ne!(essence(&with(Some(1), 1)), essence(&with(None, 1)));
+        let events = transitions(&with(None, 1), &with(Some(7_000), 1));
+        let events: Vec<_> =
+            events.iter().map(|e| (e.reason.as_str(), e.note.as_deref().unwrap_or_default())).collect();
+        assert_eq!(events, [("TrafficOutside", "limit a: others spend 7000 tokens a minute of the same quota")]);
+        assert!(transitions(&with(Some(1), 1), &with(Some(2), 1)).is_empty());
     }
 
     #[test]

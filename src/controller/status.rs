@@ -10,6 +10,7 @@ use super::arrange::Intent;
 use super::limits::Limits;
 use super::memory::{Memory, WINDOW};
 use super::observe::Observed;
+use super::traffic::Traffic;
 use super::validate::{Problem, Validated};
 use crate::api::{
     ConditionKind as Kind, Conditions, LimitStatus, Mode, PodStatus, Reason, TokenBudget, TokenBudgetStatus,
@@ -27,13 +28,15 @@ pub fn status(
     valid: &Validated,
     intent: &Intent,
     applied: &Applied,
+    traffic: &Traffic,
     memory: &mut Memory,
 ) -> TokenBudgetStatus {
     let books = books(observed, intent);
     let mut status = TokenBudgetStatus {
         observed_generation: tb.metadata.generation,
-        limits: limit_rows(tb, intent, applied, &books),
+        limits: limit_rows(tb, intent, applied, traffic, &books),
         pods: pod_rows(valid, &books),
+        outside: traffic.past_router.clone(),
         ..TokenBudgetStatus::default()
     };
     columns(&mut status, tb, valid);
@@ -51,13 +54,19 @@ fn books<'a>(observed: &'a Observed, intent: &Intent) -> Books<'a> {
     intent.writes.iter().filter_map(of).collect()
 }
 
-fn limit_rows(tb: &TokenBudget, intent: &Intent, applied: &Applied, books: &Books<'_>) -> Vec<LimitStatus> {
+fn limit_rows(
+    tb: &TokenBudget,
+    intent: &Intent,
+    applied: &Applied,
+    traffic: &Traffic,
+    books: &Books<'_>,
+) -> Vec<LimitStatus> {
     let Some(Ok(planned)) = &applied.ledger else {
         // Nothing is known now; what was known names the books that the ledger should have.
         return tb.status.as_ref().map(|s| s.limits.clone()).unwrap_or_default();
     };
     let derived = |name: &str| intent.policy.limits.iter().find(|l| l.name == name).and_then(|l| l.derived.clone());
-    intent
+    let mut rows: Vec<LimitStatus> = intent
         .writes
         .iter()
         .map(|write| {
@@ -74,9 +83,20 @@ fn limit_rows(tb: &TokenBudget, intent: &Intent, applied: &Applied, books: &Book
                 safe_share: signed(write.safe),
                 members: signed(u64::try_from(living().count()).unwrap_or(u64::MAX)),
                 derived: derived(&write.book.limit),
+                reserved_percent: None,
+                outside: None,
             }
         })
-        .collect()
+        .collect();
+    let mut before = None;
+    for row in &mut rows {
+        if before.as_ref() != Some(&row.name) {
+            row.reserved_percent = traffic.reserved.get(&row.name).cloned();
+            row.outside = traffic.outside.get(&row.name).cloned();
+        }
+        before = Some(row.name.clone());
+    }
+    rows
 }
 
 fn pod_rows(valid: &Validated, books: &Books<'_>) -> Vec<PodStatus> {
@@ -313,13 +333,33 @@ fn within(status: &TokenBudgetStatus, applied: &Applied) -> Verdict {
     if !matches!(&applied.ledger, Some(Ok(_))) || status.limits.is_empty() {
         return Verdict::unknown(Reason::Pending, "no figures yet");
     }
-    match status.limits.iter().find(|row| row.spent > row.budget) {
-        Some(row) => Verdict::no(
+    if let Some(row) = status.limits.iter().find(|row| row.spent > row.budget) {
+        return Verdict::no(
             Reason::OverBudget,
             format!("limit {} spent {} of {} {} in the last 60 s", row.name, row.spent, row.budget, row.unit),
+        );
+    }
+    match status.limits.iter().find_map(|row| Some((row, row.outside.as_ref()?))) {
+        Some((row, outside)) => Verdict::no(
+            Reason::TrafficOutside,
+            format!(
+                "limit {}: others spend about {} tokens a minute of the same quota, by LiteLLM's own counters; attach the \
+                 Deployment that they come from to this TokenBudget (spec.targetRefs), or lower the budget by as much",
+                row.name,
+                rounded(outside.tokens)
+            ),
         ),
         None => Verdict::yes(Reason::WithinBudget, "every limit is within its budget"),
     }
+}
+
+/// To two digits: a text that names it does not change with every minute.
+fn rounded(amount: i64) -> i64 {
+    let mut unit = 1;
+    while amount / unit >= 100 {
+        unit *= 10;
+    }
+    amount.saturating_add(unit / 2) / unit * unit
 }
 
 /// An error and what it comes from.
@@ -343,3 +383,6 @@ fn is_ready(pod: &Pod) -> bool {
 fn signed(amount: u64) -> i64 {
     i64::try_from(amount).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

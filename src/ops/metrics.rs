@@ -1,10 +1,11 @@
 //! The operator's own metrics. No label grows with pods: those are in the status.
 
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text::encode};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text::encode};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -76,6 +77,46 @@ pub struct Reading {
     pub members: i64,
     /// Refused in the last 60 s.
     pub denied: i64,
+    /// Spent outside of the fleet a minute, if anything is known of it.
+    pub outside: Option<i64>,
+    /// Reserved as a percentage of what was used, p50 and p99; of the limit, so the same in both of its units.
+    pub reserved_percent: Option<[i64; 2]>,
+}
+
+/// Where in a distribution a figure lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Quantile {
+    Median,
+    Tail,
+}
+
+impl EncodeLabelValue for Quantile {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        let text = match self {
+            Self::Median => "0.5",
+            Self::Tail => "0.99",
+        };
+        EncodeLabelValue::encode(&text, encoder)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReservedLabels {
+    namespace: String,
+    tokenbudget: String,
+    limit: String,
+    quantile: Quantile,
+}
+
+impl ReservedLabels {
+    fn of(book: &BookLabels) -> [Self; 2] {
+        [Quantile::Median, Quantile::Tail].map(|quantile| Self {
+            namespace: book.namespace.clone(),
+            tokenbudget: book.tokenbudget.clone(),
+            limit: book.limit.clone(),
+            quantile,
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -99,6 +140,8 @@ pub struct Metrics {
     pool: Family<BookLabels, Gauge>,
     members: Family<BookLabels, Gauge>,
     denied: Family<BookLabels, Gauge>,
+    outside: Family<BookLabels, Gauge>,
+    reserved: Family<ReservedLabels, Gauge<f64, AtomicU64>>,
     leader: Gauge,
     ledger_errors: Family<KindLabel, Counter>,
     /// The series that there are, for their removal.
@@ -142,6 +185,17 @@ impl Metrics {
         let pool = gauge("pool", "Part of the budget that no process holds, below zero after a cut");
         let members = gauge("members", "LiteLLM processes that spend from the budget");
         let denied = gauge("denied", "Tokens or requests that were refused in the last 60 seconds");
+        let outside = gauge(
+            "outside",
+            "Tokens or requests a minute that LiteLLM's own counters have and no process reported; missing while none are \
+             known",
+        );
+        let reserved = Family::default();
+        registry.register(
+            "reserved_ratio",
+            "What was reserved for a call's tokens, divided by what it used: the processes' last calls",
+            reserved.clone(),
+        );
         let leader = Gauge::default();
         registry.register("leader", "1 while this replica leads", leader.clone());
         let ledger_errors = Family::default();
@@ -156,6 +210,8 @@ impl Metrics {
             pool,
             members,
             denied,
+            outside,
+            reserved,
             leader,
             ledger_errors,
             books: Arc::default(),
@@ -197,6 +253,18 @@ impl Metrics {
             self.pool.get_or_create(book).set(reading.pool);
             self.members.get_or_create(book).set(reading.members);
             self.denied.get_or_create(book).set(reading.denied);
+            if let Some(outside) = reading.outside {
+                self.outside.get_or_create(book).set(outside);
+            } else {
+                self.outside.remove(book);
+            }
+            for (labels, place) in ReservedLabels::of(book).iter().zip(0..) {
+                if let Some(percent) = reading.reserved_percent {
+                    self.reserved.get_or_create(labels).set(percent[place] as f64 / 100.0);
+                } else {
+                    self.reserved.remove(labels);
+                }
+            }
         }
         let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
         books.extend(wanted);
@@ -214,8 +282,12 @@ impl Metrics {
         books.retain(|book| {
             let keep = wanted(book);
             if !keep {
-                for family in [&self.budget, &self.spent, &self.pool, &self.members, &self.denied] {
+                let families = [&self.budget, &self.spent, &self.pool, &self.members, &self.denied, &self.outside];
+                for family in families {
                     family.remove(book);
+                }
+                for labels in &ReservedLabels::of(book) {
+                    self.reserved.remove(labels);
                 }
             }
             keep
@@ -243,7 +315,15 @@ mod tests {
         metrics.reconciled(Outcome::Applied, Duration::from_millis(2));
         metrics.ledger_error(LedgerErrorKind::Timeout);
         metrics.set_leader(true);
-        let reading = Reading { budget: 1000, spent: 200, pool: -5, members: 3, denied: 7 };
+        let reading = Reading {
+            budget: 1000,
+            spent: 200,
+            pool: -5,
+            members: 3,
+            denied: 7,
+            outside: Some(900),
+            reserved_percent: Some([118, 640]),
+        };
         metrics.set_budget("llm", "azure", &[("gpt", Unit::tokens, reading)]);
         let text = metrics.encode().unwrap();
         let book = r#"{namespace="llm",tokenbudget="azure",limit="gpt",unit="tokens"}"#;
@@ -255,6 +335,11 @@ mod tests {
             format!("tokenbudget_pool{book} -5"),
             format!("tokenbudget_members{book} 3"),
             format!("tokenbudget_denied{book} 7"),
+            format!("tokenbudget_outside{book} 900"),
+            r#"tokenbudget_reserved_ratio{namespace="llm",tokenbudget="azure",limit="gpt",quantile="0.5"} 1.18"#
+                .to_owned(),
+            r#"tokenbudget_reserved_ratio{namespace="llm",tokenbudget="azure",limit="gpt",quantile="0.99"} 6.4"#
+                .to_owned(),
             "tokenbudget_leader 1".to_owned(),
             "tokenbudget_ledger_errors_total{kind=\"Timeout\"} 1".to_owned(),
             format!("tokenbudget_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
@@ -267,11 +352,18 @@ mod tests {
     fn series_go_with_their_budget_limit_and_leader() {
         let metrics = Metrics::new();
         let has = |part: &str| metrics.encode().unwrap().contains(part);
-        let all = [("a", Unit::tokens, Reading::default()), ("b", Unit::requests, Reading::default())];
+        let known = Reading { outside: Some(1), reserved_percent: Some([100, 200]), ..Reading::default() };
+        let all = [("a", Unit::tokens, known), ("b", Unit::requests, known)];
         metrics.set_budget("ns", "one", &all);
         metrics.set_budget("ns", "two", &all);
         metrics.set_budget("ns", "one", &all[..1]);
         assert!(!has(r#"tokenbudget="one",limit="b""#) && has(r#"tokenbudget="two",limit="b""#));
+        metrics.set_budget("ns", "one", &[("a", Unit::tokens, Reading { outside: None, ..known })]);
+        let (outside, reserved) = ("tokenbudget_outside{", "tokenbudget_reserved_ratio{");
+        let one = r#"namespace="ns",tokenbudget="one""#;
+        assert!(!has(&format!("{outside}{one}")) && has(&format!("{reserved}{one}")));
+        metrics.set_budget("ns", "one", &[("a", Unit::tokens, Reading::default())]);
+        assert!(!has(&format!("{reserved}{one}")));
         metrics.remove_budget("ns", "two");
         assert!(!has(r#"tokenbudget="two""#) && has(r#"tokenbudget="one""#));
         metrics.set_leader(false);

@@ -1,0 +1,47 @@
+//! Reads LiteLLM's own counters of the minute that has just ended, once a minute, for the comparison in `traffic`.
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use tracing::{debug, warn};
+
+use super::evidence::Evidence;
+use super::memory::Memory;
+use super::traffic::{alive, minute_of};
+use crate::api::TokenBudget;
+use crate::ledger::Observation;
+use crate::litellm::counters;
+
+/// Seconds into a minute from which on the counters of the minute before are read: the clocks of processes are a little
+/// behind, and what they write is under way for a moment.
+const FROM: i64 = 3;
+
+/// Seconds into a minute from which on they are not read any more. A counter lives for 60 s from its last call on: so
+/// late, one with its last call in these seconds is gone, and what it had counted is missed.
+const UNTIL: i64 = 20;
+
+/// Reads the counters when it is time to. Failing is no reason to fail a pass: the minute stays unknown.
+pub async fn read(tb: &TokenBudget, seen: &Observation, evidence: &Evidence, memory: &mut Memory, now: Timestamp) {
+    let minute = minute_of(now).saturating_sub(1);
+    if !(FROM..UNTIL).contains(&(now.as_second() % 60)) || !memory.outside.is_due(minute) {
+        return;
+    }
+    let Some((_, ledger)) = memory.ledger.clone() else { return };
+    let named = counters::deployments(alive(seen, evidence).map(|(_, report)| report));
+    let keys = counters::keys(&named, minute);
+    let texts = if keys.is_empty() { Ok(Vec::new()) } else { ledger.texts(&keys).await };
+    let counted = match texts {
+        Ok(texts) => Some(counters::sums(&named, &texts)),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(tracing::field::display);
+            // Said once: a user of Redis who may not read them stays so.
+            if std::mem::replace(&mut memory.counters_failed, true) {
+                debug!(name = tb.name_any(), %error, cause, "LiteLLM's counters could not be read");
+            } else {
+                warn!(name = tb.name_any(), %error, cause, "LiteLLM's counters could not be read: traffic outside is not seen");
+            }
+            None
+        }
+    };
+    memory.counters_failed &= counted.is_none();
+    memory.outside.counted(minute, counted);
+}

@@ -1,0 +1,83 @@
+//! What is said of traffic outside.
+
+use super::*;
+use crate::api::{LimitOutside, ReservedPercent};
+use crate::ledger::{BookId, PlanWrite, Planned, Policy};
+
+fn json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+fn applied() -> Applied {
+    Applied { ledger: Some(Ok(Planned::default())), unattached: Vec::new() }
+}
+
+fn row(spent: i64, outside: Option<i64>) -> TokenBudgetStatus {
+    let row = LimitStatus {
+        name: "gpt".to_owned(),
+        unit: "tokens".to_owned(),
+        budget: 60_000,
+        spent,
+        outside: outside.map(|tokens| LimitOutside { tokens, requests: 9 }),
+        ..LimitStatus::default()
+    };
+    TokenBudgetStatus { limits: vec![row], ..TokenBudgetStatus::default() }
+}
+
+#[test]
+fn traffic_outside_comes_after_what_the_fleet_itself_spends() {
+    let verdict = |spent, outside| within(&row(spent, outside), &applied());
+    assert_eq!(verdict(60_000, None).reason, Reason::WithinBudget);
+    assert_eq!(verdict(60_001, Some(9_000)).reason, Reason::OverBudget);
+    let outside = verdict(60_000, Some(12_345));
+    assert_eq!((outside.holds, outside.reason), (Some(false), Reason::TrafficOutside));
+    assert_eq!(
+        outside.message,
+        "limit gpt: others spend about 12000 tokens a minute of the same quota, by LiteLLM's own counters; attach the \
+         Deployment that they come from to this TokenBudget (spec.targetRefs), or lower the budget by as much"
+    );
+    assert_eq!(verdict(0, Some(12_499)).message, outside.message);
+}
+
+#[test]
+fn amounts_are_rounded_to_two_digits() {
+    let all = [0, 7, 99, 100, 104, 105, 999, 9_949, 9_950, 1_250_000, i64::MAX];
+    let rounded: Vec<i64> = all.into_iter().map(rounded).collect();
+    assert_eq!(rounded[..10], [0, 7, 99, 100, 100, 110, 1_000, 9_900, 10_000, 1_300_000]);
+    assert!(rounded[10] > i64::MAX / 100 * 99);
+}
+
+#[test]
+fn what_is_of_the_limit_stands_in_its_first_row() {
+    let write = |limit: &str, unit| PlanWrite {
+        book: BookId::new(limit, unit),
+        budget: 1,
+        aside: 0,
+        level: 0,
+        safe: 0,
+        lease_ms: 0,
+        first: false,
+        members: BTreeMap::new(),
+    };
+    let writes = vec![
+        write("gpt", Unit::Tokens),
+        write("gpt", Unit::Requests),
+        write("o", Unit::Requests),
+        write("x", Unit::Tokens),
+    ];
+    let policy: Policy = json(serde_json::json!({"version": "", "tokenBudget": "a/b", "uid": "u", "mode": "Enforce",
+        "reserve": "MaxTokens", "maxWaitMs": 0, "onLedgerLoss": "SafeShare", "leaseMs": 1, "beatMs": 1, "limits": []}));
+    let intent = Intent { policy, writes, forgotten: Vec::new() };
+    let percent = ReservedPercent { p50: 118, p99: 640 };
+    let outside = LimitOutside { tokens: 12_000, requests: 9 };
+    let traffic = Traffic {
+        reserved: [("gpt".to_owned(), percent.clone()), ("o".to_owned(), percent.clone())].into(),
+        outside: [("gpt".to_owned(), outside.clone())].into(),
+        past_router: Vec::new(),
+    };
+    let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+        "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}]}}));
+    let rows = limit_rows(&tb, &intent, &applied(), &traffic, &Books::new());
+    let shown: Vec<_> = rows.into_iter().map(|row| (row.reserved_percent, row.outside)).collect();
+    assert_eq!(shown, [(Some(percent.clone()), Some(outside)), (None, None), (Some(percent), None), (None, None)]);
+}
