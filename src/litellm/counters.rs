@@ -1,9 +1,10 @@
 //! LiteLLM's own counters in Redis: what all processes whose router has that Redis sent, with or without our agent.
 //!
 //! `global_router:{model id}:{litellm model}:tpm:{HH-MM}` (and `rpm`) grows when a call ends, in the minute of UTC in which
-//! it ends (LiteLLM 1.82.6 to 1.106.2: `router.py` `deployment_callback_on_success`). `tpm` counts the tokens of calls that ended well;
-//! `rpm` counts failed ones, too (`async_deployment_callback_on_failure`). Each write sets the key's time to live to 60 s
-//! (`redis_cache.py` `_pipeline_increment_helper`): a minute's counter lives for 60 s from its last call on.
+//! it ends (LiteLLM 1.82.6 and 1.106.2: `router.py` `deployment_callback_on_success`). `tpm` counts the tokens of calls
+//! that ended well; `rpm` counts failed ones, too (`async_deployment_callback_on_failure`). Each call that ends well sets
+//! the time to live to 60 s (`redis_cache.py` `_pipeline_increment_helper`): a counter lives for that long from its last
+//! one on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
