@@ -1018,7 +1018,9 @@ class Agent:
         """The part of the report that is no state: docs/protocol.md."""
         minute = self.minute()
         found: dict[str, Any] = {}
-        named = self.adapter.named if self.adapter else {}
+        if not self.adapter or self.adapter.declared() is None:
+            return found  # there is no router yet
+        named = self.adapter.named
         with self.lock:
             outside = self.outside.figures(now)
             found["limits"] = [
@@ -1032,7 +1034,7 @@ class Agent:
             ]
         if outside:
             found["outside"] = outside
-        if self.adapter and self.adapter.counts_alone():
+        if self.adapter.counts_alone():
             found["private"] = True
         return found
 

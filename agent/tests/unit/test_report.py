@@ -94,6 +94,11 @@ def test_the_report_does_not_change_between_its_times(tb, agent, governor, clock
     assert json.loads(ledger.report(governor, clock.now))["limits"][0]["reserved"]["calls"] == 1
 
 
+def test_before_there_is_a_router_nothing_is_said_of_limits(tb, agent, governor, clock):
+    agent.adapter.declared_rows = None
+    assert agent.figures(governor, clock.now) == {}
+
+
 def test_the_agent_is_named_by_version_and_file(tb, agent, governor, clock):
     said = json.loads(tb.Ledger(agent).report(governor, clock.now))["agent"]
     with open(tb.__file__, "rb") as file:
