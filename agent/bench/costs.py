@@ -1,11 +1,16 @@
-"""What the agent costs: LiteLLM with it beside the same LiteLLM without it, in turns. Prints a table.
+"""What the agent costs: one LiteLLM with it and one without it, both up all the time, in short turns that
+alternate (with, without, without, with). Prints a table.
 
 usage: python costs.py [FILE]   (puts it between the marks of that file, else prints it)
+
+The machine should do nothing else. Each turn is the same number of requests, so both have served as many.
+LiteLLM is on a core of its own, everything else on the others. Under 6 minutes.
 """
 
 import asyncio
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -14,7 +19,8 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+SUPPORT = HERE.parent / "tests" / "support"
+sys.path.insert(0, str(SUPPORT.parent))
 
 from support import load, rendering
 from support.fake_operator import Operator, limit, policy
@@ -24,17 +30,31 @@ from support.proxy import VENV, Proxy, config, deployment
 from support.redis_server import RedisServer
 
 TICKS = os.sysconf("SC_CLK_TCK")
-SECONDS = 15.0  # of each measurement
-ROUNDS = 4
+WARM = 300  # requests before anything is measured
+TURN = 200  # requests
+CALLERS = 8  # at a time: more than one core serves
+TURNS = 140.0  # seconds of turns, and what remains of the last four
+LEAST = 3  # fours, however slow the machine is
+IDLE = 60.0  # seconds
+STEADY = 12.0  # seconds at each rate
 BEGIN, END = "<!-- costs -->", "<!-- /costs -->"
+TARGETS = {
+    "hooks": "p99 at most 50 µs",
+    "loss": "at most 3 %",
+    "memory": "at most 5 MB",
+    "idle": "at most 0.5 %",
+}
 
 
 def say(text):
     print(f"costs: {text}", file=sys.stderr, flush=True)
 
 
+# ---------------------------------------------------------------- one process
+
+
 def cpu(proxy):
-    """Seconds of CPU that the process has used."""
+    """Seconds of CPU that the process has used: user and system, all threads."""
     fields = Path(f"/proc/{proxy.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
@@ -45,101 +65,194 @@ def rss(proxy):
     return int(text.split("VmRSS:")[1].split()[0]) / 1024
 
 
-def body():
-    return {"model": "gpt", "max_tokens": 10, "messages": [{"role": "user", "content": "hello there"}]}
+def to_cores(pid, cores):
+    """All threads of a process; those that it starts later follow."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), cores)
 
 
-async def closed(proxy, seconds, callers=8):
-    """As many requests as it serves: a second."""
-    end, done = time.time() + seconds, 0
+# ---------------------------------------------------------------- load
+
+
+def request(proxy):
+    body = {"model": "gpt", "max_tokens": 10, "messages": [{"role": "user", "content": "hello there"}]}
+    return load.post(proxy.port, "/v1/chat/completions", body)
+
+
+async def closed(proxy, requests):
+    """So many requests, as fast as it serves them; seconds."""
+    left = requests
 
     async def caller():
-        nonlocal done
-        while time.time() < end:
-            status, *_ = await load.post(proxy.port, "/v1/chat/completions", body())
+        nonlocal left
+        while left > 0:
+            left -= 1
+            status, *_ = await request(proxy)
             assert status == 200, status
-            done += 1
 
-    start = time.time()
-    await asyncio.gather(*[caller() for _ in range(callers)])
-    return done / (time.time() - start)
+    start = time.perf_counter()
+    await asyncio.gather(*[caller() for _ in range(CALLERS)])
+    return time.perf_counter() - start
 
 
 async def steady(proxy, rate, seconds):
-    """So many requests a second."""
-    tasks = []
-    for _ in range(int(rate * seconds)):
-        tasks.append(asyncio.ensure_future(load.post(proxy.port, "/v1/chat/completions", body())))
-        await asyncio.sleep(1 / rate)
-    await asyncio.gather(*tasks)
+    """So many requests a second; how many."""
+    start, tasks = time.perf_counter(), []
+    while len(tasks) < rate * seconds:
+        tasks.append(asyncio.ensure_future(request(proxy)))
+        await asyncio.sleep(max(0.0, start + len(tasks) / rate - time.perf_counter()))
+    for status, *_ in await asyncio.gather(*tasks):
+        assert status == 200, status
+    return len(tasks)
 
 
-def commands(redis):
+# ---------------------------------------------------------------- what is measured
+
+
+def percentiles(times):
+    """p50 and p99 of µs."""
+    ordered = sorted(times)
+    return f"{ordered[len(ordered) // 2]:.0f} / {ordered[int(len(ordered) * 0.99)]:.0f} µs"
+
+
+def difference(pairs):
+    """(with, without) of each four: the median of the differences in %, and half of what their middle half
+    spans."""
+    parts = [100 * (with_ / without - 1) for with_, without in pairs]
+    low, middle, high = statistics.quantiles(parts, n=4)
+    return f"{middle:+.1f} % (± {(high - low) / 2:.1f} over {len(parts)} fours)"
+
+
+def turns(proxies):
+    """Rows: CPU of a request, requests a second, memory."""
+    took, rates, memory = [], [], []
+    end = time.time() + TURNS
+    while time.time() < end or len(took) < LEAST:
+        used, passed = [0.0, 0.0], [0.0, 0.0]
+        for at in (0, 1, 1, 0):
+            before = cpu(proxies[at])
+            passed[at] += asyncio.run(closed(proxies[at], TURN))
+            used[at] += cpu(proxies[at]) - before
+        took.append([1000 * seconds / (2 * TURN) for seconds in used])
+        rates.append([2 * TURN / seconds for seconds in passed])
+        memory.append([rss(proxy) for proxy in proxies])
+        with_, without = took[-1]
+        say(f"CPU of a request: {with_:.2f} ms with, {without:.2f} without; {end - time.time():.0f} s to go")
+    milliseconds = [statistics.median(four[at] for four in took) for at in (1, 0)]
+    seconds = [statistics.median(four[at] for four in rates) for at in (1, 0)]
+    last = memory[-1]
+    served = WARM + 2 * TURN * len(took)
+    more = statistics.median(with_ - without for with_, without in memory)
+    return [
+        ["CPU of a request", *[f"{one:.2f} ms" for one in milliseconds], difference(took), TARGETS["loss"]],
+        [
+            "requests a second of one core",
+            *[f"{one:.1f}" for one in seconds],
+            difference(rates),
+            TARGETS["loss"],
+        ],
+        [
+            f"memory (RSS) after {served} requests each",
+            f"{last[1]:.0f} MB",
+            f"{last[0]:.0f} MB",
+            f"{more:+.1f} MB (the median of {len(memory)} looks)",
+            TARGETS["memory"],
+        ],
+    ]
+
+
+def idle(proxies):
+    """A row: CPU while nothing is asked."""
+    say(f"idle for {IDLE:.0f} s")
+    time.sleep(2)  # what is logged after a request
+    before = [cpu(proxy) for proxy in proxies]
+    time.sleep(IDLE)
+    with_, without = (100 * (cpu(proxy) - was) / IDLE for proxy, was in zip(proxies, before))
+    shown = [f"{one:.2f} % of a core" for one in (without, with_)]
+    return [f"CPU when idle, over {IDLE:.0f} s", *shown, f"{with_ - without:+.2f} %", TARGETS["idle"]]
+
+
+def ledger_calls(redis):
     stats = redis.client().info("commandstats")
-    return sum(v["calls"] for k, v in stats.items() if k in ("cmdstat_evalsha", "cmdstat_eval"))
+    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval"))
+
+
+def calls(proxy, redis, rate):
+    """A row: what the agent asks of Redis at this rate."""
+    say(f"{rate} requests a second for {STEADY:.0f} s")
+    before, start = ledger_calls(redis), time.perf_counter()
+    served = asyncio.run(steady(proxy, rate, STEADY))
+    passed = time.perf_counter() - start
+    made = (ledger_calls(redis) - before) / passed
+    return [f"Redis calls a second at {served / passed:.0f} requests/s", "0", f"{made:.1f}", "", ""]
+
+
+def inside(proxy):
+    """Rows: the time in all hooks of a request, measured in LiteLLM."""
+    say(f"hooks, in LiteLLM, for {STEADY:.0f} s")
+    measure, times = proxy.directory / "measure", proxy.directory / "times.json"
+    measure.touch()
+    time.sleep(0.5)  # it looks each 0.1 s
+    asyncio.run(steady(proxy, 30, STEADY))
+    time.sleep(0.5)  # what is logged after a request
+    measure.unlink()
+    while not times.exists():
+        time.sleep(0.05)
+    found = json.loads(times.read_text())
+    for name, one in sorted(found.items(), key=lambda item: -sum(item[1])):
+        if one:
+            say(f"  {name}: {percentiles(one)}, {len(one)} requests")
+    row = f"hooks of one request in LiteLLM at 30 requests/s ({len(found['all'])}): p50 / p99"
+    return [row, "-", percentiles(found["all"]), "", TARGETS["hooks"]]
+
+
+def alone(directory, venv):
+    """Rows: the hooks against LiteLLM's Router, without the proxy around them (hooks.py)."""
+    say("hooks, with LiteLLM's router alone")
+    agent = Path(directory) / "agent"
+    agent.mkdir()
+    rendering.write(agent)
+    env = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
+    command = [str(venv / "bin" / "python"), str(HERE / "hooks.py"), str(agent), "10000"]
+    out = json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout)
+    return [
+        [f"hooks alone, prompt of {size}: p50 / p99", "-", f"{middle} / {high} µs", "", TARGETS["hooks"]]
+        for size, (middle, high) in out.items()
+    ]
+
+
+# ---------------------------------------------------------------- all of it
 
 
 def measure(directory):
-    """Everything, as rows of the table."""
+    """Starts what is needed; the table's rows; ends it."""
     redis = RedisServer(directory).start()
     provider = ProviderProcess(free_port())
-    operator, pol = Operator(redis.client()), policy([limit(budget=10**9, safe=10**9)])
-    operator.publish(pol)
+    pol = policy([limit(budget=10**9, safe=10**9)])
+    Operator(redis.client()).publish(pol)
     conf = config([deployment(provider.base, tpm=10**9)], routing_strategy="simple-shuffle")
+    hooks = {"LITELLM_WORKER_STARTUP_HOOKS": "tokenbudget_agent:start,hooktimes:start"}
     proxies = [
-        Proxy(directory, conf, [pol], redis.url, name="with", agent=True),
+        Proxy(directory, conf, [pol], redis.url, name="with", env=hooks),
         Proxy(directory, conf, [pol], redis.url, name="without", agent=False),
     ]
+    shutil.copy(SUPPORT / "hooktimes.py", proxies[0].directory)
     try:
         for proxy in proxies:
             proxy.wait()
         say("both are ready")
+        first, *others = sorted(os.sched_getaffinity(0))
+        if others:
+            for proxy in proxies:
+                to_cores(proxy.process.pid, {first})
+            for pid in (os.getpid(), provider.process.pid, redis.process.pid):
+                to_cores(pid, set(others))
         for proxy in proxies:
-            asyncio.run(closed(proxy, 5))
-        operator.keep_time()
-        served = [[], []]
-        for turn in range(ROUNDS):
-            for at in (0, 1) if turn % 2 else (1, 0):
-                served[at].append(asyncio.run(closed(proxies[at], SECONDS)))
-                operator.keep_time()
-                say(f"{proxies[at].name} the agent: {served[at][-1]:.1f} requests a second")
-        memory = [rss(proxy) for proxy in proxies]
-        idle = [[], []]
-        for _ in range(2):
-            before = [cpu(proxy) for proxy in proxies]
-            time.sleep(SECONDS)
-            operator.keep_time()
-            for at, proxy in enumerate(proxies):
-                idle[at].append((cpu(proxy) - before[at]) / SECONDS)
-        beats = {}
-        for rate in (1, 60):
-            before = commands(redis)
-            asyncio.run(steady(proxies[0], rate, SECONDS))
-            beats[rate] = (commands(redis) - before) / SECONDS
-            operator.keep_time()
-        rates = [statistics.mean(one) for one in served]
-        spread = max(max(one) - min(one) for one in served) / statistics.mean(rates)
-        return [
-            (
-                "requests a second, as many as it serves",
-                f"{rates[1]:.1f}",
-                f"{rates[0]:.1f}",
-                f"{100 * (rates[0] / rates[1] - 1):+.1f} % (runs alike differ by {100 * spread:.1f} %)",
-            ),
-            (
-                "memory (RSS) after that",
-                f"{memory[1]:.0f} MB",
-                f"{memory[0]:.0f} MB",
-                f"{memory[0] - memory[1]:+.1f} MB",
-            ),
-            (
-                "CPU when idle",
-                *[f"{100 * statistics.mean(idle[at]):.2f} % of a core" for at in (1, 0)],
-                f"{100 * (statistics.mean(idle[0]) - statistics.mean(idle[1])):+.2f} %",
-            ),
-            ("ledger calls a second at 1 request/s", "0", f"{beats[1]:.1f}", ""),
-            ("ledger calls a second at 60 requests/s", "0", f"{beats[60]:.1f}", ""),
-        ]
+            asyncio.run(closed(proxy, WARM))
+        rows = turns(proxies)
+        rows.append(idle(proxies))
+        rows += [calls(proxies[0], redis, rate) for rate in (1, 60)]
+        return [inside(proxies[0]), *rows]
     finally:
         for proxy in proxies:
             proxy.stop()
@@ -149,24 +262,16 @@ def measure(directory):
 
 def main():
     venv = Path(os.environ.get("TOKENBUDGET_LITELLM_VENV", VENV))
+    start = time.time()
     with tempfile.TemporaryDirectory() as directory:
-        agent = Path(directory) / "agent"
-        agent.mkdir()
-        rendering.write(agent)
-        env = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
-        command = [str(venv / "bin" / "python"), str(HERE / "hooks.py"), str(agent), "20000"]
-        hooks = json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout)
-        say(f"hooks: {hooks}")
-        rows = measure(Path(directory))
+        rows = [*alone(directory, venv), *measure(Path(directory))]
+    say(f"done after {time.time() - start:.0f} s")
     lines = [
-        f"LiteLLM {venv.name}, one process, {os.cpu_count()} cores, a provider that answers at once.\n",
-        "| | without | with the agent | difference |",
-        "|---|---|---|---|",
+        f"LiteLLM {venv.name}, a process on one of {os.cpu_count()} cores, a provider that answers at once.\n",
+        "| | without | with the agent | difference | target |",
+        "|---|---|---|---|---|",
     ]
-    for size, (middle, high) in hooks.items():
-        lines.append(f"| hooks of one request, prompt of {size}: p50 / p99 | - | {middle} / {high} µs | |")
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    table = "\n".join(lines) + "\n"
+    table = "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
     if len(sys.argv) == 1:
         print(table, end="")
         return

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import threading
 import time
 
 from .proxy import KEY
@@ -60,3 +61,45 @@ async def run(
         await asyncio.sleep(rng.expovariate(rate))
     await asyncio.gather(*tasks)
     return out
+
+
+class Traffic:
+    """Open load in a thread of its own until it is stopped; processes join it one by one. A request's tag
+    says which process it went to."""
+
+    def __init__(self):
+        self.answers = []  # of each request: when it came, process, model, status, headers
+        self.loop, self.stopping = asyncio.new_event_loop(), False
+        self.thread, self.sources = threading.Thread(target=self.loop.run_forever), []
+        self.thread.start()
+
+    def join(self, proxy, model, rate, tokens=(200, 1000)):
+        """From now on this process gets `rate` requests a second for this model."""
+        source = self.source(proxy, model, rate, tokens)
+        self.sources.append(asyncio.run_coroutine_threadsafe(source, self.loop))
+
+    async def source(self, proxy, model, rate, tokens):
+        rng, tasks = random.Random(f"{proxy.name} {model}"), []
+        while not self.stopping:
+            tasks.append(asyncio.ensure_future(self.one(proxy, model, rng.randint(*tokens))))
+            await asyncio.sleep(rng.expovariate(rate))
+        await asyncio.gather(*tasks)
+
+    async def one(self, proxy, model, most):
+        words = [{"role": "user", "content": f"tag:{proxy.name} hello there"}]
+        body = {"model": model, "max_tokens": most, "messages": words}
+        try:
+            status, headers, *_ = await post(proxy.port, "/v1/chat/completions", body)
+        except (OSError, IndexError):
+            status, headers = 0, {}
+        self.answers.append((time.time(), proxy.name, model, status, headers))
+
+    def stop(self):
+        """Waits for the answers that are still to come; raises what went wrong."""
+        self.stopping = True
+        try:
+            for source in self.sources:
+                source.result(60)
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join()
