@@ -267,7 +267,7 @@ def main():
         rows = [*alone(directory, venv), *measure(Path(directory))]
     say(f"done after {time.time() - start:.0f} s")
     lines = [
-        f"LiteLLM {venv.name}, a process on one of {os.cpu_count()} cores, a provider that answers at once.\n",
+        f"LiteLLM {venv.name}, on one of {os.cpu_count()} cores, with a provider that answers at once.\n",
         "| | without | with the agent | difference | target |",
         "|---|---|---|---|---|",
     ]
