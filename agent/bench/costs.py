@@ -187,18 +187,24 @@ def calls(proxy, redis, rate):
     return [f"Redis calls a second at {served / passed:.0f} requests/s", "0", f"{made:.1f}", "", ""]
 
 
+def comes(file):
+    """Waits for a file."""
+    end = time.time() + 30
+    while not file.exists():
+        assert time.time() < end, f"{file} does not come"
+        time.sleep(0.05)
+    return file
+
+
 def inside(proxy):
     """Rows: the time in all hooks of a request, measured in LiteLLM."""
     say(f"hooks, in LiteLLM, for {STEADY:.0f} s")
-    measure, times = proxy.directory / "measure", proxy.directory / "times.json"
-    measure.touch()
-    time.sleep(0.5)  # it looks each 0.1 s
+    (proxy.directory / "measure").touch()
+    comes(proxy.directory / "measuring")
     asyncio.run(steady(proxy, 30, STEADY))
-    time.sleep(0.5)  # what is logged after a request
-    measure.unlink()
-    while not times.exists():
-        time.sleep(0.05)
-    found = json.loads(times.read_text())
+    time.sleep(1)  # what is logged after a request
+    (proxy.directory / "measure").unlink()
+    found = json.loads(comes(proxy.directory / "times.json").read_text())
     for name, one in sorted(found.items(), key=lambda item: -sum(item[1])):
         if one:
             say(f"  {name}: {percentiles(one)}, {len(one)} requests")

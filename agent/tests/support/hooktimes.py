@@ -1,5 +1,6 @@
 """Loaded into LiteLLM beside the agent: times the agent's hooks by request, for as long as there is a file
-`measure`; then writes times.json: {hook: [µs of each request]}, `all` of them together."""
+`measure`. It says that it does by a file `measuring`, and then writes times.json: {hook: [µs of each request]},
+`all` of them together. It looks once a second: it must cost nothing while it is not wanted."""
 
 import asyncio
 import collections
@@ -66,11 +67,13 @@ class Times:
 
 def look(times):
     """One look at the file: begins, goes on or ends."""
-    import tokenbudget_agent
-
     wanted = os.path.exists("measure")
     if wanted and times is None:
-        return Times(tokenbudget_agent)
+        import tokenbudget_agent
+
+        times = Times(tokenbudget_agent)
+        open("measuring", "w").close()
+        return times
     if times is None or wanted:
         return times
     with open("times.tmp", "w") as file:
@@ -82,7 +85,7 @@ def look(times):
 async def watch():
     times = None
     while True:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(1)
         times = look(times)
 
 
