@@ -46,6 +46,13 @@ TARGETS = {
 }
 
 
+def wait(condition, what):
+    end = time.time() + 30
+    while not condition():
+        assert time.time() < end, f"{what} did not come within 30 s"
+        time.sleep(0.05)
+
+
 def say(text):
     print(f"costs: {text}", file=sys.stderr, flush=True)
 
@@ -187,24 +194,17 @@ def calls(proxy, redis, rate):
     return [f"Redis calls a second at {served / passed:.0f} requests/s", "0", f"{made:.1f}", "", ""]
 
 
-def comes(file):
-    """Waits for a file."""
-    end = time.time() + 30
-    while not file.exists():
-        assert time.time() < end, f"{file} does not come"
-        time.sleep(0.05)
-    return file
-
-
 def inside(proxy):
     """Rows: the time in all hooks of a request, measured in LiteLLM."""
     say(f"hooks, in LiteLLM, for {STEADY:.0f} s")
+    times = proxy.directory / "times.json"
     (proxy.directory / "measure").touch()
-    comes(proxy.directory / "measuring")
+    wait((proxy.directory / "measuring").exists, "the file measuring")
     asyncio.run(steady(proxy, 30, STEADY))
     time.sleep(1)  # what is logged after a request
     (proxy.directory / "measure").unlink()
-    found = json.loads(comes(proxy.directory / "times.json").read_text())
+    wait(times.exists, times)
+    found = json.loads(times.read_text())
     for name, one in sorted(found.items(), key=lambda item: -sum(item[1])):
         if one:
             say(f"  {name}: {percentiles(one)}, {len(one)} requests")
@@ -235,7 +235,6 @@ def measure(directory):
     redis = RedisServer(directory).start()
     provider = ProviderProcess(free_port())
     pol = policy([limit(budget=10**9, safe=10**9)])
-    Operator(redis.client()).publish(pol)
     conf = config([deployment(provider.base, tpm=10**9)], routing_strategy="simple-shuffle")
     hooks = {"LITELLM_WORKER_STARTUP_HOOKS": "tokenbudget_agent:start,hooktimes:start"}
     proxies = [
@@ -246,6 +245,9 @@ def measure(directory):
     try:
         for proxy in proxies:
             proxy.wait()
+        operator = Operator(redis.client())
+        operator.publish(pol)  # a book that nobody calls for a lease would have to learn
+        wait(lambda: any(row["record"] for row in operator.members().values()), "a grant")
         say("both are ready")
         first, *others = sorted(os.sched_getaffinity(0))
         if others:

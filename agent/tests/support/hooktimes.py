@@ -1,6 +1,6 @@
 """Loaded into LiteLLM beside the agent: times the agent's hooks by request, for as long as there is a file
-`measure`. It says that it does by a file `measuring`, and then writes times.json: {hook: [µs of each request]},
-`all` of them together. It looks once a second: it must cost nothing while it is not wanted."""
+`measure`. It says that it does by a file `measuring`, and then writes times.json: {hook: [µs of each
+request]}, `all` of them together. It looks once a second: it must cost nothing while it is not wanted."""
 
 import asyncio
 import collections
