@@ -31,7 +31,7 @@ from support.redis_server import RedisServer
 
 TICKS = os.sysconf("SC_CLK_TCK")
 WARM = 300  # requests before anything is measured
-TURN = 200  # requests
+TURN = 120  # requests
 CALLERS = 8  # at a time: more than one core serves
 TURNS = 140.0  # seconds of turns, and what remains of the last four
 LEAST = 3  # fours, however slow the machine is
