@@ -272,6 +272,8 @@ async fn a_lagging_replica_that_sentinel_promotes_lends_nothing_twice() {
     // What a gave back before is nothing that comes back now: the old primary had lent it.
     assert_eq!(fleet.beat("a", 50, 300).await.grant, 50);
     assert_eq!(fleet.beat("d", 0, 100).await.grant, 0);
+    // Its first call might have been one that was on its way to the old primary; this one is not.
+    assert_eq!(fleet.beat("b", 300, 300).await.grant, 200);
     // What b gives back now is there for others: a share for d, and the rest for a, which is below its own.
     assert_eq!(fleet.beat("b", 120, 120).await.grant, 120);
     assert_eq!(fleet.beat("d", 0, 300).await.grant, SAFE);

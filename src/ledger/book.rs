@@ -29,7 +29,7 @@ pub struct MemberRecord {
     pub claim: u64,
     /// When that was, in slots of 250 ms.
     pub claim_slot: u64,
-    /// The learning that it registered in: see [`BookState::round`].
+    /// The learning that it registered in: see [`BookState::round`]; one less after its first call in it.
     pub round: u64,
     /// After its last call: see [`Ask::leaves`](super::Ask::leaves). What has left is 0 here, and gone from `record`.
     pub leaves: [u64; LEAVE_STEPS],
@@ -84,7 +84,7 @@ pub struct BookState {
     pub replid: String,
     /// Until when nothing is lent.
     pub learn_until_ms: u64,
-    /// How often the ledger has had to learn.
+    /// Twice how often the ledger has had to learn.
     pub round: u64,
     /// What members gave back since it last began to, and was not lent again.
     pub spare: u64,

@@ -142,6 +142,9 @@ impl BookState {
             ask.keep.min(old.record)
         };
         self.lent = self.lent - old.record + record;
+        // A call that was on its way when the ledger was lost says what its member held then: the second one registers.
+        let seen = known.is_some() && old.round + 1 >= now.round;
+        let registers = if seen { now.round } else { now.round.saturating_sub(1) };
         let learning = now.clock < now.learn_until;
         if !learning {
             now.spare = 0;
@@ -200,7 +203,7 @@ impl BookState {
             ended_ms: leave.then_some(now.clock),
             claim,
             claim_slot,
-            round: now.round,
+            round: registers,
             leaves: if leave { ask.leaves } else { Default::default() },
         };
         match self.members.get_mut(member) {
@@ -282,7 +285,7 @@ impl BookState {
             time_ms: at.time_ms,
             replid: at.replid.to_owned(),
             learn_until_ms: if learn { at.time_ms + write.lease_ms + HOLD_MS } else { 0 },
-            round: u64::from(learn),
+            round: if learn { 2 } else { 0 },
             ..Self::default()
         }
     }
@@ -311,7 +314,7 @@ impl BookState {
         let (mut learn_until, mut round, mut spare) = (self.learn_until_ms, self.round, self.spare);
         if (self.replid != at.replid || gap >= lease_ms) && rules.hold(Rule::Learn) {
             learn_until = learn_until.max(clock + lease_ms + HOLD_MS);
-            (round, spare) = (round + 1, 0);
+            (round, spare) = (round + 2, 0);
         }
         Now { clock, learn_until, round, spare }
     }

@@ -59,6 +59,8 @@ local function settle_book(key, leaving, keep, want, least, spent, denied, off)
   lent = lent - old + record
   local pool = budget - lent - aside
 
+  -- A call that was on its way when the ledger was lost says what its member held then: the second one registers.
+  local registers = registered >= round - 1 and round or round - 1
   -- While it learns, the ledger lends only what members that have registered since then gave back.
   local learns, free = clock < learn, math.max(0, pool)
   if not learns then
@@ -100,7 +102,7 @@ local function settle_book(key, leaving, keep, want, least, spent, denied, off)
   local ended = final and clock or 0
   -- Only what changed is written: most calls are beats of members whose grants stay as they are.
   local set = { 'HSET', key, 'clock', clock, 'time', now, field, seq_text .. ' ' .. record .. ' ' .. spent .. ' ' .. denied
-    .. ' ' .. until_ .. ' ' .. off .. ' ' .. share .. ' ' .. ended .. ' ' .. claim .. ' ' .. claim_slot .. ' ' .. round
+    .. ' ' .. until_ .. ' ' .. off .. ' ' .. share .. ' ' .. ended .. ' ' .. claim .. ' ' .. claim_slot .. ' ' .. registers
     .. (leaving or '') }
   local function also(name, new, was)
     if new ~= was then

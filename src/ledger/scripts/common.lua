@@ -40,6 +40,6 @@ local function advance(clock, since) return clock + math.max(0, math.min(now - s
 -- Nothing is lent for a while when another server wrote last: what that one wrote at the end may be missing here. The same
 -- when nobody called for a lease: every process has lost the ledger, also ones that it never heard of.
 local function learning(learn, round, spare, wrote, replid, since, clock, lease)
-  if wrote ~= replid or now - since >= lease then return math.max(learn, clock + lease + HOLD), round + 1, 0 end
+  if wrote ~= replid or now - since >= lease then return math.max(learn, clock + lease + HOLD), round + 2, 0 end
   return learn, round, spare
 end

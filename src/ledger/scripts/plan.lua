@@ -30,7 +30,7 @@ local function plan_book(p)
   local created, lent, clock, learn, round, spare = not f[1], 0, now, 0, 0, 0
   if created then
     local empty = redis.call('DEL', p.key) == 0
-    if not (p.first and empty) then learn, round = clock + p.lease + HOLD, 1 end
+    if not (p.first and empty) then learn, round = clock + p.lease + HOLD, 2 end
   else
     lent, clock = tonumber(f[2]), advance(tonumber(f[3]), tonumber(f[4]))
     learn, round, spare = learning(tonumber(f[6]), tonumber(f[8]) or 0, tonumber(f[9]) or 0, f[5], replid, tonumber(f[4]),
