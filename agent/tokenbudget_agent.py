@@ -714,6 +714,12 @@ class Learned:
             self.output_mean = sum(self.outputs) / len(self.outputs)
 
 
+# What counts of a request's body.
+CONTENT = ("messages", "input", "prompt")  # the first of these
+WORDS = frozenset(("tools", "functions", "system", "instructions", "response_format"))  # and all of these
+OUTPUTS = frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens"))  # the largest
+TIMES = frozenset(("n", "best_of"))
+ASKED = WORDS | OUTPUTS | TIMES | frozenset(CONTENT)
 NO_OUTPUT = ("embedding", "rerank", "moderation", "transcription", "speech", "image", "ocr", "search")
 
 
@@ -751,27 +757,26 @@ class Request:
 
     def __init__(self, call_id: str, data: Data, messages: object, body: Body | None = None) -> None:
         self.call_id, self.body = call_id, body
-        _, sent, call_type = body or (None, None, "")
-
-        def get(name: str) -> Any:  # what the router was given, else what the client sent
-            value = data.get(name)
-            return value if value is not None or not sent else sent.get(name)
-
+        _, sent, call_type = body or (None, {}, "")
+        # What the router was given, else what the client sent: few of the names are there.
+        given = {name: sent[name] for name in ASKED & sent.keys()}
+        given.update({name: data[name] for name in ASKED & data.keys() if data[name] is not None})
         content = messages
-        for name in ("messages", "input", "prompt"):
-            content = content if content is not None else get(name)
+        for name in CONTENT:
+            content = content if content is not None else given.get(name)
         self.chars, self.images = size_of(content)
-        for name in ("tools", "functions", "system", "instructions", "response_format"):
-            value = get(name)
-            if value:
+        self.messages = len(content) if isinstance(content, list) else 1
+        self.output, self.n = None, 1
+        for name, value in given.items():
+            if name in OUTPUTS:
+                if isinstance(value, (int, float)) and value > (self.output or 0):
+                    self.output = min(value, LIFTED)  # JSON's 1e400 is infinite
+            elif name in TIMES:
+                if isinstance(value, int) and value > self.n:
+                    self.n = value
+            elif name in WORDS and value:
                 chars, images = size_of(value)
                 self.chars, self.images = self.chars + chars, self.images + images
-        self.messages = len(content) if isinstance(content, list) else 1
-        outputs = [get(k) for k in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
-        outputs = [v for v in outputs if isinstance(v, (int, float)) and v > 0]
-        self.output = min(max(outputs), LIFTED) if outputs else None  # JSON's 1e400 is infinite
-        n = [get(k) for k in ("n", "best_of")]
-        self.n = max([v for v in n if isinstance(v, int) and v > 0] or [1])
         self.no_output = any(word in call_type for word in NO_OUTPUT)
         self.deadline = self.attempt = self.parent = None
         self.candidates, self.needs = (), {}
@@ -1217,19 +1222,17 @@ class Agent:
                 book.ring.stamp(charge, now)
 
     def open_attempt(self, call_id: str | None, deployment: str | None = None) -> Attempt | None:
-        request = _request.request()
-        if (
-            request is not None
-            and request.call_id == call_id
-            and request.attempt
-            and not request.attempt.ended
-        ):
-            if deployment is None or request.attempt.deployment == deployment:
+        """The attempt that runs in this task, else the last one of this call that has not ended."""
+        attempts = [
+            attempt
+            for attempt in self.attempts.get(call_id, ())
+            if not attempt.ended and (deployment is None or attempt.deployment == deployment)
+        ]
+        if len(attempts) > 1:
+            request = _request.request()
+            if request is not None and request.attempt in attempts:
                 return request.attempt
-        for attempt in reversed(self.attempts.get(call_id, ())):
-            if not attempt.ended and (deployment is None or attempt.deployment == deployment):
-                return attempt
-        return None
+        return attempts[-1] if attempts else None
 
     def end(
         self, attempt: Attempt, total: float | None = None, give_back: bool = False, never_sent: bool = False
@@ -2132,9 +2135,9 @@ class Hooks(CustomLogger):  # type: ignore[misc]
 
     # -- what they do
 
-    def request_for(self, messages: Any, kwargs: Data) -> Request:
+    def request_for(self, messages: Any, kwargs: Data, previous: Request | None) -> Request:
         call_id = kwargs.get("litellm_call_id") or uuid.uuid4().hex
-        body, previous = self.agent.bodies.pop(call_id, None), _request.request()
+        body = self.agent.bodies.pop(call_id, None)
         if body is None and previous is not None and previous.call_id == call_id:
             body = previous.body  # another attempt of the same request
         return Request(call_id, kwargs, messages, body)
@@ -2148,8 +2151,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         governed = [(d, agent.adapter.books_of(d)) for d in deployments]
         if not any(books for _, books in governed):
             return deployments
-        request = self.request_for(messages, kwargs)
         previous = _request.request()
+        request = self.request_for(messages, kwargs, previous)
         if previous is not None and previous.call_id == request.call_id:
             if previous.attempt is not None and not previous.attempt.ended and not previous.attempt.stamped:
                 if agent.never_left(previous.attempt):
@@ -2217,7 +2220,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         while request is not None and (request.attempt is not None or key not in request.candidates):
             request = request.parent
         if request is None:  # the filter was skipped: the client named the deployment, or another strategy
-            request = self.request_for(None, {"litellm_call_id": _unfiltered.get()})
+            request = self.request_for(None, {"litellm_call_id": _unfiltered.get()}, _request.request())
             request.candidates = {key}
             _request.set(request)
         needs = agent.needs(request, deployment, books)
