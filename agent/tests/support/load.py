@@ -33,6 +33,14 @@ async def post(port, path, body, headers=""):
     return int(line.split()[1]), headers, text.decode(), time.time() - start
 
 
+async def get(port, path):
+    """Asks for something that is no proxy's; waits as long as that takes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
 async def run(
     ports, seconds, rate, tokens=(200, 2000), weights=None, seed=1, model="gpt", path="/v1/chat/completions"
 ):

@@ -4,10 +4,13 @@ each request came and what it counted for it. Runs as its own process: python pr
 
 A prompt can ask for what becomes of its own request:
   inject:500, inject:429   fails with that status; inject:500-once only the first time that its tag is seen
-  inject:slow              the answer takes 2 s
+  inject:slow              the answer takes 2 s; inject:late 20 s
   inject:drip              a stream of 50 chunks, one each 100 ms; inject:slow-drip begins it after 2 s
   inject:cut               hangs up in the middle of a stream
   tag:NAME                 the name it is written down by
+
+The setting `hold` names a model whose requests are answered only when it is another's, or nobody's.
+GET /seen/NAME is answered when a request with that tag has come.
 """
 
 import asyncio
@@ -79,7 +82,12 @@ class Provider:
             self.settings.update(body)
             if body.get("clear"):
                 self.arrivals.clear()
+                self.tags.clear()
             return self.send(writer, 200, self.settings)
+        if path.startswith("/seen/"):
+            while path[len("/seen/") :] not in self.tags:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            return self.send(writer, 200, {})
         if method != "POST":
             return self.send(writer, 404, {})
         prompt, output = self.usage(path, body)
@@ -100,7 +108,10 @@ class Provider:
                 "tag": tag,
             }
         )
-        await asyncio.sleep(2.0 if "slow" in inject else self.settings["latency"])
+        latency = {"slow": 2.0, "late": 20.0}.get(failure, self.settings["latency"])
+        await asyncio.sleep(latency)
+        while self.settings.get("hold") == body.get("model"):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
         if status != 200:
             return self.send(writer, status, {"error": {"message": "injected", "type": "x", "code": status}})
         now, model = int(time.time()), body.get("model")
