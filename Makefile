@@ -70,7 +70,7 @@ simulation: ## The simulation's table and picture: docs/simulation.md; fails whe
 	target/release/tokenbudget simulate --table --plot docs/simulation.svg > docs/simulation.md
 
 .PHONY: costs
-costs: prepare ## What the agent costs beside LiteLLM without it: writes the table in docs/agent.md (4 minutes)
+costs: prepare ## What the agent costs beside LiteLLM without it: writes the table in docs/agent.md (6 minutes)
 	cd agent && $(TOOLS)/python bench/costs.py ../docs/agent.md
 
 .PHONY: build

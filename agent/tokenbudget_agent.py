@@ -81,9 +81,8 @@ SPAN = 60.0  # the clock is measured over this, by the ledger's
 STEP = 0.03  # a clock that differs by more was not drifting: one of the two was set
 STALL = 0.1  # an event loop whose turn took longer may have held requests back after their stamp
 MARGIN = 0.2  # a request stamped this long before a stall may still have been on its way out
-TURNS = (
-    16  # of the event loop, at most, from the stamp until a request has left (new connection, TLS and all)
-)
+TURN = 0.05  # how often the light loop looks
+TURNS = 16  # at most, of the event loop, from the stamp until a request has left (new connection, TLS)
 DAMP = 1 / 3  # part of the way that a grant moves per beat; all of it under pressure
 BUFFER = 0.05  # seconds of its own rate that a member keeps beyond what it spent
 EMPTY = 0.04  # part of the budget in the pool that counts as nothing: the most pressure (slack 0)
@@ -116,13 +115,14 @@ IMAGE_TOKENS = (
 MESSAGE_TOKENS = 4  # OpenAI's chat format: 3 for a message, 1 for a name
 
 
+BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux has it
+
+
 class Clock:
     """Boot time runs on while the machine is suspended; the wall clock is the second opinion on a lease."""
 
     def boot(self) -> float:
-        return (
-            time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-        )
+        return time.monotonic() if BOOT is None else time.clock_gettime(BOOT)
 
     def wall(self) -> float:
         return time.time()
@@ -989,8 +989,8 @@ class Agent:
     # -- time
 
     def tick(self, now: float, turn: bool = False) -> None:
-        """Called by a light loop each 50 ms (`turn`) and by every admission. A gap between two turns means
-        that the event loop stood still, also when one turn is slow as it admits so many requests."""
+        """Called by the light loop (`turn`) and by every admission. A gap between two turns means that the
+        event loop stood still, also when one turn is slow as it admits so many requests."""
         last = self.last_tick
         if turn or last is None:
             self.last_tick = now
@@ -2335,7 +2335,7 @@ async def watch(agent: Agent) -> None:
                 agent.adapter.register()
         except Exception as error:
             agent.fault("watch", error)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(TURN)
 
 
 def leave() -> None:

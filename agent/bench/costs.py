@@ -40,7 +40,7 @@ STEADY = 12.0  # seconds at each rate
 BEGIN, END = "<!-- costs -->", "<!-- /costs -->"
 TARGETS = {
     "hooks": "p99 at most 50 µs",
-    "loss": "at most 3 %",
+    "loss": "at most 1 %",
     "memory": "at most 5 MB",
     "idle": "at most 0.5 %",
 }
