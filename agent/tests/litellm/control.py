@@ -6,6 +6,7 @@ callbacks.
 """
 
 import asyncio
+import ctypes
 import json
 import os
 import sys
@@ -73,9 +74,27 @@ def run(command):  # noqa: PLR0911
                 model_ids=[d["model_info"]["id"] for d in router.model_list], parent_otel_span=None
             )
         )
+    elif what == "busy":  # the event loop stands still; with `alone` no other thread runs, either
+        agent = sys.modules["tokenbudget_agent"]._agent
+        before, end = allowed(agent), time.monotonic() + command["seconds"]
+        if command["alone"]:
+            ctypes.PyDLL(None).usleep(int(1e6 * command["seconds"]))  # keeps the interpreter's lock
+        while time.monotonic() < end:
+            pass
+        return {"before": before, "after": allowed(agent)}
     elif what in ACCOUNTS:
         return ACCOUNTS[what](sys.modules["tokenbudget_agent"]._agent)
     return "done"
+
+
+def allowed(agent):
+    """What each limit lets this process have charged now, in tokens."""
+    boot, wall = agent.clock.boot(), agent.clock.wall()
+    with agent.lock:
+        books = [book for governor in agent.governors.values() for book in governor.books.values()]
+        for book in books:
+            book.advance(boot, wall)
+        return {book.limit: book.allowed(boot, wall) for book in books if book.unit == "tokens"}
 
 
 class Watched:
