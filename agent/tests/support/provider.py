@@ -110,11 +110,12 @@ class Provider:
         )
         latency = {"slow": 2.0, "late": 20.0}.get(failure, self.settings["latency"])
         await asyncio.sleep(latency)
-        while self.settings.get("hold") == body.get("model"):  # noqa: ASYNC110
+        model = body.get("model")
+        while model and self.settings.get("hold") == model:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         if status != 200:
             return self.send(writer, status, {"error": {"message": "injected", "type": "x", "code": status}})
-        now, model = int(time.time()), body.get("model")
+        now = int(time.time())
         usage = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
         if body.get("stream"):
             await self.stream(writer, self.events(path, body, usage, inject), inject)
