@@ -717,9 +717,9 @@ class Learned:
 # What counts of a request's body.
 CONTENT = ("messages", "input", "prompt")  # the first of these
 WORDS = frozenset(("tools", "functions", "system", "instructions", "response_format"))  # and all of these
-OUTPUTS = frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens"))  # the largest
+OUTPUTS = ("max_tokens", "max_completion_tokens", "max_output_tokens")  # the largest
 TIMES = frozenset(("n", "best_of"))
-ASKED = WORDS | OUTPUTS | TIMES | frozenset(CONTENT)
+ASKED = WORDS | TIMES | frozenset(OUTPUTS + CONTENT)
 NO_OUTPUT = ("embedding", "rerank", "moderation", "transcription", "speech", "image", "ocr", "search")
 
 
@@ -1084,7 +1084,7 @@ class Agent:
     def default_output(
         self, deployment: Deployment, params: dict[str, Any], model: str, book: Book, learned: Learned
     ) -> int:
-        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+        for name in OUTPUTS:
             if isinstance(params.get(name), int):
                 return params[name]  # type: ignore[no-any-return]
         known = self.adapter.max_output(deployment, model) if self.adapter else None

@@ -7,6 +7,7 @@ callbacks.
 
 import asyncio
 import ctypes
+import gc
 import json
 import os
 import sys
@@ -74,6 +75,8 @@ def run(command):  # noqa: PLR0911
                 model_ids=[d["model_info"]["id"] for d in router.model_list], parent_otel_span=None
             )
         )
+    elif what == "collect":  # a call whose client left goes with the reference cycles that it is in
+        gc.collect()  # Python looks for those when enough is made anew, which an idle process does not do
     elif what == "busy":  # the event loop stands still; with `alone` no other thread runs, either
         agent = sys.modules["tokenbudget_agent"]._agent
         before, end = allowed(agent), time.monotonic() + command["seconds"]

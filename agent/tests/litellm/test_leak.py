@@ -6,7 +6,6 @@ TOKENBUDGET_REQUESTS=10000 for the long run (`make test` sends 1,500).
 import asyncio
 import os
 import random
-import shutil
 import time
 import uuid
 from collections import Counter, defaultdict
@@ -24,8 +23,6 @@ FEW = max(
     1, REQUESTS // 500
 )  # so many may end otherwise: LiteLLM's connections fail by themselves under load
 PLENTY = 10**9
-COLLECTING = Path(__file__).parents[1] / "support" / "collecting.py"
-HOOKS = "tokenbudget_agent:start,control:start,collecting:start"
 NOWHERE = "http://127.0.0.1:1/v1"
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
@@ -146,9 +143,7 @@ class Run:
             disable_cooldowns=True,
             **rig.litellm_redis,
         )
-        self.proxy = rig.start(conf, [pol], env={"LITELLM_WORKER_STARTUP_HOOKS": HOOKS})
-        shutil.copy(COLLECTING, self.proxy.directory)
-        self.proxy.wait()
+        self.proxy = rig.start(conf, [pol]).wait()
         control(self.proxy, "watch")
         rng = random.Random(4)
         weights = [kind.weight for kind in KINDS.values()]
@@ -171,7 +166,7 @@ class Run:
             self.arrivals[arrival["tag"]].append(arrival)
 
     def ended(self):
-        (self.proxy.directory / "collect").touch()
+        control(self.proxy, "collect")
         found = control(self.proxy, "open")
         return found["attempts"] == found["never ended"] == found["waiting"] == 0
 
