@@ -65,6 +65,10 @@ reasons! {
     NoContainer,
     /// Several containers could be LiteLLM.
     AmbiguousContainer,
+    /// An older TokenBudget has claimed the same deployments, or another container: this one is not kept.
+    Overlap,
+    /// `spec.paused` is true: the operator changes nothing.
+    Paused,
     /// No limit in the spec, and LiteLLM's configuration declares none.
     NoLimits,
     /// Processes have not yet said what LiteLLM's configuration declares.

@@ -6,8 +6,8 @@ mod status;
 
 pub use conditions::{ConditionKind, Conditions, Reason};
 pub use spec::{
-    AttachPolicy, DeploymentSelector, LedgerLossPolicy, Limit, Mode, RedisSource, ReservePolicy, SecretKeyRef,
-    TargetRef, TokenBudget, TokenBudgetSpec,
+    AgentUpdatePolicy, AttachPolicy, DeploymentSelector, LedgerLossPolicy, Limit, Mode, RedisSource, ReservePolicy,
+    SecretKeyRef, TargetRef, TokenBudget, TokenBudgetSpec,
 };
 pub use status::{LimitOutside, LimitStatus, OutsideTraffic, PodStatus, ReservedPercent, TokenBudgetStatus};
 

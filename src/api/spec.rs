@@ -79,6 +79,26 @@ pub struct TokenBudgetSpec {
     /// that to you.
     #[serde(default)]
     pub attach: AttachPolicy,
+
+    /// When pods get the agent of a new version of the operator: `OnPodRestart` when they restart anyway, `RollingUpdate`
+    /// at once, by a rollout of the Deployments. One TokenBudget that says so is enough for a Deployment.
+    #[serde(default)]
+    pub agent_update_policy: AgentUpdatePolicy,
+
+    /// Part of every limit that is kept free, in percent (0 to 90), for what the provider counts otherwise than LiteLLM.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0, max = 90))]
+    pub headroom_percent: i64,
+
+    /// While true the operator changes nothing for this TokenBudget: not the Deployments, not the policy, not the shares.
+    /// The processes go on with what they have, and within the budget. Deleting it still cleans up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(percent: &i64) -> bool {
+    *percent == 0
 }
 
 /// The default of `maxWait`.
@@ -185,6 +205,16 @@ pub enum AttachPolicy {
     Manual,
 }
 
+/// When pods get a new agent.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AgentUpdatePolicy {
+    /// When they restart for another reason.
+    #[default]
+    OnPodRestart,
+    /// At once, by a rollout.
+    RollingUpdate,
+}
+
 /// Where the ledger's Redis is.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -222,6 +252,15 @@ impl TokenBudgetSpec {
         ms.unwrap_or(250).min(10_000)
     }
 
+    /// What is left of a provider's quota without the headroom: a part of it, rounded down, and at least 1.
+    #[must_use]
+    pub fn without_headroom(&self, quota: u64) -> u64 {
+        let kept = u64::try_from(100 - self.headroom_percent.clamp(0, 90)).unwrap_or(100);
+        // Quotas are at most 10^12, but what LiteLLM declares has no bound.
+        let part = u128::from(quota) * u128::from(kept) / 100;
+        u64::try_from(part).unwrap_or(u64::MAX).max(1)
+    }
+
     /// Whether the limits follow from what LiteLLM's own configuration declares.
     #[must_use]
     pub fn derives_limits(&self) -> bool {
@@ -233,18 +272,20 @@ impl TokenBudgetSpec {
 mod tests {
     use super::*;
 
+    fn spec(yaml: &str) -> TokenBudgetSpec {
+        serde_saphyr::from_str(&format!("{{targetRefs: [{{name: litellm}}], {yaml}}}")).unwrap()
+    }
+
     fn waiting(text: &str) -> u64 {
-        TokenBudgetSpec {
-            target_refs: vec![],
-            limits: vec![],
-            mode: Mode::Enforce,
-            reserve: ReservePolicy::MaxTokens,
-            max_wait: text.to_owned(),
-            on_ledger_loss: LedgerLossPolicy::SafeShare,
-            redis: None,
-            attach: AttachPolicy::Automatic,
-        }
-        .max_wait_ms()
+        spec(&format!("maxWait: {text}")).max_wait_ms()
+    }
+
+    #[test]
+    fn the_headroom_is_a_part_of_the_quota() {
+        let left = |percent: u8, quota| spec(&format!("headroomPercent: {percent}")).without_headroom(quota);
+        assert_eq!([left(0, 60_000), left(5, 60_000), left(90, 5), left(33, 100)], [60_000, 57_000, 1, 67]);
+        assert_eq!(left(0, u64::MAX), u64::MAX);
+        assert!(!serde_json::to_string(&spec("headroomPercent: 0")).unwrap().contains("headroom"));
     }
 
     #[test]

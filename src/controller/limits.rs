@@ -29,13 +29,14 @@ impl EffectiveLimit {
         tokens.into_iter().chain(requests)
     }
 
-    fn of_spec(limit: &Limit) -> Self {
+    fn of_spec(spec: &TokenBudgetSpec, limit: &Limit) -> Self {
+        let budget = |quota: Option<i64>| quota.and_then(|v| u64::try_from(v).ok()).map(|v| spec.without_headroom(v));
         Self {
             name: limit.name.clone(),
             models: limit.models.clone(),
             derived: None,
-            tokens: limit.tokens_per_minute.and_then(|v| u64::try_from(v).ok()),
-            requests: limit.requests_per_minute.and_then(|v| u64::try_from(v).ok()),
+            tokens: budget(limit.tokens_per_minute),
+            requests: budget(limit.requests_per_minute),
         }
     }
 
@@ -64,12 +65,13 @@ pub enum Limits {
 #[must_use]
 pub fn effective<'a>(spec: &TokenBudgetSpec, live: impl Iterator<Item = &'a Report>, before: &[LimitStatus]) -> Limits {
     if !spec.derives_limits() {
-        return Limits::Known(spec.limits.iter().map(EffectiveLimit::of_spec).collect());
+        return Limits::Known(spec.limits.iter().map(|limit| EffectiveLimit::of_spec(spec, limit)).collect());
     }
     let declared: Vec<&[Declared]> = live.filter_map(|report| report.declared.as_deref()).collect();
     let mut derived: BTreeMap<String, EffectiveLimit> = BTreeMap::new();
     if declared.is_empty() {
         for row in before.iter().filter(|row| row.derived.is_some()) {
+            // Without the headroom already.
             let budget = u64::try_from(row.budget).ok();
             let (tokens, requests) = if row.unit == Unit::Tokens.as_str() { (budget, None) } else { (None, budget) };
             let blank = EffectiveLimit { name: row.name.clone(), derived: row.derived.clone(), ..Default::default() };
@@ -77,7 +79,7 @@ pub fn effective<'a>(spec: &TokenBudgetSpec, live: impl Iterator<Item = &'a Repo
         }
     }
     for entry in declared.iter().copied().flatten() {
-        let positive = |value: Option<u64>| value.filter(|v| *v > 0);
+        let positive = |value: Option<u64>| value.filter(|v| *v > 0).map(|v| spec.without_headroom(v));
         let (tokens, requests) = (positive(entry.tokens_per_minute), positive(entry.requests_per_minute));
         if tokens.is_some() || requests.is_some() {
             let name = derived_name(entry.model_name.as_deref().unwrap_or_default(), &entry.identity);
@@ -168,6 +170,31 @@ mod tests {
             spec("{targetRefs: [{name: a}], limits: [{name: x, models: [{modelName: gpt-4o}], requestsPerMinute: 9}]}");
         let Limits::Known(limits) = effective(&spec, std::iter::empty(), &[]) else { panic!() };
         assert_eq!(limits[0].books().collect::<Vec<_>>(), [(Unit::Requests, 9)]);
+    }
+
+    #[test]
+    fn the_headroom_is_taken_once_from_every_limit() {
+        let explicit = spec(
+            "{targetRefs: [{name: a}], headroomPercent: 10, limits: [{name: x, models: [{id: x}], tokensPerMinute: 1000, \
+             requestsPerMinute: 9}]}",
+        );
+        let budgets = |limits: Limits| match limits {
+            Limits::Known(limits) => limits.iter().flat_map(EffectiveLimit::books).map(|(_, b)| b).collect::<Vec<_>>(),
+            _ => Vec::new(),
+        };
+        assert_eq!(budgets(effective(&explicit, std::iter::empty(), &[])), [900, 8]);
+        let deriving = spec("{targetRefs: [{name: a}], headroomPercent: 10}");
+        let declared = report(&format!("[{}]", GPT.replace("TPM", "60000")));
+        let now = effective(&deriving, [&declared].into_iter(), &[]);
+        assert_eq!(budgets(now), [54_000]);
+        let row = LimitStatus {
+            name: "gpt".to_owned(),
+            unit: "tokens".to_owned(),
+            budget: 54_000,
+            derived: Some("x".to_owned()),
+            ..LimitStatus::default()
+        };
+        assert_eq!(budgets(effective(&deriving, std::iter::empty(), &[row])), [54_000]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod limits;
 mod memory;
 mod metrics;
 mod observe;
+mod overlap;
 mod publish;
 mod redis_url;
 mod status;

@@ -37,6 +37,7 @@ pub struct Observed {
 }
 
 /// One Deployment of `targetRefs`.
+#[derive(Default)]
 pub struct TargetSeen {
     /// As the spec names it.
     pub reference: TargetRef,
@@ -50,6 +51,8 @@ pub struct TargetSeen {
     pub pods: Vec<Arc<Pod>>,
     /// Its live pods that were made without.
     pub pods_without_agent: usize,
+    /// Every TokenBudget that names it, by name.
+    pub budgets: Vec<Arc<TokenBudget>>,
 }
 
 /// Reads Kubernetes' caches and the ledger.
@@ -88,6 +91,7 @@ async fn target(
         most_replicas: world.most_replicas(namespace, &reference.name),
         inherited_hooks: None,
         pods_without_agent: 0,
+        budgets: world.budgets_of(namespace, &reference.name),
         deployment,
         pods,
     };

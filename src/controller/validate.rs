@@ -10,7 +10,8 @@ use kube::ResourceExt;
 use super::evidence::Evidence;
 use super::limits::{Limits, effective};
 use super::observe::Observed;
-use crate::api::{Reason, TokenBudget};
+use super::overlap::overlap;
+use crate::api::{AgentUpdatePolicy, Reason, TokenBudget};
 use crate::ledger::Report;
 use crate::litellm::{Wanted, choose_container, surge, workers};
 use crate::plan;
@@ -74,6 +75,11 @@ pub struct Problem {
 /// Checks what was observed against the spec.
 #[must_use]
 pub fn validate(tb: &TokenBudget, observed: &Observed, evidence: &Evidence) -> Validated {
+    if let Some(problem) = overlap(tb, &observed.targets) {
+        // Nothing of it is kept: what the older one counts must not be counted twice.
+        let members = members(observed, evidence);
+        return Validated { targets: Vec::new(), problems: vec![problem], limits: Limits::Known(Vec::new()), members };
+    }
     let mut problems = Vec::new();
     let mut targets = Vec::new();
     for seen in &observed.targets {
@@ -103,6 +109,10 @@ pub fn validate(tb: &TokenBudget, observed: &Observed, evidence: &Evidence) -> V
                 container: Some(container.name.clone()),
                 redis_secret,
                 inherited_hooks: seen.inherited_hooks.clone(),
+                roll_out_agent: seen.budgets.iter().any(|b| {
+                    b.metadata.deletion_timestamp.is_none()
+                        && b.spec.agent_update_policy == AgentUpdatePolicy::RollingUpdate
+                }),
             },
             size: plan::Target {
                 replicas,

@@ -1,6 +1,7 @@
 //! The agent: one Python file, carried by this program and put into a ConfigMap in each namespace that needs it.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -18,7 +19,8 @@ pub const AGENT_CONFIG_MAP: &str = "tokenbudget-agent";
 /// Annotation with the agent's version on its ConfigMap.
 pub const VERSION_ANNOTATION: &str = "tokenbudget.dev/agent-version";
 
-/// Annotation with the SHA-256 of the agent's file; members report the first 12 digits of the one that they run.
+/// Annotation with the SHA-256 of the agent's file, on its ConfigMap, and on pod templates for `agentUpdatePolicy:
+/// RollingUpdate`; members report the first 12 digits of the one that they run.
 pub const DIGEST_ANNOTATION: &str = "tokenbudget.dev/agent-digest";
 
 /// The agent, with a place for the script of its one ledger call.
@@ -29,6 +31,13 @@ const PLACE: &str = "@CALL_LUA@";
 #[must_use]
 pub fn agent_source() -> String {
     TEMPLATE.replacen(PLACE, call_script(), 1)
+}
+
+/// SHA-256 of [`agent_source`], in hex.
+#[must_use]
+pub fn agent_digest() -> &'static str {
+    static DIGEST: OnceLock<String> = OnceLock::new();
+    DIGEST.get_or_init(|| digest(&agent_source(), 64))
 }
 
 /// The version that the agent reports.
@@ -43,7 +52,8 @@ pub fn agent_version() -> &'static str {
 pub fn agent_config_map(namespace: &str) -> ConfigMap {
     let one = |key: &str, value: String| Some(BTreeMap::from([(key.to_owned(), value)]));
     let source = agent_source();
-    let annotations = [(VERSION_ANNOTATION, agent_version().to_owned()), (DIGEST_ANNOTATION, digest(&source, 64))];
+    let annotations =
+        [(VERSION_ANNOTATION, agent_version().to_owned()), (DIGEST_ANNOTATION, agent_digest().to_owned())];
     ConfigMap {
         metadata: ObjectMeta {
             name: Some(AGENT_CONFIG_MAP.to_owned()),

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::container::{name_of, pod_spec};
 use super::entries::{Entry, owned, owned_by_others};
 use super::{
-    AGENT_CONFIG_MAP, AGENT_FILE, AGENT_HOOK, ATTACHED_LABEL, ATTACHED_VALUE, STARTUP_HOOKS, Setting, choose_container,
-    names_agent, setting,
+    AGENT_CONFIG_MAP, AGENT_FILE, AGENT_HOOK, ATTACHED_LABEL, ATTACHED_VALUE, DIGEST_ANNOTATION, STARTUP_HOOKS,
+    Setting, agent_digest, choose_container, names_agent, setting,
 };
 use crate::api::{Reason, SecretKeyRef};
 use crate::digest::digest;
@@ -35,6 +35,8 @@ pub struct Wanted {
     pub redis_secret: Option<SecretKeyRef>,
     /// What `envFrom` gives to `LITELLM_WORKER_STARTUP_HOOKS`, if anything: see [`startup_hooks`].
     pub inherited_hooks: Option<Inherited>,
+    /// The pod template names the agent's digest, so that another agent is a rollout.
+    pub roll_out_agent: bool,
 }
 
 /// A variable that a container has from `envFrom`.
@@ -172,10 +174,14 @@ pub fn attachment(deployment: &Deployment, wanted: &Wanted) -> Result<Attachment
         env.push(json!({"name": "TOKENBUDGET_REDIS_URL", "valueFrom": from}));
     }
     let policy = policy_config_map_name(&name_of(deployment));
+    let mut metadata = json!({"labels": {ATTACHED_LABEL: ATTACHED_VALUE}});
+    if let Some(digest) = digest_to_set(deployment, wanted.roll_out_agent) {
+        metadata["annotations"] = json!({DIGEST_ANNOTATION: digest});
+    }
     let patch = apply(
         deployment,
         json!({"template": {
-            "metadata": {"labels": {ATTACHED_LABEL: ATTACHED_VALUE}},
+            "metadata": metadata,
             "spec": {
                 "containers": [{
                     "name": container.name,
@@ -234,6 +240,17 @@ fn hooks_outlive_us(deployment: &Deployment, container: &Container, inherited: O
         }
         None => inherited.is_some_and(|inherited| names_agent(&inherited.value)),
     }
+}
+
+/// The agent's digest for the pod template: the current one to roll it out, else the one that is there already, since
+/// taking it out would be a rollout, too.
+fn digest_to_set(deployment: &Deployment, roll_out: bool) -> Option<String> {
+    if roll_out {
+        return Some(agent_digest().to_owned());
+    }
+    let entry = Entry::Annotation(DIGEST_ANNOTATION.to_owned());
+    let template = deployment.spec.as_ref()?.template.metadata.as_ref()?;
+    template.annotations.as_ref()?.get(DIGEST_ANNOTATION).filter(|_| owned(deployment).contains(&entry)).cloned()
 }
 
 /// The value of the hooks that our patch states; none where the user's own value already names the agent.

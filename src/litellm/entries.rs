@@ -16,6 +16,8 @@ use crate::api::FIELD_MANAGER;
 pub enum Entry {
     /// A label.
     Label(String),
+    /// An annotation.
+    Annotation(String),
     /// An environment variable of a container.
     Env {
         /// Name of the container.
@@ -38,12 +40,16 @@ impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Label(name) => write!(f, "label {name}"),
+            Self::Annotation(name) => write!(f, "annotation {name}"),
             Self::Env { container, name } => write!(f, "env {name} of container {container}"),
             Self::Mount { container, path } => write!(f, "mount {path} of container {container}"),
             Self::Volume(name) => write!(f, "volume {name}"),
         }
     }
 }
+
+/// The entries in a template's metadata.
+const METADATA: [(&str, fn(String) -> Entry); 2] = [("labels", Entry::Label), ("annotations", Entry::Annotation)];
 
 /// How a Deployment differs from an attachment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,11 +133,10 @@ fn entries_of_manager(manager: &ManagedFieldsEntry) -> BTreeSet<Entry> {
         parent.pointer(path).and_then(Value::as_object).cloned().unwrap_or_default()
     };
     let template = Value::Object(template.clone());
-    found.extend(
-        under(&template, "/f:metadata/f:labels")
-            .keys()
-            .filter_map(|key| Some(Entry::Label(key.strip_prefix("f:")?.to_owned()))),
-    );
+    for (path, entry) in METADATA {
+        let keys = under(&template, &format!("/f:metadata/f:{path}"));
+        found.extend(keys.keys().filter_map(|key| Some(entry(key.strip_prefix("f:")?.to_owned()))));
+    }
     found.extend(
         under(&template, "/f:spec/f:volumes").keys().filter_map(|key| Some(Entry::Volume(key_of(key, "name")?))),
     );
@@ -169,8 +174,9 @@ fn entries_of(deployment: &Value) -> Vec<(Entry, Value)> {
         parent.pointer(path).and_then(Value::as_array).cloned().unwrap_or_default()
     };
     let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-    if let Some(labels) = template.pointer("/metadata/labels").and_then(Value::as_object) {
-        found.extend(labels.iter().map(|(name, value)| (Entry::Label(name.clone()), value.clone())));
+    for (path, entry) in METADATA {
+        let all = template.pointer(&format!("/metadata/{path}")).and_then(Value::as_object);
+        found.extend(all.into_iter().flatten().map(|(name, value)| (entry(name.clone()), value.clone())));
     }
     for volume in list(template, "/spec/volumes") {
         found.push((Entry::Volume(text(&volume, "name")), volume));

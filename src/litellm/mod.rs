@@ -17,7 +17,10 @@ mod redis_source;
 #[cfg(test)]
 mod test_support;
 
-pub use agent::{AGENT_CONFIG_MAP, AGENT_FILE, VERSION_ANNOTATION, agent_config_map, agent_source, agent_version};
+pub use agent::{
+    AGENT_CONFIG_MAP, AGENT_FILE, DIGEST_ANNOTATION, VERSION_ANNOTATION, agent_config_map, agent_digest, agent_source,
+    agent_version,
+};
 pub use attach::{
     Attachment, Detachment, Inherited, Refusal, Wanted, attachment, detachment, policy_config_map_name, startup_hooks,
 };

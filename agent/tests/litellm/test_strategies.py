@@ -54,7 +54,7 @@ def proxies(rig):
                 deployment(base, "small", tpm=1000),
                 deployment(base, "spare", tpm=None),
                 deployment(base, "named", tpm=1000, id="by-id"),
-                deployment(base, "both", tpm=30000, id=f"both-{uid}"),  # the cells share LiteLLM's own counters
+                deployment(base, "both", tpm=30000, id=f"both-{uid}"),  # cells share LiteLLM's counters
             ],
             routing_strategy=strategy,
             model_group_alias={"nick": "gpt"},
