@@ -65,6 +65,9 @@ pub struct LimitStatus {
     pub budget: i64,
     /// What the members report as spent in the last 60 s, reservations of running requests included.
     pub spent: i64,
+    /// The largest `spent` of the last hour: the worst 60 s, as this operator saw them each second since it leads.
+    #[serde(default)]
+    pub worst: i64,
     /// What was refused in the last 60 s.
     pub denied: i64,
     /// Budget that is neither lent nor set aside; negative after a budget cut.

@@ -13,7 +13,7 @@ use super::observe::Observed;
 use super::validate::{Problem, Target, Validated};
 use super::{Error, World};
 use crate::api::{AttachPolicy, FIELD_MANAGER, Reason, TokenBudget};
-use crate::ledger::{Ledger, LedgerError, Planned};
+use crate::ledger::{Ledger, LedgerError, Planned, PlannedBook};
 use crate::litellm::{attachment, difference, is_attached};
 
 /// What came of it. The status is made from this, so that it never shows what was not applied.
@@ -59,6 +59,14 @@ pub async fn apply(
         }
     }
     Ok(Applied { ledger, unattached })
+}
+
+/// What there is without a plan of this pass: for a TokenBudget that is paused.
+#[must_use]
+pub fn left_as_it_is(observed: &Observed) -> Applied {
+    let seen = observed.ledger.as_ref().and_then(|ledger| ledger.as_ref().ok());
+    let books = seen.map(|seen| seen.books.iter().map(|(id, book)| (id.clone(), PlannedBook::of(book))).collect());
+    Applied { ledger: books.map(|books| Ok(Planned { books, ..Planned::default() })), unattached: Vec::new() }
 }
 
 async fn write_ledger(

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::redis_url::{NoRedis, RedisLocation};
 use crate::api::{ConditionKind, TokenBudget, TokenBudgetStatus};
 use crate::ledger::{BookId, Epoch, Policy, RedisLedger, Unit};
-use crate::plan::{Amounts, Outside};
+use crate::plan::{Amounts, Outside, Worst};
 
 /// How long the fleet has to be whole before the promise holds: the 60 s window.
 pub const WINDOW: SignedDuration = SignedDuration::from_secs(60);
@@ -37,6 +37,8 @@ pub struct Memory {
     pub figures_at: Option<Instant>,
     /// The status that was written last.
     pub written: Option<TokenBudgetStatus>,
+    /// The most that each book's members had spent.
+    pub worst: BTreeMap<BookId, Worst>,
     /// What others spend of the same quotas.
     pub outside: Outside,
     /// LiteLLM's counters could not be read last time.

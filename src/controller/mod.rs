@@ -160,7 +160,11 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     let observed = observe::observe(tb, ctx, world, memory).await?;
     let valid = validate::validate(tb, &observed, &world.evidence);
     let intent = arrange::arrange(tb, &observed, &valid, &memory.books);
-    let applied = apply::apply(tb, ctx, world, memory, &observed, &valid, &intent).await?;
+    let applied = if tb.spec.paused {
+        apply::left_as_it_is(&observed)
+    } else {
+        apply::apply(tb, ctx, world, memory, &observed, &valid, &intent).await?
+    };
     let traffic = traffic::traffic(&observed, &valid, &world.evidence, memory);
     let status = status::status(tb, &observed, &valid, &intent, &applied, &traffic, memory);
     metrics::set(tb, ctx, &observed, &applied, &status);

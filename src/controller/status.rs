@@ -34,7 +34,7 @@ pub fn status(
     let books = books(observed, intent);
     let mut status = TokenBudgetStatus {
         observed_generation: tb.metadata.generation,
-        limits: limit_rows(tb, intent, applied, traffic, &books),
+        limits: limit_rows(tb, intent, applied, traffic, &books, memory, observed.now),
         pods: pod_rows(valid, &books),
         outside: traffic.past_router.clone(),
         ..TokenBudgetStatus::default()
@@ -60,26 +60,33 @@ fn limit_rows(
     applied: &Applied,
     traffic: &Traffic,
     books: &Books<'_>,
+    memory: &mut Memory,
+    now: Timestamp,
 ) -> Vec<LimitStatus> {
     let Some(Ok(planned)) = &applied.ledger else {
         // Nothing is known now; what was known names the books that the ledger should have.
         return tb.status.as_ref().map(|s| s.limits.clone()).unwrap_or_default();
     };
+    memory.worst.retain(|book, _| planned.books.contains_key(book));
     let derived = |name: &str| intent.policy.limits.iter().find(|l| l.name == name).and_then(|l| l.derived.clone());
     let mut rows: Vec<LimitStatus> = intent
         .writes
         .iter()
-        .map(|write| {
+        .filter_map(|write| Some((write, planned.books.get(&write.book)?)))
+        .map(|(write, book)| {
             let state = books.get(&(write.book.limit.clone(), write.book.unit));
+            let spent = state.iter().flat_map(|s| s.members.values()).map(|m| m.spent).sum();
+            let worst = memory.worst.entry(write.book.clone()).or_default();
             let living = || state.iter().flat_map(|s| s.members.values()).filter(|m| m.ended_ms.is_none());
             LimitStatus {
                 name: write.book.limit.clone(),
                 unit: write.book.unit.as_str().to_owned(),
-                budget: signed(write.budget),
-                spent: signed(state.iter().flat_map(|s| s.members.values()).map(|m| m.spent).sum()),
+                budget: signed(book.budget),
+                spent: signed(spent),
+                worst: signed(worst.note(u64::try_from(now.as_second()).unwrap_or(0), spent)),
                 denied: signed(living().map(|m| m.denied).sum()),
-                pool: planned.books.get(&write.book).map_or(0, |b| b.pool),
-                aside: signed(write.aside),
+                pool: book.pool,
+                aside: signed(book.aside),
                 safe_share: signed(write.safe),
                 members: signed(u64::try_from(living().count()).unwrap_or(u64::MAX)),
                 derived: derived(&write.book.limit),
@@ -184,6 +191,10 @@ fn conditions(
         all.set(kind, verdict.holds, verdict.reason, verdict.message, observed.now);
     }
     let ready = match first_open {
+        _ if tb.spec.paused => Verdict::no(
+            Reason::Paused,
+            "spec.paused is true: the operator changes nothing; the processes go on with the shares that they have",
+        ),
         None if tb.spec.mode == Mode::Observe => {
             Verdict::yes(Reason::Observing, "the fleet is accounted; mode Observe refuses nothing")
         }

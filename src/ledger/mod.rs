@@ -107,6 +107,22 @@ pub struct PlannedBook {
     pub created: bool,
 }
 
+impl PlannedBook {
+    /// A book that was read, as the last plan left it.
+    #[must_use]
+    pub fn of(book: &BookState) -> Self {
+        Self {
+            clock_ms: book.clock_ms,
+            budget: book.budget,
+            lent: book.lent,
+            aside: book.aside,
+            pool: book.pool(),
+            learning: book.learning(),
+            created: false,
+        }
+    }
+}
+
 /// The outcome of a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Planned {

@@ -48,8 +48,11 @@ impl fmt::Display for Entry {
     }
 }
 
+/// What makes an entry of a name.
+type Named = fn(String) -> Entry;
+
 /// The entries in a template's metadata.
-const METADATA: [(&str, fn(String) -> Entry); 2] = [("labels", Entry::Label), ("annotations", Entry::Annotation)];
+const METADATA: [(&str, Named); 2] = [("labels", Entry::Label), ("annotations", Entry::Annotation)];
 
 /// How a Deployment differs from an attachment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -32,6 +32,14 @@ pub fn edit(deployment: &Deployment, change: impl FnOnce(&mut Container)) -> Dep
     deployment
 }
 
+/// Changes the pod template's annotations.
+pub fn annotate(deployment: &Deployment, name: &str, value: &str) -> Deployment {
+    let mut deployment = deployment.clone();
+    let metadata = deployment.spec.as_mut().unwrap().template.metadata.get_or_insert_default();
+    metadata.annotations.get_or_insert_default().insert(name.to_owned(), value.to_owned());
+    deployment
+}
+
 /// A variable that the user sets.
 pub fn set_env(deployment: &Deployment, name: &str, value: &str) -> Deployment {
     set_env_by(deployment, name, value, "helm")

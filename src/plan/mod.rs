@@ -10,12 +10,14 @@ mod outside;
 mod stay;
 #[cfg(test)]
 mod tests;
+mod worst;
 
 use fair::Level;
 pub use fair::max_min;
 pub use fleet::{FleetSize, Target};
 pub use outside::{Amounts, Outside};
 use stay::Move;
+pub use worst::Worst;
 
 /// A part of the budget that stays in the pool while demand is below the budget, so that a draw finds something: one
 /// tenth (checked by simulation, `ledger_sim.py`: reserve 0.1).

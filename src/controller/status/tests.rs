@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::api::{LimitOutside, ReservedPercent};
-use crate::ledger::{BookId, PlanWrite, Planned, Policy};
+use crate::ledger::{BookId, PlanWrite, Planned, PlannedBook, Policy};
 
 fn json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
     serde_json::from_value(value).unwrap()
@@ -10,6 +10,24 @@ fn json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
 
 fn applied() -> Applied {
     Applied { ledger: Some(Ok(Planned::default())), unattached: Vec::new() }
+}
+
+fn planned(writes: &[PlanWrite]) -> Applied {
+    let books = writes.iter().map(|write| (write.book.clone(), PlannedBook::of(&BookState::default()))).collect();
+    Applied { ledger: Some(Ok(Planned { books, ..Planned::default() })), unattached: Vec::new() }
+}
+
+fn write(limit: &str, unit: Unit) -> PlanWrite {
+    PlanWrite {
+        book: BookId::new(limit, unit),
+        budget: 1,
+        aside: 0,
+        level: 0,
+        safe: 0,
+        lease_ms: 0,
+        first: false,
+        members: BTreeMap::new(),
+    }
 }
 
 fn row(spent: i64, outside: Option<i64>) -> TokenBudgetStatus {
@@ -49,16 +67,6 @@ fn amounts_are_rounded_to_two_digits() {
 
 #[test]
 fn what_is_of_the_limit_stands_in_its_first_row() {
-    let write = |limit: &str, unit| PlanWrite {
-        book: BookId::new(limit, unit),
-        budget: 1,
-        aside: 0,
-        level: 0,
-        safe: 0,
-        lease_ms: 0,
-        first: false,
-        members: BTreeMap::new(),
-    };
     let writes = vec![
         write("gpt", Unit::Tokens),
         write("gpt", Unit::Requests),
@@ -67,6 +75,7 @@ fn what_is_of_the_limit_stands_in_its_first_row() {
     ];
     let policy: Policy = json(serde_json::json!({"version": "", "tokenBudget": "a/b", "uid": "u", "mode": "Enforce",
         "reserve": "MaxTokens", "maxWaitMs": 0, "onLedgerLoss": "SafeShare", "leaseMs": 1, "beatMs": 1, "limits": []}));
+    let applied = planned(&writes);
     let intent = Intent { policy, writes, forgotten: Vec::new() };
     let percent = ReservedPercent { p50: 118, p99: 640 };
     let outside = LimitOutside { tokens: 12_000, requests: 9 };
@@ -77,7 +86,7 @@ fn what_is_of_the_limit_stands_in_its_first_row() {
     };
     let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
         "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}]}}));
-    let rows = limit_rows(&tb, &intent, &applied(), &traffic, &Books::new());
+    let rows = limit_rows(&tb, &intent, &applied, &traffic, &Books::new(), &mut Memory::default(), Timestamp::MIN);
     let shown: Vec<_> = rows.into_iter().map(|row| (row.reserved_percent, row.outside)).collect();
     assert_eq!(shown, [(Some(percent.clone()), Some(outside)), (None, None), (Some(percent), None), (None, None)]);
 }

@@ -1,4 +1,6 @@
-use super::super::test_support::{apply_patch, componentized, drop_entry, edit, litellm_helm, set_env, set_env_by};
+use super::super::test_support::{
+    annotate, apply_patch, componentized, drop_entry, edit, litellm_helm, set_env, set_env_by,
+};
 use super::super::{difference, is_attached};
 use super::*;
 
@@ -69,6 +71,25 @@ fn the_working_directory_is_where_python_looks() {
     let patch = attachment(&deployment, &wanted()).unwrap().patch;
     let path = patch.pointer("/spec/template/spec/containers/0/volumeMounts/0/mountPath").unwrap();
     assert_eq!(path, "/srv/tokenbudget_agent.py");
+}
+
+#[test]
+fn an_agent_that_is_rolled_out_changes_the_template_and_a_change_of_mind_does_not() {
+    let rolling = Wanted { roll_out_agent: true, ..wanted() };
+    let annotation = |deployment: &Deployment| {
+        deployment.spec.as_ref()?.template.metadata.as_ref()?.annotations.as_ref()?.get(DIGEST_ANNOTATION).cloned()
+    };
+    let quiet = attach(&litellm_helm(), &wanted());
+    assert_eq!(annotation(&quiet), None);
+    let rolled = attach(&quiet, &rolling);
+    assert_eq!(annotation(&rolled).as_deref(), Some(agent_digest()));
+    assert!(difference(&rolled, &attachment(&rolled, &wanted()).unwrap()).is_empty());
+    assert_eq!(attach(&rolled, &wanted()), rolled);
+
+    let outdated = annotate(&rolled, DIGEST_ANNOTATION, "old");
+    let difference = difference(&outdated, &attachment(&outdated, &rolling).unwrap());
+    assert_eq!(difference.missing, [Entry::Annotation(DIGEST_ANNOTATION.to_owned())]);
+    assert_eq!(apply_patch(&rolled, &detachment(&rolled, None).patch).spec, litellm_helm().spec);
 }
 
 #[test]
