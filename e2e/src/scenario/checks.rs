@@ -8,10 +8,12 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::fleet::{Fleet, conditions, text};
+use super::outsider::Outsider;
 use super::rig::{OPERATOR_NAMESPACE, Rig};
+use super::{knobs, manners};
 
 /// What the API server refuses at once: a spec, and words of the answer.
-const REFUSED: [(&str, &str, &str); 7] = [
+const REFUSED: [(&str, &str, &str); 8] = [
     ("a negative limit", "limits: [{name: a, models: [{modelName: m}], tokensPerMinute: -5}]", "tokensPerMinute"),
     ("a zero limit", "limits: [{name: a, models: [{modelName: m}], requestsPerMinute: 0}]", "requestsPerMinute"),
     ("a limit without a figure", "limits: [{name: a, models: [{modelName: m}]}]", "a limit needs tokensPerMinute"),
@@ -26,6 +28,7 @@ const REFUSED: [(&str, &str, &str); 7] = [
         "each name may be used once",
     ),
     ("an unknown field", "tokensPerMinuteee: 5", "unknown field \"spec.tokensPerMinuteee\""),
+    ("no headroom left", "headroomPercent: 95", "headroomPercent"),
     ("a wait that is too long", "maxWait: 20s", "at most 10s"),
 ];
 
@@ -85,6 +88,10 @@ pub async fn run(rig: &Rig) -> Result<()> {
     rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
     delete_within(rig, "nothing-declared", Duration::from_secs(30))?;
     untouched(&fleet, "plain")?;
+    let outsider = Outsider::start(rig).await?;
+    manners::run(rig).await?;
+    knobs::run(rig).await?;
+    outsider.until_seen().await?;
     ensure!(operator_restarts(rig)? == restarts, "the operator restarted on bad input");
     println!("check: bad input is answered, the operator lives, the pods serve");
 
@@ -104,7 +111,7 @@ pub async fn prepare(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn manifest(name: &str, spec: &str) -> String {
+pub(super) fn manifest(name: &str, spec: &str) -> String {
     let targets = if spec.contains("targetRefs") { "" } else { "targetRefs: [{name: litellm}]\n  " };
     format!(
         "apiVersion: tokenbudget.dev/v1alpha1\nkind: TokenBudget\nmetadata: {{name: {name}, namespace: llm}}\nspec:\n  {targets}{spec}\n"
@@ -112,7 +119,7 @@ fn manifest(name: &str, spec: &str) -> String {
 }
 
 /// `kubectl apply -f -`: whether it was accepted, and what was said.
-fn apply_text(rig: &Rig, manifest: &str) -> Result<(bool, String)> {
+pub(super) fn apply_text(rig: &Rig, manifest: &str) -> Result<(bool, String)> {
     let mut child = Command::new(rig.kubectl_binary())
         .args(["kubectl", "apply", "-f", "-"])
         .env("KUBECONFIG", rig.kubeconfig())
@@ -162,14 +169,14 @@ async fn said(rig: &Rig, name: &str, spec: &str, (kind, reason, words): (&str, &
 }
 
 /// The Deployment's pod template does not name us.
-fn untouched(fleet: &Fleet<'_>, deployment: &str) -> Result<()> {
+pub(super) fn untouched(fleet: &Fleet<'_>, deployment: &str) -> Result<()> {
     let object = fleet.get("deployment", deployment)?;
     let template = serde_json::to_string(&object["spec"]["template"])?;
     ensure!(!template.contains("tokenbudget"), "Deployment {deployment} still carries our entries: {template}");
     Ok(())
 }
 
-fn delete_within(rig: &Rig, budget: &str, limit: Duration) -> Result<()> {
+pub(super) fn delete_within(rig: &Rig, budget: &str, limit: Duration) -> Result<()> {
     let timeout = format!("--timeout={}s", limit.as_secs());
     rig.kubectl(&["-n", "llm", "delete", "tb", budget, &timeout])?;
     Ok(())

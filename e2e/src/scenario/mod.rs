@@ -5,7 +5,10 @@ pub mod checks;
 pub mod demo;
 mod figures;
 mod fleet;
+mod knobs;
+mod manners;
 mod newcomers;
+mod outsider;
 mod replicas;
 mod rig;
 

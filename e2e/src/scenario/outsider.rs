@@ -1,0 +1,88 @@
+//! Traffic outside: a second Deployment on the same provider key and Redis, without the agent.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::fleet::{Fleet, conditions, text};
+use super::rig::Rig;
+use crate::load::{self, LoadSpec, TargetSpec};
+
+/// Two whole minutes have to show it; the first may have begun already, and reports come 15 s into the next.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+const NAME: &str = "outsider";
+
+/// A load that runs beside other checks.
+pub struct Outsider<'a> {
+    rig: &'a Rig,
+    stop: CancellationToken,
+    load: tokio::task::JoinHandle<Result<load::LoadReport>>,
+}
+
+impl<'a> Outsider<'a> {
+    /// Starts the Deployment, with the fleet's own config, and sends it about 6,000 tokens a minute.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start(rig: &'a Rig) -> Result<Self> {
+        let fleet = Fleet::of(rig);
+        let mut object = fleet.get("deployment", "plain")?;
+        let fresh = serde_json::json!({"name": NAME, "namespace": "llm"});
+        object["metadata"] = fresh;
+        object["status"] = Value::Null;
+        object["spec"]["selector"]["matchLabels"]["app"] = NAME.into();
+        object["spec"]["template"]["metadata"]["labels"]["app"] = NAME.into();
+        let volumes = object["spec"]["template"]["spec"]["volumes"].as_array_mut().context("plain has no volumes")?;
+        for volume in volumes.iter_mut().filter(|volume| volume["name"] == "config") {
+            volume["configMap"]["name"] = "litellm-config".into();
+        }
+        let path = rig.paths.dir.join("outsider.json");
+        std::fs::write(&path, object.to_string())?;
+        rig.kubectl(&["create", "-f", &path.to_string_lossy()])?;
+        rig.kubectl(&["-n", "llm", "rollout", "status", &format!("deployment/{NAME}"), "--timeout=120s"])?;
+        let spec = LoadSpec {
+            targets: TargetSpec::Deployment { namespace: "llm".to_owned(), name: NAME.to_owned(), port: 4000 },
+            rate: 1.0,
+            duration: PATIENCE,
+            key: Some("sk-local".to_owned()),
+            ..LoadSpec::default()
+        };
+        let stop = CancellationToken::new();
+        let targets = load::TargetWatch::deployment(rig.client().await?, "llm", NAME, 4000).await?;
+        let load = tokio::spawn(load::run_on(spec, targets, stop.clone()));
+        Ok(Self { rig, stop, load })
+    }
+
+    /// Waits until the fleet's TokenBudget says so, and ends the load.
+    ///
+    /// # Errors
+    /// When it does not say so in time, or says another amount.
+    pub async fn until_seen(self) -> Result<()> {
+        let fleet = Fleet::of(self.rig);
+        let waited = Instant::now();
+        fleet.until_condition("gpt-4o", "WithinBudget", "False", Some("TrafficOutside"), PATIENCE).await?;
+        let object = fleet.get("tokenbudget", "gpt-4o")?;
+        let outside = object["status"]["limits"][0]["outside"]["tokens"].as_i64().unwrap_or(0);
+        let message =
+            conditions(&object).iter().find(|c| c["type"] == "WithinBudget").map(|c| text(&c["message"]).to_owned());
+        let events = self.rig.kubectl(&["-n", "llm", "get", "events", "-o", "json"])?;
+        let events: Value = serde_json::from_str(&events)?;
+        let told = events["items"].as_array().into_iter().flatten().filter(|event| event["reason"] == "TrafficOutside");
+        ensure!(told.count() == 1, "there is not one event TrafficOutside");
+        self.stop.cancel();
+        self.load.await??;
+        if !(2_000..20_000).contains(&outside) {
+            bail!("{outside} tokens a minute are said to come from others, where about 6,000 did");
+        }
+        println!(
+            "check: a Deployment without the agent is seen after {:.0} s: {}",
+            waited.elapsed().as_secs_f32(),
+            message.unwrap_or_default()
+        );
+        self.rig.kubectl(&["-n", "llm", "delete", "deployment", NAME])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,187 @@
+//! TokenBudgets that cannot both be kept: the younger steps back and names the older. Pure.
+//!
+//! Only what is certain from the specs counts. A deployment that selectors of different kinds (`modelName` here, `apiBase`
+//! there) both happen to match spends from both limits, as it does from several limits of one TokenBudget.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt;
+
+use super::observe::TargetSeen;
+use super::validate::Problem;
+use crate::api::{DeploymentSelector, Limit, Reason, TargetRef, TokenBudget};
+use crate::litellm::choose_container;
+
+/// The first thing that an older TokenBudget of the same Deployments has claimed before, if there is one.
+#[must_use]
+pub fn overlap(tb: &TokenBudget, targets: &[TargetSeen]) -> Option<Problem> {
+    targets.iter().find_map(|target| {
+        let mut older: Vec<&Arc<TokenBudget>> = target.budgets.iter().filter(|other| is_older(other, tb)).collect();
+        older.sort_by_key(|other| age(other));
+        older.into_iter().find_map(|other| conflict(tb, other, &target.reference, target.deployment.as_deref()))
+    })
+}
+
+/// Older ones are smaller; of two of the same second the one whose name comes first.
+fn age(tb: &TokenBudget) -> (Option<jiff::Timestamp>, String) {
+    (tb.metadata.creation_timestamp.as_ref().map(|at| at.0), tb.name_any())
+}
+
+fn is_older(other: &TokenBudget, tb: &TokenBudget) -> bool {
+    other.uid() != tb.uid() && other.metadata.deletion_timestamp.is_none() && age(other) < age(tb)
+}
+
+fn conflict(
+    tb: &TokenBudget,
+    older: &TokenBudget,
+    target: &TargetRef,
+    deployment: Option<&Deployment>,
+) -> Option<Problem> {
+    let (name, deployment_name) = (older.name_any(), &target.name);
+    let problem = |reason, message| Some(Problem { reason, message });
+    if tb.spec.redis != older.spec.redis {
+        return problem(
+            Reason::SeveralLedgers,
+            format!(
+                "TokenBudget {name} has another spec.redis for Deployment {deployment_name}, and is older: all TokenBudgets \
+                 of a Deployment share one Redis, so write the same in both"
+            ),
+        );
+    }
+    let theirs = older.spec.target_refs.iter().find(|other| other.name == target.name)?;
+    let container =
+        |target: &TargetRef| Some(choose_container(deployment?, target.container.as_deref()).ok()?.name.clone());
+    if let (Some(mine), Some(other)) = (container(target), container(theirs))
+        && mine != other
+    {
+        return problem(
+            Reason::Overlap,
+            format!(
+                "TokenBudget {name} names container {other} of Deployment {deployment_name}, this one {mine}, and is older: \
+                 name the same container in both"
+            ),
+        );
+    }
+    if tb.spec.derives_limits() && older.spec.derives_limits() {
+        return problem(
+            Reason::Overlap,
+            format!(
+                "TokenBudget {name} makes every declared tpm and rpm of Deployment {deployment_name} fleet-wide already, and is \
+                 older: delete one of them, or give this one spec.limits"
+            ),
+        );
+    }
+    let (mine, other) = covered(&tb.spec.limits, &older.spec.limits)?;
+    problem(
+        Reason::Overlap,
+        format!(
+            "limit {mine} and limit {other} of TokenBudget {name} select the same deployments of Deployment \
+             {deployment_name}, and {name} is older: change the models of one, or delete it"
+        ),
+    )
+}
+
+/// Two limits of which one matches everything that the other does.
+fn covered<'a>(mine: &'a [Limit], theirs: &'a [Limit]) -> Option<(&'a str, &'a str)> {
+    let pairs = mine.iter().flat_map(|a| theirs.iter().map(move |b| (a, b)));
+    pairs
+        .filter(|(a, b)| a.models.iter().any(|x| b.models.iter().any(|y| covers(x, y) || covers(y, x))))
+        .map(|(a, b)| (a.name.as_str(), b.name.as_str()))
+        .next()
+}
+
+/// Whether whatever `narrow` matches is matched by `wide`, too.
+fn covers(wide: &DeploymentSelector, narrow: &DeploymentSelector) -> bool {
+    let fields = |s: &DeploymentSelector| [&s.model_name, &s.id, &s.litellm_model, &s.api_base].map(Clone::clone);
+    fields(wide).iter().zip(fields(narrow)).all(|(wide, narrow)| wide.is_none() || *wide == narrow)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(name: &str, second: u8, spec: &str) -> TokenBudget {
+        serde_saphyr::from_str(&format!(
+            "{{apiVersion: tokenbudget.dev/v1alpha1, kind: TokenBudget, metadata: {{name: {name}, uid: {name}, namespace: llm, \
+             creationTimestamp: '2026-11-24T12:00:0{second}Z'}}, spec: {{targetRefs: [{{name: litellm}}], {spec}}}}}"
+        ))
+        .unwrap()
+    }
+
+    fn limit(name: &str, model: &str) -> String {
+        format!("limits: [{{name: {name}, tokensPerMinute: 5, models: [{{{model}}}]}}]")
+    }
+
+    fn found(tb: &TokenBudget, others: &[&TokenBudget]) -> Option<(Reason, String)> {
+        let budgets = others.iter().map(|other| Arc::new((*other).clone())).collect();
+        let target = TargetSeen { reference: tb.spec.target_refs[0].clone(), budgets, ..TargetSeen::default() };
+        overlap(tb, &[target]).map(|problem| (problem.reason, problem.message))
+    }
+
+    #[test]
+    fn the_younger_steps_back_and_names_the_older() {
+        let older = budget("older", 1, &limit("a", "modelName: gpt-4o"));
+        let younger = budget("younger", 2, &limit("b", "modelName: gpt-4o, apiBase: 'http://x'"));
+        let (reason, message) = found(&younger, &[&older, &younger]).unwrap();
+        assert_eq!(reason, Reason::Overlap);
+        assert!(message.starts_with("limit b and limit a of TokenBudget older select the same"), "{message}");
+        assert_eq!(found(&older, &[&older, &younger]), None);
+    }
+
+    #[test]
+    fn of_two_of_one_second_the_first_by_name_stays() {
+        let (a, b) = (budget("a", 1, &limit("x", "id: one")), budget("b", 1, &limit("x", "id: one")));
+        assert!(found(&a, &[&b]).is_none() && found(&b, &[&a]).is_some());
+    }
+
+    #[test]
+    fn one_that_is_being_deleted_claims_nothing() {
+        let mut older = budget("older", 1, &limit("x", "id: one"));
+        older.metadata.deletion_timestamp = older.metadata.creation_timestamp.clone();
+        assert_eq!(found(&budget("younger", 2, &limit("x", "id: one")), &[&older]), None);
+    }
+
+    #[test]
+    fn only_what_is_certain_is_an_overlap() {
+        for (older, younger, overlaps) in [
+            (limit("a", "modelName: gpt-4o"), limit("a", "modelName: gpt-4o-mini"), false),
+            (limit("a", "modelName: gpt-4o"), limit("a", "apiBase: 'http://x'"), false),
+            (limit("a", "modelName: gpt-4o, id: x"), limit("a", "modelName: gpt-4o, id: y"), false),
+            (limit("a", "modelName: gpt-4o, id: x"), limit("a", "modelName: gpt-4o"), true),
+            // An explicit limit beats a derived one for what it matches.
+            ("mode: Enforce".to_owned(), limit("a", "modelName: gpt-4o"), false),
+            (limit("a", "modelName: gpt-4o"), "mode: Enforce".to_owned(), false),
+            ("mode: Enforce".to_owned(), "mode: Observe".to_owned(), true),
+        ] {
+            let (older, younger) = (budget("older", 1, &older), budget("younger", 2, &younger));
+            let reason = found(&younger, &[&older]).map(|(reason, _)| reason);
+            assert_eq!(reason, overlaps.then_some(Reason::Overlap), "{older:?} {younger:?}");
+        }
+    }
+
+    #[test]
+    fn a_deployment_has_one_redis_and_one_container() {
+        let redis =
+            |name: &str| format!("redis: {{urlSecretRef: {{name: {name}, key: url}}}}, {}", limit(name, "id: x"));
+        let reason =
+            found(&budget("younger", 2, &redis("b")), &[&budget("older", 1, &redis("a"))]).map(|(reason, _)| reason);
+        assert_eq!(reason, Some(Reason::SeveralLedgers));
+
+        let deployment: Deployment = serde_saphyr::from_str(
+            "{metadata: {name: litellm}, spec: {selector: {}, template: {spec: {containers: [{name: litellm}, {name: other}]}}}}",
+        )
+        .unwrap();
+        let (older, mut younger) =
+            (budget("older", 1, &limit("a", "id: x")), budget("younger", 2, &limit("b", "id: y")));
+        younger.spec.target_refs[0].container = Some("other".to_owned());
+        let target = TargetSeen {
+            reference: younger.spec.target_refs[0].clone(),
+            budgets: vec![Arc::new(older)],
+            deployment: Some(Arc::new(deployment)),
+            ..TargetSeen::default()
+        };
+        let problem = overlap(&younger, &[target]).unwrap();
+        assert!(problem.message.contains("names container litellm"), "{}", problem.message);
+    }
+}
