@@ -76,11 +76,10 @@ pub async fn run(rig: &Rig) -> Result<()> {
     let restarts = operator_restarts(rig)?;
     for (name, spec, kind, reason, words) in ACCEPTED_FALSE {
         said(rig, name, spec, (kind, reason, words)).await?;
-    }
-    untouched(&fleet, "plain")?;
-    for (name, ..) in ACCEPTED_FALSE {
+        // At once, or it would be an older claim on the next one's Deployment.
         delete_within(rig, name, Duration::from_secs(30))?;
     }
+    untouched(&fleet, "plain")?;
 
     rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
     said(rig, "nothing-declared", "targetRefs: [{name: plain}]", ("Accepted", "NoLimits", "spec.limits is empty"))
