@@ -4,11 +4,11 @@
 //! applies by one field manager would erase each other.
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, EnvVar};
 use serde_json::{Value, json};
 
 use super::container::{name_of, pod_spec};
-use super::entries::{Entry, owned, owned_by_others};
+use super::entries::{Entry, goes_with_us, owned, owned_by_others};
 use super::{
     AGENT_CONFIG_MAP, AGENT_FILE, AGENT_HOOK, ATTACHED_LABEL, ATTACHED_VALUE, DIGEST_ANNOTATION, STARTUP_HOOKS,
     Setting, agent_digest, choose_container, names_agent, setting,
@@ -211,15 +211,29 @@ pub fn detachment(deployment: &Deployment, inherited: Option<&Inherited>) -> Det
         let mount = Entry::Mount { container: container.name.clone(), path: agent_path(container) };
         ours.contains(&mount) && hooks_outlive_us(deployment, container, inherited)
     });
+    let mut spec = serde_json::Map::new();
+    let mut kept: Vec<Value> = containers
+        .iter()
+        .filter_map(|container| Some(json!({"name": container.name, "env": [users_hooks(deployment, container)?]})))
+        .collect();
+    if let Some(container) = still_named {
+        let mounts = json!([agent_mount(container)]);
+        match kept.iter_mut().find(|other| other["name"] == container.name.as_str()) {
+            Some(other) => other["volumeMounts"] = mounts,
+            None => kept.push(json!({"name": container.name, "volumeMounts": mounts})),
+        }
+        spec.insert("volumes".to_owned(), json!([agent_volume()]));
+    }
+    if !kept.is_empty() {
+        spec.insert("containers".to_owned(), Value::Array(kept));
+    }
+    let spec = if spec.is_empty() { Value::Null } else { json!({"template": {"spec": spec}}) };
+    let patch = apply(deployment, spec);
     let Some(container) = still_named else {
-        return Detachment { patch: apply(deployment, Value::Null), stays: None };
+        return Detachment { patch, stays: None };
     };
-    let spec = json!({
-        "containers": [{"name": container.name, "volumeMounts": [agent_mount(container)]}],
-        "volumes": [agent_volume()],
-    });
     Detachment {
-        patch: apply(deployment, json!({"template": {"spec": spec}})),
+        patch,
         stays: Some(format!(
             "LITELLM_WORKER_STARTUP_HOOKS of container {} in Deployment {} still names {AGENT_HOOK}, so the agent's file \
              stays mounted, and does nothing: take {AGENT_HOOK} out of the value, then the mount, the volume and ConfigMap \
@@ -230,9 +244,22 @@ pub fn detachment(deployment: &Deployment, inherited: Option<&Inherited>) -> Det
     }
 }
 
+/// The user's hooks where they stand in the entry that we made: an apply without it would take them out.
+fn users_hooks<'a>(deployment: &Deployment, container: &'a Container) -> Option<&'a EnvVar> {
+    let variable = container.env.iter().flatten().rev().find(|variable| variable.name == STARTUP_HOOKS)?;
+    let is_theirs = variable.value.as_deref() != Some(AGENT_HOOK)
+        && owned_by_others(deployment, &hooks_entry(container))
+        && goes_with_us(deployment, &container.name, STARTUP_HOOKS);
+    is_theirs.then_some(variable)
+}
+
+fn hooks_entry(container: &Container) -> Entry {
+    Entry::Env { container: container.name.clone(), name: STARTUP_HOOKS.to_owned() }
+}
+
 /// Whether hooks that name the agent are left when our entries are gone.
 fn hooks_outlive_us(deployment: &Deployment, container: &Container, inherited: Option<&Inherited>) -> bool {
-    let entry = Entry::Env { container: container.name.clone(), name: STARTUP_HOOKS.to_owned() };
+    let entry = hooks_entry(container);
     match container.env.iter().flatten().rev().find(|variable| variable.name == STARTUP_HOOKS) {
         Some(variable) => {
             variable.value.as_deref().is_none_or(names_agent)
@@ -268,7 +295,7 @@ fn hooks_to_set(
         Err(Refusal::HooksOwnedByUser { deployment, container, by: by.to_owned(), value })
     };
     let ours = || Ok(Some(AGENT_HOOK.to_owned()));
-    let entry = Entry::Env { container: container.name.clone(), name: STARTUP_HOOKS.to_owned() };
+    let entry = hooks_entry(container);
     let Some(variable) = container.env.iter().flatten().rev().find(|variable| variable.name == STARTUP_HOOKS) else {
         return match inherited {
             Some(inherited) if names_agent(&inherited.value) => Ok(None),
@@ -284,7 +311,7 @@ fn hooks_to_set(
     if value == AGENT_HOOK || (owned(deployment).contains(&entry) && !owned_by_others(deployment, &entry)) {
         ours()
     } else if names_agent(value) {
-        Ok(None)
+        Ok(users_hooks(deployment, container).and_then(|variable| variable.value.clone()))
     } else {
         refuse("you", value)
     }

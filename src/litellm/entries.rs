@@ -120,6 +120,20 @@ pub(super) fn owned_by_others(deployment: &Deployment, entry: &Entry) -> bool {
     all.filter(|manager| !is_ours(manager)).any(|manager| entries_of_manager(manager).contains(entry))
 }
 
+/// Whether an item of a list goes from the Deployment when our apply leaves it out: the server keeps it only for a manager
+/// that owns the item itself, not for one that changed a field in it (`kubectl set env` owns `f:value` alone).
+pub(super) fn goes_with_us(deployment: &Deployment, container: &str, variable: &str) -> bool {
+    let item = |entry: &ManagedFieldsEntry| {
+        let list = entry.fields_v1.as_ref()?.0.pointer("/f:spec/f:template/f:spec/f:containers")?;
+        let [container, variable] =
+            [container, variable].map(|name| format!("k:{}", serde_json::json!({"name": name})));
+        list.get(container)?.get("f:env")?.get(variable)?.get(".").cloned()
+    };
+    let mut all = deployment.metadata.managed_fields.iter().flatten();
+    let ours = all.clone().any(|entry| is_ours(entry) && item(entry).is_some());
+    ours && !all.any(|entry| !is_ours(entry) && item(entry).is_some())
+}
+
 fn is_ours(entry: &ManagedFieldsEntry) -> bool {
     entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.operation.as_deref() == Some("Apply")
 }

@@ -45,6 +45,28 @@ pub fn set_env(deployment: &Deployment, name: &str, value: &str) -> Deployment {
     set_env_by(deployment, name, value, "helm")
 }
 
+/// `kubectl set env` of a variable that is there: it owns the value, not the entry.
+pub fn change_env(deployment: &Deployment, name: &str, value: &str) -> Deployment {
+    let mut changed = edit(deployment, |container| {
+        let variable = container.env.iter_mut().flatten().find(|variable| variable.name == name).unwrap();
+        variable.value = Some(value.to_owned());
+    });
+    let container = super::choose_container(deployment, None).unwrap().name.clone();
+    let (container, variable) = (format!("k:{{\"name\":\"{container}\"}}"), format!("k:{{\"name\":\"{name}\"}}"));
+    let fields = json!({"f:spec": {"f:template": {"f:spec": {"f:containers": {&container: {"f:env": {
+        &variable: {"f:value": {}},
+    }}}}}}});
+    let all = changed.metadata.managed_fields.get_or_insert_default();
+    let path = format!("/f:spec/f:template/f:spec/f:containers/{container}/f:env/{variable}");
+    for entry in all.iter_mut() {
+        if let Some(item) = entry.fields_v1.as_mut().unwrap().0.pointer_mut(&path) {
+            item.as_object_mut().unwrap().remove("f:value");
+        }
+    }
+    all.push(managed("kubectl-set", "Update", fields));
+    changed
+}
+
 pub fn set_env_by(deployment: &Deployment, name: &str, value: &str, manager: &str) -> Deployment {
     let mut changed = edit(&drop_entry(deployment, name), |container| {
         let variable = serde_json::from_value(json!({"name": name, "value": value})).unwrap();
@@ -94,9 +116,11 @@ pub fn apply_patch(deployment: &Deployment, patch: &Value) -> Deployment {
     };
     let (ours, mut others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_ours);
     let mut live = serde_json::to_value(deployment).unwrap();
+    let mut theirs = json!({});
+    others.iter().for_each(|other| merge(&mut theirs, &other.fields_v1.as_ref().unwrap().0));
     for entry in ours {
         let mut gone = entry.fields_v1.unwrap().0;
-        others.iter().for_each(|other| subtract(&mut gone, &other.fields_v1.as_ref().unwrap().0));
+        subtract(&mut gone, &theirs);
         remove(&mut live, &gone);
     }
     merge(&mut live, patch);
@@ -145,6 +169,10 @@ fn subtract(fields: &mut Value, others: &Value) {
         return;
     };
     for (key, other) in others {
+        // An item of a list stays only for a manager that owns the item itself.
+        if key.starts_with("k:") && other.get(".").is_none() {
+            continue;
+        }
         let Some(inner) = fields.get_mut(key) else {
             continue;
         };

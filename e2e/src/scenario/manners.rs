@@ -93,6 +93,12 @@ impl User<'_> {
         Ok(env.find(|variable| variable["name"] == STARTUP_HOOKS).map(|variable| text(&variable["value"]).to_owned()))
     }
 
+    fn has_hooks(&self, wanted: &str) -> Result<()> {
+        let found = self.hooks()?;
+        ensure!(found.as_deref() == Some(wanted), "the user's hooks are {found:?}, and were {wanted}");
+        Ok(())
+    }
+
     /// Waits until the agent is in the template, or is not.
     async fn until(&self, attached: bool) -> Result<()> {
         let started = std::time::Instant::now();
@@ -147,11 +153,10 @@ impl User<'_> {
         let message = found.iter().find(|c| c["type"] == "Attached").map(|c| text(&c["message"]).to_owned());
         let both = format!("flags:init,{AGENT_HOOK}");
         ensure!(message.as_ref().is_some_and(|message| message.contains(&both)), "{message:?} does not say {both}");
-        ensure!(self.hooks()?.as_deref() == Some("flags:init"), "the user's hooks were changed");
+        self.has_hooks("flags:init")?;
         set(&both)?;
         fleet.until_condition(self.name, "Attached", "False", Some("NoPods"), SOON).await?;
-        ensure!(self.hooks()?.as_deref() == Some(both.as_str()), "the user's hooks were changed");
-        Ok(())
+        self.has_hooks(&both)
     }
 
     /// What is left when all TokenBudgets are gone: the user's own.

@@ -1,5 +1,5 @@
 use super::super::test_support::{
-    annotate, apply_patch, componentized, drop_entry, edit, litellm_helm, set_env, set_env_by,
+    annotate, apply_patch, change_env, componentized, drop_entry, edit, litellm_helm, set_env, set_env_by,
 };
 use super::super::{difference, is_attached};
 use super::*;
@@ -123,6 +123,24 @@ fn hooks_of_the_user_that_name_the_agent_are_accepted_and_left_theirs() {
     let ours = Entry::Env { container: "litellm".to_owned(), name: STARTUP_HOOKS.to_owned() };
     assert!(!owned(&attached).contains(&ours));
     assert!(difference(&attached, &attachment(&attached, &wanted()).unwrap()).is_empty());
+}
+
+/// Seen on a real API server: an apply that leaves the entry out takes the user's value with it.
+#[test]
+fn hooks_that_the_user_writes_into_our_entry_are_left_theirs() {
+    let attached = attach(&litellm_helm(), &wanted());
+    let both = format!("flags:init,{AGENT_HOOK}");
+    let changed = change_env(&attached, STARTUP_HOOKS, "flags:init");
+    assert_eq!(attachment(&changed, &wanted()).unwrap_err().reason(), Reason::HooksOwnedByUser);
+    assert_eq!(hooks(&apply_patch(&changed, &detachment(&changed, None).patch)).as_deref(), Some("flags:init"));
+
+    let accepted = change_env(&changed, STARTUP_HOOKS, &both);
+    assert!(difference(&accepted, &attachment(&accepted, &wanted()).unwrap()).is_empty());
+    let again = attach(&accepted, &wanted());
+    assert_eq!(hooks(&again), Some(both.clone()));
+    let end = detachment(&again, None);
+    assert!(end.stays.is_some(), "the hooks name the agent's file");
+    assert_eq!(hooks(&apply_patch(&again, &end.patch)), Some(both));
 }
 
 #[test]
