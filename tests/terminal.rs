@@ -226,8 +226,7 @@ async fn check_exits_with_0_1_or_2() {
     assert_eq!((code, out.lines().last()), (Some(0), Some("1 TokenBudget, no problems")));
     let (code, out, _) = texts(&run(&["check", example, wrong, "-n", "ns"]).await);
     assert_eq!(code, Some(1));
-    let said =
-        format!("{wrong}: TokenBudget ns/b: spec.targetRef is no field that there is; did you mean targetRefs?\n");
+    let said = format!("{wrong}: TokenBudget ns/b: spec.targetRef: no such field; did you mean targetRefs?\n");
     assert!(out.contains(&said), "{out}");
     let (code, out, errors) = texts(&run(&["check", "/none.yaml", wrong, "-o", "json"]).await);
     assert_eq!(code, Some(2));

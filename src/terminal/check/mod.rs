@@ -184,7 +184,7 @@ fn object_faults(document: &Document) -> Vec<schema::Fault> {
     let schema = &version["schema"]["openAPIV3Schema"];
     match value.get("spec") {
         Some(spec) => found.extend(schema::faults(&schema["properties"]["spec"], "spec", spec)),
-        None => found.push(fault("spec", "is missing: which Deployments spend, in targetRefs".to_owned())),
+        None => found.push(fault("spec", "missing: say in targetRefs which Deployments spend".to_owned())),
     }
     if found.is_empty() {
         let broken = rules::broken(&schema["x-kubernetes-validations"], &value);

@@ -85,7 +85,7 @@ impl Report {
         let mut out = String::new();
         for Finding { severity, file, object, field, message } in &self.findings {
             let mark = if *severity == Severity::Note { "note: " } else { "" };
-            let field = if field.is_empty() { String::new() } else { format!("{field} ") };
+            let field = if field.is_empty() { String::new() } else { format!("{field}: ") };
             out.push_str(&format!("{file}: {object}: {mark}{field}{message}\n"));
         }
         for budget in &self.budgets {

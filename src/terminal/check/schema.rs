@@ -54,10 +54,16 @@ fn walk(schema: &Value, field: &str, value: &Value, found: &mut Vec<Fault>) {
         Value::Number(number) => {
             let number = number.as_f64().unwrap_or(f64::NAN);
             if schema["minimum"].as_f64().is_some_and(|least| number < least) {
-                found.push(fault(field, format!("must be at least {}, and is {}", schema["minimum"], shown(value))));
+                found.push(fault(
+                    field,
+                    format!("must be at least {}, and is {}", bound(&schema["minimum"]), shown(value)),
+                ));
             }
             if schema["maximum"].as_f64().is_some_and(|most| number > most) {
-                found.push(fault(field, format!("must be at most {}, and is {}", schema["maximum"], shown(value))));
+                found.push(fault(
+                    field,
+                    format!("must be at most {}, and is {}", bound(&schema["maximum"]), shown(value)),
+                ));
             }
         }
         Value::Null | Value::Bool(_) => {}
@@ -77,7 +83,7 @@ fn object(schema: &Value, field: &str, map: &Map<String, Value>, found: &mut Vec
     for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         if !map.contains_key(name) {
             let what = properties.get(name).and_then(|property| property["description"].as_str()).unwrap_or_default();
-            found.push(fault(&under(name), format!("is missing: {}", first_sentence(what))));
+            found.push(fault(&under(name), format!("missing: {}", first_sentence(what))));
         }
     }
     for (name, value) in map {
@@ -98,8 +104,8 @@ pub fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> 
         .min_by_key(|other| distance(other))
         .filter(|other| distance(other) <= 2.max(name.len() / 4) || other.to_lowercase().starts_with(&lower));
     match near {
-        Some(near) => format!("is no field that there is; did you mean {near}?"),
-        None => format!("is no field that there is: here are {}", known.collect::<Vec<_>>().join(", ")),
+        Some(near) => format!("no such field; did you mean {near}?"),
+        None => format!("no such field; there are {}", known.collect::<Vec<_>>().join(", ")),
     }
 }
 
@@ -126,6 +132,12 @@ fn sized(schema: &Value, field: &str, size: usize, bounds: [&str; 2], of: &str, 
     if let Some(most) = bound(bounds[1]).filter(|most| size > *most) {
         found.push(fault(field, format!("must have at most {most} {of}, and has {size}")));
     }
+}
+
+/// A bound as a person writes it: schemas have `1.0` for 1.
+fn bound(bound: &Value) -> String {
+    let text = bound.to_string();
+    text.strip_suffix(".0").unwrap_or(&text).to_owned()
 }
 
 fn fault(field: &str, message: String) -> Fault {

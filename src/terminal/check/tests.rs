@@ -37,7 +37,7 @@ const LIMITED: &str = "{targetRefs: [{name: litellm}],
 #[test]
 fn the_safe_share_is_the_operators() {
     let expected = "\
-f.yaml: TokenBudget llm/a: note: spec.limits limit gpt: 11 requests are fewer than the fleet's 12 processes, so the safe share is \
+f.yaml: TokenBudget llm/a: note: spec.limits: limit gpt: 11 requests are fewer than the fleet's 12 processes, so the safe share is \
 0: without Redis no process admits anything; lower maxReplicas or the workers
 
 TokenBudget llm/a in f.yaml
@@ -70,12 +70,12 @@ fn an_autoscaler_of_keda_counts_as_the_hpa_that_it_makes() {
 fn problems_name_file_object_and_field() {
     let text = tb("A_b", "{targetRefs: [{name: litellm}], limit: []}") + &tb("c", "{}") + "---\nkind: TokenBudget\n";
     let expected = "\
-f.yaml: TokenBudget llm/A_b: metadata.name must be a name of lower case letters, digits, - and . that begins and ends with a letter \
+f.yaml: TokenBudget llm/A_b: metadata.name: must be a name of lower case letters, digits, - and . that begins and ends with a letter \
 or digit
-f.yaml: TokenBudget llm/A_b: spec.limit is no field that there is; did you mean limits?
-f.yaml: TokenBudget llm/c: spec.targetRefs is missing: The Deployments of this namespace whose LiteLLM processes spend from this \
+f.yaml: TokenBudget llm/A_b: spec.limit: no such field; did you mean limits?
+f.yaml: TokenBudget llm/c: spec.targetRefs: missing: The Deployments of this namespace whose LiteLLM processes spend from this \
 budget (1 to 16)
-f.yaml: TokenBudget llm/(no name): apiVersion must be tokenbudget.dev/v1alpha1, and is \"\"
+f.yaml: TokenBudget llm/(no name): apiVersion: must be tokenbudget.dev/v1alpha1, and is \"\"
 
 4 problems
 ";

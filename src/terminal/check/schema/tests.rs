@@ -25,30 +25,24 @@ fn each_kind_of_fault_names_its_field_and_the_way_out() {
     for (spec, expected) in [
         (
             "{}".to_owned(),
-            "spec.targetRefs: is missing: The Deployments of this namespace whose LiteLLM processes spend from this budget (1 to 16)",
+            "spec.targetRefs: missing: The Deployments of this namespace whose LiteLLM processes spend from this budget (1 to 16)",
         ),
         ("[]".to_owned(), "spec: must be a map, and is a list"),
         ("{targetRefs: []}".to_owned(), "spec.targetRefs: must have at least 1 entries, and has 0"),
-        (
-            "{targetRefs: [{nme: a}]}".to_owned(),
-            "spec.targetRefs[0].nme: is no field that there is; did you mean name?",
-        ),
-        (
-            limit("tokensPerMinut: 5"),
-            "spec.limits[0].tokensPerMinut: is no field that there is; did you mean tokensPerMinute?",
-        ),
+        ("{targetRefs: [{nme: a}]}".to_owned(), "spec.targetRefs[0].nme: no such field; did you mean name?"),
+        (limit("tokensPerMinut: 5"), "spec.limits[0].tokensPerMinut: no such field; did you mean tokensPerMinute?"),
         (
             limit("tpm: 5"),
-            "spec.limits[0].tpm: is no field that there is: here are models, name, requestsPerMinute, tokensPerMinute",
+            "spec.limits[0].tpm: no such field; there are models, name, requestsPerMinute, tokensPerMinute",
         ),
         (
             limit("tokensPerMinute: '5'"),
             "spec.limits[0].tokensPerMinute: must be a whole number, without quotes, and is the text \"5\"",
         ),
-        (limit("tokensPerMinute: 0"), "spec.limits[0].tokensPerMinute: must be at least 1.0, and is 0"),
+        (limit("tokensPerMinute: 0"), "spec.limits[0].tokensPerMinute: must be at least 1, and is 0"),
         (
             limit("requestsPerMinute: 2000000000"),
-            "spec.limits[0].requestsPerMinute: must be at most 1000000000.0, and is 2000000000",
+            "spec.limits[0].requestsPerMinute: must be at most 1000000000, and is 2000000000",
         ),
         (
             "{targetRefs: [{name: a}], mode: Watch}".to_owned(),
