@@ -27,14 +27,13 @@ pub fn overlap(a: &TokenBudget, b: &TokenBudget) -> Option<Overlap> {
     let targets = |budget: &TokenBudget| budget.spec.target_refs.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
     let others = targets(b);
     let deployment = targets(a).into_iter().find(|name| others.contains(name))?;
-    let what = |text: &str| text.to_owned();
     if a.spec.derives_limits() && b.spec.derives_limits() {
-        let what = what("both have no limits, so each claims all that LiteLLM's configuration declares");
+        let what = "both have no limits, so each claims all that LiteLLM's configuration declares".to_owned();
         return Some(Overlap::Certain { deployment, what });
     }
+    // A limit of a spec beats a derived one (`match` in the agent), so these two share nothing.
     if a.spec.derives_limits() || b.spec.derives_limits() {
-        let what = what("one has no limits, and claims every LiteLLM deployment that declares tpm or rpm");
-        return Some(Overlap::Possible { deployment, what });
+        return None;
     }
     let mut possible = None;
     for (mine, theirs) in selectors(a).flat_map(|mine| selectors(b).map(move |theirs| (mine, theirs))) {
@@ -128,11 +127,9 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_without_limits_claims_what_is_declared() {
+    fn a_budget_without_limits_claims_what_no_limit_of_a_spec_does() {
         let derives = budget("{targetRefs: [{name: u}, {name: t}]}");
         assert!(matches!(overlap(&derives, &derives), Some(Overlap::Certain { deployment, .. }) if deployment == "u"));
-        assert!(
-            matches!(overlap(&derives, &of("t", "{id: i}")), Some(Overlap::Possible { deployment, .. }) if deployment == "t")
-        );
+        assert_eq!(overlap(&derives, &of("t", "{id: i}")), None);
     }
 }

@@ -107,3 +107,36 @@ fn bars_show_something_as_something_and_never_more_than_their_cells() {
     assert_eq!(cells_of(i64::MAX, i64::MAX, Some(i64::MAX), 1, 4), "###|");
     assert_eq!(cells_of(-5, -5, None, 0, 4), "    ");
 }
+
+#[test]
+fn a_pod_stands_under_the_limit_and_unit_that_its_row_is_of() {
+    let limit = |unit: &str| {
+        json!({"name": "gpt", "unit": unit, "budget": 9, "spent": 0, "denied": 0, "pool": 0, "aside": 0, "safeShare": 1,
+            "members": 1})
+    };
+    let mut requests = pod("of-requests", [1, 1, 1, 0], 1, "Enforcing");
+    requests["unit"] = json!("requests");
+    let status = json!({"limits": [limit("tokens"), limit("requests")],
+        "pods": [pod("of-tokens", [2, 2, 2, 0], 1, "Enforcing"), requests]});
+    let picture = render(&budgets(status), 100, false);
+    let places: Vec<usize> = ["tokens per", "of-tokens", "requests per", "of-requests"]
+        .iter()
+        .map(|text| {
+            assert_eq!(picture.matches(text).count(), 1, "{text}\n{picture}");
+            picture.find(text).unwrap()
+        })
+        .collect();
+    assert!(places.is_sorted(), "{picture}");
+}
+
+#[test]
+fn a_limit_is_green_to_90_percent_and_yellow_to_100() {
+    let colour = |spent: i64| {
+        let mut status = hot();
+        status["limits"][0]["spent"] = json!(spent);
+        let picture = render(&budgets(status), 100, true);
+        let bar = picture.split("  [\x1b[").nth(1).unwrap();
+        bar.split('m').next().unwrap().to_owned()
+    };
+    assert_eq!([54_000, 54_001, 60_000, 60_001].map(colour), ["32", "33", "33", "31"]);
+}
