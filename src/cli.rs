@@ -1,19 +1,33 @@
 //! The command line.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
+use std::path::Path;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::api::SecretKeyRef;
 use crate::simulate::cli::Simulate;
+use crate::terminal::{Attach, Check, Completion, Top};
+
+/// A file of this name is what `kubectl tokenbudget` runs.
+const PLUGIN: &str = "kubectl-tokenbudget";
+
+const AFTER_HELP: &str = "\
+As a kubectl plugin: put this file, or a link to it, into your PATH as kubectl-tokenbudget.
+
+Examples:
+  # Watch what the processes of every TokenBudget in this namespace spend
+  kubectl tokenbudget top
+
+  # Before you apply: is the manifest sound, and what is the safe share?
+  kubectl tokenbudget check tokenbudget.yaml litellm.yaml
+
+Try `kubectl explain tokenbudget.spec` for the resource that this operator acts on.";
 
 /// Shares one provider quota among all LiteLLM processes of a fleet.
 #[derive(Debug, Parser)]
-#[command(
-    version,
-    about,
-    after_help = "Try `kubectl explain tokenbudget.spec` for the resource that this operator acts on."
-)]
+#[command(version, about, after_help = AFTER_HELP)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -29,6 +43,37 @@ pub enum Command {
     Crd,
     /// Simulate a fleet: how much of a budget it uses beside an ideal bucket, a static split and LiteLLM's own counter.
     Simulate(Box<Simulate>),
+    /// Watch what each limit and each pod spends, from the status of the TokenBudgets.
+    Top(Box<Top>),
+    /// Print what `attach: Manual` needs in a Deployment: Helm values, a kustomize patch, or a strategic-merge patch.
+    Attach(Box<Attach>),
+    /// Check manifests without a cluster: fields, rules, overlaps, the safe share. Exits with 1 on problems, 2 when a file
+    /// cannot be read.
+    Check(Box<Check>),
+    /// Print a shell's completion script.
+    Completion(Completion),
+}
+
+impl Cli {
+    /// What the command line says; ends the program with help or an error where clap does.
+    #[must_use]
+    pub fn from_command_line() -> Self {
+        let matches = Self::called_as(std::env::args_os().next().as_deref()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
+    /// The command as it is named by the file that was started: kubectl's plugin says `kubectl tokenbudget`.
+    #[must_use]
+    pub fn called_as(file: Option<&OsStr>) -> clap::Command {
+        let command = Self::command();
+        if is_plugin(file) { command.bin_name("kubectl tokenbudget") } else { command }
+    }
+}
+
+/// Whether kubectl started this file as its plugin.
+#[must_use]
+pub fn is_plugin(file: Option<&OsStr>) -> bool {
+    file.and_then(|file| Path::new(file).file_stem()).is_some_and(|stem| stem == PLUGIN)
 }
 
 /// Options of `run`.
@@ -64,7 +109,11 @@ pub struct Run {
     pub log: Option<String>,
 }
 
-fn secret_key(text: &str) -> Result<SecretKeyRef, String> {
+/// A key of a Secret, written NAME/KEY.
+///
+/// # Errors
+/// A text that says how to write it.
+pub fn secret_key(text: &str) -> Result<SecretKeyRef, String> {
     match text.split_once('/') {
         Some((name, key)) if !name.is_empty() && !key.is_empty() => {
             Ok(SecretKeyRef { name: name.to_owned(), key: key.to_owned() })
@@ -75,8 +124,6 @@ fn secret_key(text: &str) -> Result<SecretKeyRef, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -88,5 +135,17 @@ mod tests {
         assert_eq!(run.namespaces, ["a"]);
         assert_eq!(run.default_redis_secret.unwrap().key, "url");
         assert!(Cli::try_parse_from(["tokenbudget", "run", "--default-redis-secret", "s"]).is_err());
+    }
+
+    #[test]
+    fn a_plugin_is_called_as_kubectl_calls_it() {
+        let usage = |file: &str| {
+            let command = Cli::called_as(Some(OsStr::new(file)));
+            command.try_get_matches_from([file, "top", "--help"]).unwrap_err().to_string()
+        };
+        let plugin = usage("/usr/local/bin/kubectl-tokenbudget");
+        assert!(plugin.contains("Usage: kubectl tokenbudget top [OPTIONS] [NAME]"), "{plugin}");
+        let plain = usage("target/release/tokenbudget");
+        assert!(plain.contains("Usage: tokenbudget top [OPTIONS] [NAME]"), "{plain}");
     }
 }

@@ -14,3 +14,4 @@ pub mod ops;
 pub mod plan;
 pub mod plot;
 pub mod simulate;
+pub mod terminal;

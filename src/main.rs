@@ -1,28 +1,56 @@
-//! The operator's binary.
+//! The operator's binary, and kubectl's plugin.
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
-use tokenbudget::cli::{Cli, Command};
+use tokenbudget::cli::{Cli, Command, is_plugin};
 use tokenbudget::{api, app, ops};
 
 fn main() -> anyhow::Result<ExitCode> {
-    match Cli::parse().command {
+    match run() {
+        // `kubectl tokenbudget top --once | head` ends when head has read enough.
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        other => other,
+    }
+}
+
+fn run() -> anyhow::Result<ExitCode> {
+    let out = || std::io::stdout().lock();
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    match Cli::from_command_line().command {
         Command::Crd => {
             let yaml = api::crd_yaml().context("the CustomResourceDefinition cannot be written")?;
-            std::io::stdout().write_all(yaml.as_bytes())?;
+            out().write_all(yaml.as_bytes())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Simulate(options) => {
-            let met = options.run(&mut std::io::stdout().lock())?;
+            let met = options.run(&mut out())?;
             Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Top(options) => {
+            runtime()?.block_on(options.run())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Attach(options) => {
+            let text = runtime()?.block_on(options.run())?;
+            out().write_all(text.as_bytes())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check(options) => Ok(options.run(&mut out(), &mut std::io::stderr().lock())?.into()),
+        Command::Completion(options) => {
+            let plugin = is_plugin(std::env::args_os().next().as_deref());
+            out().write_all(&options.script(plugin))?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Run(options) => {
             ops::init(options.log.as_deref())?;
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(app::run(*options))?;
+            runtime()?.block_on(app::run(*options))?;
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
