@@ -1,10 +1,12 @@
 //! The TokenBudget resource: what users write, what the operator answers. Pure: no client, no clock.
 
 mod conditions;
+mod relation;
 mod spec;
 mod status;
 
 pub use conditions::{ConditionKind, Conditions, Reason};
+pub use relation::Relation;
 pub use spec::{
     AgentUpdatePolicy, AttachPolicy, DeploymentSelector, LedgerLossPolicy, Limit, Mode, RedisSource, ReservePolicy,
     SecretKeyRef, TargetRef, TokenBudget, TokenBudgetSpec,

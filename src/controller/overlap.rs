@@ -10,7 +10,7 @@ use kube::ResourceExt;
 
 use super::observe::TargetSeen;
 use super::validate::Problem;
-use crate::api::{DeploymentSelector, Limit, Reason, TargetRef, TokenBudget};
+use crate::api::{Limit, Reason, Relation, TargetRef, TokenBudget};
 use crate::litellm::choose_container;
 
 /// The first thing that an older TokenBudget of the same Deployments has claimed before, if there is one.
@@ -86,15 +86,9 @@ fn conflict(
 fn covered<'a>(mine: &'a [Limit], theirs: &'a [Limit]) -> Option<(&'a str, &'a str)> {
     let pairs = mine.iter().flat_map(|a| theirs.iter().map(move |b| (a, b)));
     pairs
-        .filter(|(a, b)| a.models.iter().any(|x| b.models.iter().any(|y| covers(x, y) || covers(y, x))))
+        .filter(|(a, b)| a.models.iter().any(|x| b.models.iter().any(|y| x.relation(y) == Relation::Covers)))
         .map(|(a, b)| (a.name.as_str(), b.name.as_str()))
         .next()
-}
-
-/// Whether whatever `narrow` matches is matched by `wide`, too.
-fn covers(wide: &DeploymentSelector, narrow: &DeploymentSelector) -> bool {
-    let fields = |s: &DeploymentSelector| [&s.model_name, &s.id, &s.litellm_model, &s.api_base].map(Clone::clone);
-    fields(wide).iter().zip(fields(narrow)).all(|(wide, narrow)| wide.is_none() || *wide == narrow)
 }
 
 #[cfg(test)]

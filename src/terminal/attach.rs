@@ -83,6 +83,7 @@ impl Attach {
             container: self.container.clone(),
             redis_secret: self.redis_secret.clone(),
             inherited_hooks: None,
+            roll_out_agent: false,
         };
         paste(&deployment, &wanted, self.print).map_err(|error| match &self.container {
             // The refusal speaks of the resource; here it is a flag.

@@ -1,6 +1,6 @@
 //! Two TokenBudgets that claim the same LiteLLM deployment of the same fleet: each request would be charged to both.
 
-use crate::api::{DeploymentSelector, TokenBudget};
+use crate::api::{DeploymentSelector, Relation, TokenBudget};
 
 /// What two TokenBudgets have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub fn overlap(a: &TokenBudget, b: &TokenBudget) -> Option<Overlap> {
                 format!("limit {} selects {a}, limit {} selects {b}", mine.0, theirs.0)
             }
         };
-        match compare(mine.1, theirs.1) {
+        match mine.1.relation(theirs.1) {
             Relation::Covers => return Some(Overlap::Certain { deployment, what: what() }),
             Relation::MayMeet if possible.is_none() => possible = Some(what()),
             Relation::MayMeet | Relation::Apart => {}
@@ -59,40 +59,8 @@ fn selectors(budget: &TokenBudget) -> impl Iterator<Item = (&str, &DeploymentSel
     budget.spec.limits.iter().flat_map(|limit| limit.models.iter().map(|model| (limit.name.as_str(), model)))
 }
 
-enum Relation {
-    /// What one of them selects, the other one does, too.
-    Covers,
-    /// One LiteLLM deployment can be selected by both.
-    MayMeet,
-    /// None can.
-    Apart,
-}
-
-fn compare(a: &DeploymentSelector, b: &DeploymentSelector) -> Relation {
-    let pairs = fields(a).into_iter().zip(fields(b)).map(|((_, a), (_, b))| (a, b));
-    let (mut only_a, mut only_b) = (false, false);
-    for pair in pairs {
-        match pair {
-            (Some(a), Some(b)) if a != b => return Relation::Apart,
-            (Some(_), None) => only_a = true,
-            (None, Some(_)) => only_b = true,
-            _ => {}
-        }
-    }
-    if only_a && only_b { Relation::MayMeet } else { Relation::Covers }
-}
-
-fn fields(selector: &DeploymentSelector) -> [(&'static str, Option<&str>); 4] {
-    [
-        ("modelName", selector.model_name.as_deref()),
-        ("id", selector.id.as_deref()),
-        ("litellmModel", selector.litellm_model.as_deref()),
-        ("apiBase", selector.api_base.as_deref()),
-    ]
-}
-
 fn text(selector: &DeploymentSelector) -> String {
-    let given = fields(selector).into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?)));
+    let given = selector.fields().into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?)));
     given.collect::<Vec<_>>().join(" and ")
 }
 
