@@ -93,6 +93,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     outsider.until_seen().await?;
     ensure!(operator_restarts(rig)? == restarts, "the operator restarted on bad input");
     println!("check: bad input is answered, the operator lives, the pods serve");
+    terminal(rig)?;
 
     leaves_no_trace(rig, &fleet).await
 }
@@ -115,6 +116,25 @@ pub(super) fn manifest(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: tokenbudget.dev/v1alpha1\nkind: TokenBudget\nmetadata: {{name: {name}, namespace: llm}}\nspec:\n  {targets}{spec}\n"
     )
+}
+
+/// `kubectl tokenbudget` beside a real operator.
+fn terminal(rig: &Rig) -> Result<()> {
+    let run = |args: &[&str]| -> Result<String> {
+        let output =
+            Command::new(rig.paths.built("tokenbudget")).args(args).env("KUBECONFIG", rig.kubeconfig()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "tokenbudget {}: {said}", args.join(" "));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let picture = run(&["top", "--once", "-n", "llm"])?;
+    ensure!(picture.contains("llm/gpt-4o  Enforce") && picture.contains("of 60,000 tokens per minute"), "{picture}");
+    println!("$ kubectl tokenbudget top --once -n llm\n{picture}");
+    let rows: Value = serde_json::from_str(&run(&["top", "-o", "json", "-n", "llm"])?)?;
+    ensure!(rows["items"][0]["limits"][0]["budget"] == 60_000, "{rows}");
+    let pasted = run(&["attach", "-n", "llm", "--deployment", "plain", "--print", "kustomize"])?;
+    ensure!(pasted.contains("tokenbudget_agent:start"), "{pasted}");
+    Ok(())
 }
 
 /// `kubectl apply -f -`: whether it was accepted, and what was said.

@@ -72,7 +72,9 @@ impl Paths {
         self.cache.join("cluster/tb-cluster")
     }
 
-    fn built(&self, binary: &str) -> PathBuf {
+    /// A binary that cargo built beside this one.
+    #[must_use]
+    pub fn built(&self, binary: &str) -> PathBuf {
         self.binaries.join(binary)
     }
 
