@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::fleet::{Fleet, conditions, text};
 use super::outsider::Outsider;
 use super::rig::{OPERATOR_NAMESPACE, Rig};
-use super::{knobs, manners};
+use super::{failover, knobs, manners};
 
 /// What the API server refuses at once: a spec, and words of the answer.
 const REFUSED: [(&str, &str, &str); 8] = [
@@ -87,13 +87,14 @@ pub async fn run(rig: &Rig) -> Result<()> {
     rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
     delete_within(rig, "nothing-declared", Duration::from_secs(30))?;
     untouched(&fleet, "plain")?;
+    ensure!(operator_restarts(rig)? == restarts, "the operator restarted on bad input");
     let outsider = Outsider::start(rig).await?;
     manners::run(rig).await?;
     knobs::run(rig).await?;
     outsider.until_seen().await?;
-    ensure!(operator_restarts(rig)? == restarts, "the operator restarted on bad input");
     println!("check: bad input is answered, the operator lives, the pods serve");
     terminal(rig)?;
+    failover::run(rig).await?;
 
     leaves_no_trace(rig, &fleet).await
 }

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod checks;
 pub mod demo;
+mod failover;
 mod figures;
 mod fleet;
 mod knobs;

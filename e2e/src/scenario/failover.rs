@@ -1,0 +1,79 @@
+//! Two replicas of the operator: who leads when one goes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::rig::{OPERATOR_NAMESPACE, Rig};
+
+/// A replica that is told to go gives the lease back.
+const TOLD: Duration = Duration::from_secs(5);
+
+/// One that is killed cannot: the lease of 15 s has to end, and the other looks every 2 s.
+const KILLED: Duration = Duration::from_secs(20);
+
+/// Runs it, and leaves one replica.
+///
+/// # Errors
+/// When nobody leads in time.
+pub async fn run(rig: &Rig) -> Result<()> {
+    scale(rig, 2)?;
+    let first = holder(rig)?;
+    let started = Instant::now();
+    rig.kubectl(&["-n", OPERATOR_NAMESPACE, "delete", "pod", pod_of(&first), "--wait=false"])?;
+    let second = until_another(rig, &first, TOLD).await?;
+    println!("check: a leader that is told to go is followed after {:.1} s", started.elapsed().as_secs_f32());
+
+    scale(rig, 2)?;
+    let started = Instant::now();
+    kill(&process_of(pod_of(&second))?)?;
+    until_another(rig, &second, KILLED).await?;
+    println!("check: a leader that is killed is followed after {:.1} s", started.elapsed().as_secs_f32());
+    scale(rig, 1)
+}
+
+fn scale(rig: &Rig, replicas: u32) -> Result<()> {
+    let count = format!("--replicas={replicas}");
+    rig.kubectl(&["-n", OPERATOR_NAMESPACE, "scale", "deployment/tokenbudget", &count])?;
+    rig.kubectl(&["-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/tokenbudget", "--timeout=60s"])?;
+    Ok(())
+}
+
+fn holder(rig: &Rig) -> Result<String> {
+    let path = "jsonpath={.spec.holderIdentity}";
+    rig.kubectl(&["-n", OPERATOR_NAMESPACE, "get", "lease", "tokenbudget", "-o", path])
+}
+
+/// The pod's name in an identity, which also tells its processes apart.
+fn pod_of(identity: &str) -> &str {
+    identity.rsplit_once('_').map_or(identity, |(pod, _)| pod)
+}
+
+async fn until_another(rig: &Rig, old: &str, limit: Duration) -> Result<String> {
+    let started = Instant::now();
+    loop {
+        let holder = holder(rig)?;
+        if !holder.is_empty() && holder != old {
+            return Ok(holder);
+        }
+        ensure!(started.elapsed() < limit, "{old} is followed by nobody after {limit:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The operator's process in this pod, by its environment.
+fn process_of(pod: &str) -> Result<String> {
+    let wanted = format!("POD_NAME={pod}");
+    let has = |process: &std::fs::DirEntry| {
+        let environ = std::fs::read(process.path().join("environ")).unwrap_or_default();
+        environ.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+    };
+    let process = std::fs::read_dir("/proc")?.flatten().find(has).with_context(|| format!("{pod} has no process"))?;
+    Ok(process.file_name().to_string_lossy().into_owned())
+}
+
+fn kill(process: &str) -> Result<()> {
+    let status = std::process::Command::new("kill").args(["-KILL", process]).status()?;
+    ensure!(status.success(), "process {process} could not be killed");
+    Ok(())
+}
