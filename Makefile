@@ -40,6 +40,12 @@ test-matrix: export TOKENBUDGET_MATRIX = 1
 test-matrix: prepare-check test-agent ## The agent in every version of LiteLLM, each strategy with and without enforce_model_rate_limits; 10,000 requests; 3 minutes without Redis (35 minutes)
 	cd agent && TOKENBUDGET_REQUESTS=10000 $(TOOLS)/python -m pytest -q tests/litellm/test_leak.py tests/litellm/test_loss.py
 
+.PHONY: test-alerts
+test-alerts: ## What the chart's alerts fire on, by promtool (5 minutes to build it, once)
+	@e2e/prepare promtool
+	$(CACHE)/promtool-$(PROMETHEUS_VERSION)/promtool check rules charts/tokenbudget/files/alerts.yaml
+	$(CACHE)/promtool-$(PROMETHEUS_VERSION)/promtool test rules tests/chart/alerts.yaml
+
 .PHONY: check
 check: prepare-check ## The fast loop: format, lints, unit and property tests, Python lints; no cluster
 	cargo fmt --all --check
@@ -72,6 +78,17 @@ simulation: ## The simulation's table and picture: docs/simulation.md; fails whe
 .PHONY: costs
 costs: prepare ## What the agent costs beside LiteLLM without it: writes the table in docs/agent.md (6 minutes)
 	cd agent && $(TOOLS)/python bench/costs.py ../docs/agent.md
+
+HELM ?= $(TOKENBUDGET_HELM)
+INSTALL_YAML ?= dist/install.yaml
+.PHONY: install-yaml
+install-yaml: ## The chart in one file for kubectl apply -f: dist/install.yaml
+	@[ -x "$(HELM)" ] || e2e/prepare helm
+	@mkdir -p $(dir $(INSTALL_YAML))
+	@printf '%s\n' 'apiVersion: v1' 'kind: Namespace' 'metadata:' '  name: tokenbudget-system' '  labels:' \
+	  '    pod-security.kubernetes.io/enforce: restricted' > $(INSTALL_YAML).new
+	@$(HELM) template tokenbudget charts/tokenbudget --namespace tokenbudget-system --kube-version $(KUBERNETES_VERSION) >> $(INSTALL_YAML).new
+	@mv $(INSTALL_YAML).new $(INSTALL_YAML)
 
 .PHONY: build
 build: ## The release binaries

@@ -5,5 +5,7 @@ mod metrics;
 mod telemetry;
 
 pub use http::{Readiness, router, serve};
-pub use metrics::{BookLabels, LedgerErrorKind, Metrics, Outcome, Reading, Unit};
+pub use metrics::{
+    BookLabels, ConditionStatus, FleetReading, LedgerErrorKind, Metrics, Outcome, ProcessState, Reading, Unit,
+};
 pub use telemetry::{TelemetryError, init};

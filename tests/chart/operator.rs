@@ -1,96 +1,8 @@
-//! The Helm chart, rendered by Helm itself.
-//!
-//! Helm is the binary that `TOKENBUDGET_HELM` names, else the one that `e2e/prepare helm` builds.
+//! The operator itself: pod, rights, command line.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+use serde_json::{Value, json};
 
-use std::path::PathBuf;
-use std::process::{Command, Output};
-
-use serde_json::Value;
-
-/// Without it a Helm that was built from source takes the cluster for Kubernetes 1.20.
-const KUBERNETES: [&str; 2] = ["--kube-version", "1.36.0"];
-const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/tokenbudget");
-
-fn helm_path() -> PathBuf {
-    if let Some(path) = std::env::var_os("TOKENBUDGET_HELM") {
-        return PathBuf::from(path);
-    }
-    let cache = std::env::var_os("TOKENBUDGET_CACHE").map(PathBuf::from).unwrap_or_else(|| {
-        let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
-        base.unwrap_or_else(home).join("tokenbudget")
-    });
-    cache.join("helm-v3.22.0/helm")
-}
-
-fn helm(args: &[&str]) -> Output {
-    let path = helm_path();
-    assert!(
-        path.is_file(),
-        "there is no Helm at {}: run `e2e/prepare helm`, or set TOKENBUDGET_HELM to a Helm 3 binary",
-        path.display()
-    );
-    Command::new(path).args(args).output().unwrap()
-}
-
-fn render(values: &[&str]) -> String {
-    let mut args = vec!["template", "tb", CHART, "--namespace", "ops"];
-    args.extend(KUBERNETES);
-    values.iter().for_each(|value| args.extend(["--set", value]));
-    let output = helm(&args);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn refusal(values: &[&str]) -> String {
-    let mut args = vec!["template", "tb", CHART];
-    args.extend(KUBERNETES);
-    values.iter().for_each(|value| args.extend(["--set", value]));
-    let output = helm(&args);
-    assert!(!output.status.success(), "Helm accepts {values:?}");
-    String::from_utf8(output.stderr).unwrap()
-}
-
-fn objects(text: &str) -> Vec<Value> {
-    text.split("\n---\n")
-        .map(|document| serde_saphyr::from_str::<Value>(document).unwrap())
-        .filter(|object| !object.is_null())
-        .collect()
-}
-
-fn of_kind(objects: &[Value], kind: &str) -> Vec<Value> {
-    objects.iter().filter(|object| object["kind"] == kind).cloned().collect()
-}
-
-fn only(objects: &[Value], kind: &str) -> Value {
-    let found = of_kind(objects, kind);
-    assert_eq!(found.len(), 1, "{kind}");
-    found[0].clone()
-}
-
-fn args(objects: &[Value]) -> Vec<String> {
-    let deployment = only(objects, "Deployment");
-    let args = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap().clone();
-    args.iter().map(|arg| arg.as_str().unwrap().to_owned()).collect()
-}
-
-/// Every value that is off or empty by default.
-const EVERYTHING: [&str; 12] = [
-    "replicas=2",
-    "watchNamespaces={a,b}",
-    "redis.urlSecretRef.name=r",
-    "redis.urlSecretRef.key=url",
-    "podDisruptionBudget.enabled=true",
-    "serviceMonitor.enabled=true",
-    "serviceMonitor.labels.release=prom",
-    "priorityClassName=high",
-    "podAnnotations.x=y",
-    "nodeSelector.disk=ssd",
-    "serviceAccount.annotations.role=r",
-    "imagePullSecrets[0].name=pull",
-];
+use super::helm::{CHART, EVERYTHING, args, helm, objects, of_kind, only, refusal, render};
 
 #[test]
 fn lint_finds_nothing() {
@@ -212,7 +124,15 @@ fn the_command_line_follows_the_values() {
 #[test]
 fn everything_on_is_there() {
     let objects = objects(&render(&EVERYTHING));
-    for kind in ["PodDisruptionBudget", "ServiceMonitor", "Service", "ServiceAccount"] {
+    for kind in [
+        "PodDisruptionBudget",
+        "ServiceMonitor",
+        "Service",
+        "ServiceAccount",
+        "PrometheusRule",
+        "ConfigMap",
+        "NetworkPolicy",
+    ] {
         only(&objects, kind);
     }
     for object in &objects {
@@ -235,12 +155,88 @@ fn the_version_is_the_crates() {
 
 #[test]
 fn unknown_and_wrong_values_are_refused() {
-    for value in ["replicaCount=3", "image.name=x", "redis.url=x", "crds.create=true", "serviceMonitor.on=true"] {
+    for value in [
+        "replicaCount=3",
+        "image.name=x",
+        "redis.url=x",
+        "crds.create=true",
+        "serviceMonitor.on=true",
+        "networkPolicy.redis.port=1",
+    ] {
         let text = refusal(&[value]);
         assert!(text.contains("not allowed") || text.contains("additional properties"), "{value}: {text}");
     }
-    for value in ["replicas=many", "redis.urlSecretRef.name=r", "listen=everywhere", "image.digest=latest"] {
+    for value in [
+        "replicas=many",
+        "redis.urlSecretRef.name=r",
+        "listen=everywhere",
+        "image.digest=latest",
+        "networkPolicy.redis.ports={0}",
+        "prometheusRule.disabled={Other}",
+    ] {
         assert!(refusal(&[value]).contains("values don't meet the specifications"), "{value}");
     }
     assert!(refusal(&["leaderElection=false", "replicas=2"]).contains("one replica at most"));
+}
+
+#[test]
+fn several_replicas_are_spread_unless_the_values_say_otherwise() {
+    let spread = |values: &[&str]| {
+        let pod = only(&objects(&render(values)), "Deployment")["spec"]["template"]["spec"].clone();
+        pod.get("topologySpreadConstraints").cloned()
+    };
+    assert_eq!(spread(&[]), None);
+    let spread_of_two = spread(&["replicas=2"]).unwrap();
+    let keys: Vec<&str> = spread_of_two.as_array().unwrap().iter().filter_map(|c| c["topologyKey"].as_str()).collect();
+    assert_eq!(keys, ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]);
+    let deployment = only(&objects(&render(&["replicas=2"])), "Deployment");
+    for constraint in spread_of_two.as_array().unwrap() {
+        assert_eq!(constraint["labelSelector"], deployment["spec"]["selector"]);
+        assert_eq!(constraint["whenUnsatisfiable"], "ScheduleAnyway");
+    }
+    let own = spread(&["replicas=2", "topologySpreadConstraints[0].topologyKey=rack"]).unwrap();
+    assert_eq!(own.as_array().unwrap().len(), 1);
+    assert_eq!(own[0]["topologyKey"], "rack");
+}
+
+/// Sets `value`, and finds `what` at `pointer` of the only object of this kind.
+fn shows(value: &str, kind: &str, pointer: &str, what: &Value) {
+    let object = only(&objects(&render(&[value])), kind);
+    assert_eq!(object.pointer(pointer), Some(what), "{value}");
+}
+
+#[test]
+fn every_other_value_of_the_pod_does_something() {
+    let pod = |rest: &str| format!("/spec/template/spec/{rest}");
+    for (value, pointer, what) in [
+        ("replicas=3", "/spec/replicas".to_owned(), json!(3)),
+        ("fullnameOverride=other", "/metadata/name".to_owned(), json!("other")),
+        ("nameOverride=budget", "/metadata/name".to_owned(), json!("tb-budget")),
+        ("image.repository=r", pod("containers/0/image"), json!(format!("r:{}", env!("CARGO_PKG_VERSION")))),
+        ("image.tag=t", pod("containers/0/image"), json!("ghcr.io/tokenbudget/tokenbudget:t")),
+        ("image.pullPolicy=Never", pod("containers/0/imagePullPolicy"), json!("Never")),
+        ("imagePullSecrets[0].name=pull", pod("imagePullSecrets/0/name"), json!("pull")),
+        ("logLevel=debug", pod("containers/0/env/0/value"), json!("debug")),
+        ("serviceAccount.name=sa", pod("serviceAccountName"), json!("sa")),
+        ("resources.limits.memory=1Gi", pod("containers/0/resources/limits/memory"), json!("1Gi")),
+        ("nodeSelector.disk=ssd", pod("nodeSelector/disk"), json!("ssd")),
+        ("tolerations[0].key=gpu", pod("tolerations/0/key"), json!("gpu")),
+        ("affinity.podAffinity.x=y", pod("affinity/podAffinity/x"), json!("y")),
+        ("podAnnotations.x=y", "/spec/template/metadata/annotations/x".to_owned(), json!("y")),
+        ("podLabels.x=y", "/spec/template/metadata/labels/x".to_owned(), json!("y")),
+        ("priorityClassName=high", pod("priorityClassName"), json!("high")),
+        ("terminationGracePeriodSeconds=40", pod("terminationGracePeriodSeconds"), json!(40)),
+    ] {
+        shows(value, "Deployment", &pointer, &what);
+    }
+    shows("serviceAccount.annotations.x=y", "ServiceAccount", "/metadata/annotations/x", &json!("y"));
+    assert!(of_kind(&objects(&render(&["serviceAccount.create=false"])), "ServiceAccount").is_empty());
+    let digest = format!("image.digest=sha256:{}", "a".repeat(64));
+    let text = render(&[&digest, "image.tag=t"]);
+    assert!(text.contains(&format!("tokenbudget@sha256:{}", "a".repeat(64))) && !text.contains("tokenbudget:t"));
+    let disruption = only(
+        &objects(&render(&["podDisruptionBudget.enabled=true", "podDisruptionBudget.maxUnavailable=50%"])),
+        "PodDisruptionBudget",
+    );
+    assert_eq!(disruption["spec"]["maxUnavailable"], "50%");
 }
