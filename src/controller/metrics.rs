@@ -32,6 +32,7 @@ pub fn set(tb: &TokenBudget, ctx: &Context, observed: &Observed, applied: &Appli
             let reading = Reading {
                 budget: row.budget,
                 spent: row.spent,
+                worst: row.worst,
                 pool: row.pool,
                 aside: row.aside,
                 safe_share: row.safe_share,

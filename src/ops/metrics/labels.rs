@@ -63,6 +63,8 @@ pub struct Reading {
     pub budget: i64,
     /// Spent by the fleet in the last 60 s.
     pub spent: i64,
+    /// The largest `spent` of the last hour.
+    pub worst: i64,
     /// Neither lent nor set aside; below zero after a cut.
     pub pool: i64,
     /// Set aside for live processes that are not in the ledger.

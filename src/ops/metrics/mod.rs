@@ -29,6 +29,7 @@ pub struct Metrics {
     reconcile_seconds: Histogram,
     budget: Family<BookLabels, Gauge>,
     spent: Family<BookLabels, Gauge>,
+    worst: Family<BookLabels, Gauge>,
     pool: Family<BookLabels, Gauge>,
     aside: Family<BookLabels, Gauge>,
     safe_share: Family<BookLabels, Gauge>,
@@ -78,6 +79,8 @@ impl Metrics {
         let budget = gauge("budget", "Tokens or requests that the fleet may spend in any 60 seconds");
         let spent =
             gauge("spent", "Tokens or requests that the fleet spent in the last 60 seconds, as processes reported");
+        let worst =
+            gauge("worst", "The most that the fleet spent in any 60 seconds of the last hour, as this replica saw it");
         let pool = gauge("pool", "Part of the budget that no process holds, below zero after a cut");
         let aside = gauge("aside", "Part of the budget that is kept for live processes that are not in the ledger");
         let safe_share =
@@ -111,6 +114,7 @@ impl Metrics {
             reconcile_seconds,
             budget,
             spent,
+            worst,
             pool,
             aside,
             safe_share,
@@ -159,6 +163,7 @@ impl Metrics {
         for (book, (_, _, reading)) in wanted.iter().zip(readings) {
             self.budget.get_or_create(book).set(reading.budget);
             self.spent.get_or_create(book).set(reading.spent);
+            self.worst.get_or_create(book).set(reading.worst);
             self.pool.get_or_create(book).set(reading.pool);
             self.aside.get_or_create(book).set(reading.aside);
             self.safe_share.get_or_create(book).set(reading.safe_share);
@@ -205,6 +210,7 @@ impl Metrics {
                 for family in [
                     &self.budget,
                     &self.spent,
+                    &self.worst,
                     &self.pool,
                     &self.aside,
                     &self.safe_share,

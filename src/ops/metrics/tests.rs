@@ -22,6 +22,7 @@ fn every_family_has_its_name() {
     let reading = Reading {
         budget: 1000,
         spent: 200,
+        worst: 990,
         pool: -5,
         aside: 11,
         safe_share: 250,
@@ -41,6 +42,7 @@ fn every_family_has_its_name() {
         "tokenbudget_reconcile_duration_seconds_count 1".to_owned(),
         format!("tokenbudget_budget{book} 1000"),
         format!("tokenbudget_spent{book} 200"),
+        format!("tokenbudget_worst{book} 990"),
         format!("tokenbudget_pool{book} -5"),
         format!("tokenbudget_aside{book} 11"),
         format!("tokenbudget_safe_share{book} 250"),
