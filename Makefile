@@ -43,8 +43,8 @@ test-matrix: prepare-check test-agent ## The agent in every version of LiteLLM, 
 .PHONY: test-alerts
 test-alerts: ## What the chart's alerts fire on, by promtool (5 minutes to build it, once)
 	@e2e/prepare promtool
-	$(CACHE)/promtool-$(PROMETHEUS_VERSION)/promtool check rules charts/tokenbudget/files/alerts.yaml
-	$(CACHE)/promtool-$(PROMETHEUS_VERSION)/promtool test rules tests/chart/alerts.yaml
+	$(CACHE)/promtool/promtool check rules charts/tokenbudget/files/alerts.yaml
+	$(CACHE)/promtool/promtool test rules tests/chart/alerts.yaml
 
 .PHONY: check
 check: prepare-check ## The fast loop: format, lints, unit and property tests, Python lints; no cluster

@@ -1,53 +1,88 @@
-//! Argo CD's health check of `docs/gitops.md`, run by the Lua that Redis has.
+//! `docs/gitops.md`: the health check in a Lua 5.1 (Redis', where a script may set no globals either), and the entries that
+//! the operator owns.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
 use common::RedisServer;
+use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::{Value, json};
-use tokenbudget::api::Reason;
+use tokenbudget::api::{FIELD_MANAGER, Reason};
+use tokenbudget::litellm::{Wanted, attachment};
 
-/// The Lua in the page's block for `argocd-cm`.
-fn health_check() -> String {
-    let page = include_str!("../docs/gitops.md");
-    let after = page.split_once("tokenbudget.dev_TokenBudget: |\n").expect("the page has the health check").1;
-    after.split_once("```").expect("its block ends").0.to_owned()
+const PAGE: &str = include_str!("../docs/gitops.md");
+
+/// The blocks of code in this language.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let fence = format!("```{language}\n");
+    PAGE.split(&fence).skip(1).map(|rest| rest.split_once("```").unwrap().0).collect()
 }
 
-fn tokenbudget(generation: i64, ready: &str, reason: &str) -> Value {
-    let condition = json!({"type": "Ready", "status": ready, "reason": reason, "message": "why"});
-    let other = json!({"type": "Accepted", "status": "True", "reason": "Accepted", "message": ""});
-    json!({"metadata": {"generation": 2}, "status": {"observedGeneration": generation, "conditions": [other, condition]}})
+fn budget(status: &str, reason: &str) -> Value {
+    json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 2, "conditions": [
+        {"type": "Attached", "status": "False", "reason": "NoPods", "message": "other"},
+        {"type": "Ready", "status": status, "reason": reason, "message": "why"}
+    ]}})
 }
 
 #[tokio::test]
-async fn argo_cd_sees_what_the_condition_ready_says() {
-    let server = RedisServer::start().await;
-    let mut redis = server.connection().await;
+async fn the_health_check_knows_every_reason() {
     let script = format!(
-        "local function health(obj)\n{}\nend\nlocal found = health(cjson.decode(ARGV[1]))\nreturn found.status",
-        health_check()
+        "local function health(obj) {} end local hs = health(cjson.decode(ARGV[1])) return {{hs.status, hs.message}}",
+        blocks("lua")[0]
     );
-    for (object, expected) in [
-        (json!({"metadata": {"generation": 1}}), "Progressing"),
-        (tokenbudget(1, "True", "Ready"), "Progressing"),
-        (tokenbudget(2, "True", "Ready"), "Healthy"),
-        (tokenbudget(2, "False", "Paused"), "Suspended"),
-        (tokenbudget(2, "False", "WindowNotPassed"), "Progressing"),
-        (tokenbudget(2, "False", "Overlap"), "Degraded"),
-    ] {
-        let status: String =
-            redis::cmd("EVAL").arg(&script).arg(0).arg(object.to_string()).query_async(&mut redis).await.unwrap();
-        assert_eq!(status, expected, "{object}");
+    let server = RedisServer::start().await;
+    let redis = server.connection().await;
+    let ask = async |object: Value| -> (String, String) {
+        let mut redis = redis.clone();
+        let command = redis::cmd("EVAL").arg(&script).arg(0).arg(object.to_string()).to_owned();
+        command.query_async(&mut redis).await.unwrap()
+    };
+    for reason in Reason::ALL {
+        let expected = match reason {
+            Reason::PartiallyAttached
+            | Reason::WaitingForDeclaredLimits
+            | Reason::WaitingForProcesses
+            | Reason::WindowNotPassed
+            | Reason::Learning
+            | Reason::OverBudget
+            | Reason::Pending => "Progressing",
+            Reason::NoPods | Reason::Paused => "Suspended",
+            _ => "Degraded",
+        };
+        let answer = ask(budget("False", reason.as_str())).await;
+        assert_eq!(answer, (expected.to_owned(), format!("{}: why", reason.as_str())));
+    }
+    assert_eq!(ask(budget("True", "Observing")).await.0, "Healthy");
+    assert_eq!(ask(budget("True", "Ready")).await.0, "Healthy");
+    let mut old = budget("True", "Ready");
+    old["metadata"]["generation"] = json!(3);
+    let mut leaving = budget("True", "Ready");
+    leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    for waits in [old, leaving, json!({"metadata": {"generation": 1}}), json!({"metadata": {}, "status": {}})] {
+        assert_eq!(ask(waits).await, ("Progressing".to_owned(), "waiting for the operator".to_owned()));
     }
 }
 
 #[test]
-fn it_names_only_reasons_that_there_are() {
-    let check = health_check();
-    let named: Vec<&str> = check.split(" = true").filter_map(|part| part.rsplit([' ', '{']).next()).collect();
-    assert!(named.len() > 5, "{named:?}");
-    let known = |name: &str| Reason::ALL.iter().any(|reason| reason.as_str() == name);
-    // What is behind the last `= true` is the rest of the script.
-    assert!(named[..named.len() - 1].iter().all(|name| known(name)), "{named:?}");
+fn the_manual_entries_are_those_of_the_operator() {
+    let deployment: Deployment = serde_json::from_value(json!({"metadata": {"name": "litellm"}, "spec": {
+        "selector": {}, "template": {"spec": {"containers": [{"name": "litellm"}]}}}}))
+    .unwrap();
+    let made = attachment(&deployment, &Wanted::default()).unwrap().patch;
+    let manual: Value = serde_saphyr::from_str(blocks("yaml").last().unwrap()).unwrap();
+    assert_eq!(manual["spec"], made["spec"]);
+
+    // The table names the same.
+    let table: String = PAGE.lines().filter(|line| line.starts_with('|')).collect();
+    let spec = &made["spec"]["template"]["spec"];
+    let container = &spec["containers"][0];
+    let lists = [(&container["env"], "name"), (&container["volumeMounts"], "mountPath"), (&spec["volumes"], "name")];
+    for (list, key) in lists {
+        for entry in list.as_array().unwrap() {
+            assert!(table.contains(&format!("`{}`", entry[key].as_str().unwrap())), "{entry}");
+        }
+    }
+    let application: Value = serde_saphyr::from_str(blocks("yaml")[0]).unwrap();
+    assert_eq!(application["spec"]["ignoreDifferences"][0]["managedFieldsManagers"], json!([FIELD_MANAGER]));
 }
