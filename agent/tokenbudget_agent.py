@@ -1151,11 +1151,7 @@ class Agent:
             self.draw()
             if left <= 0:
                 return False
-            step = min(left, 0.05)
-            await asyncio.wait([future], timeout=step)
-            # While the event loop stood still nobody could be admitted: that was no waiting. (LiteLLM's first
-            # call imports for a second.) There are at most maxWait / 0.05 s steps.
-            request.deadline += max(0.0, self.clock.boot() - now - step)
+            await asyncio.wait([future], timeout=min(left, 0.05))
             return True
         finally:
             with self.lock:

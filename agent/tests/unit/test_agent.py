@@ -240,29 +240,6 @@ def test_waiting_requests_are_woken_by_an_answer(tb, agent, give):
     assert agent.wanted(books(agent)["tokens"])[0] == 0
 
 
-@pytest.mark.parametrize("stands_still", [True, False])
-def test_time_in_which_the_loop_stood_still_is_no_waiting(tb, agent, clock, give, stands_still):
-    """LiteLLM's first call imports for a second: the answer that came meanwhile has to be looked at."""
-    agent.governors["uid-1"].max_wait = 0.25
-    give(books(agent)["tokens"], 50)
-    agent.draw = lambda: None
-
-    async def run():
-        task = asyncio.ensure_future(attempt(tb, agent, "a", 1000))
-        await asyncio.sleep(0.01)
-        for _ in range(1 if stands_still else 20):
-            clock.now += 1.0 if stands_still else 0.05
-            await asyncio.sleep(0.06)
-        give(books(agent)["tokens"], 2000)
-        agent.wake()
-        await task
-
-    if stands_still:
-        return asyncio.run(run())
-    with pytest.raises(tb.Refused):
-        asyncio.run(run())
-
-
 def test_observe_refuses_nothing_and_counts_what_would_have_been(tb, agent, give):
     governor = agent.governors["uid-1"]
     governor.update({**governor.policy, "mode": "Observe"})
