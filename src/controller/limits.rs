@@ -150,15 +150,19 @@ mod tests {
         assert_eq!(derive(&[report("null"), report("[]")], &[]), Limits::NoneDeclared);
     }
 
-    #[test]
-    fn the_status_bridges_an_empty_fleet() {
-        let row = LimitStatus {
-            name: "gpt-4o-aaaaaa".to_owned(),
+    fn derived_row(name: &str, budget: i64) -> LimitStatus {
+        LimitStatus {
+            name: name.to_owned(),
             unit: "tokens".to_owned(),
-            budget: 60_000,
+            budget,
             derived: Some("x".to_owned()),
             ..LimitStatus::default()
-        };
+        }
+    }
+
+    #[test]
+    fn the_status_bridges_an_empty_fleet() {
+        let row = derived_row("gpt-4o-aaaaaa", 60_000);
         let Limits::Known(limits) = derive(&[report("null")], std::slice::from_ref(&row)) else { panic!() };
         assert_eq!((limits[0].name.as_str(), limits[0].tokens), ("gpt-4o-aaaaaa", Some(60_000)));
         assert_eq!(derive(&[report("[]")], &[row]), Limits::NoneDeclared);
@@ -187,14 +191,7 @@ mod tests {
         let declared = report(&format!("[{}]", GPT.replace("TPM", "60000")));
         let now = effective(&deriving, [&declared].into_iter(), &[]);
         assert_eq!(budgets(now), [54_000]);
-        let row = LimitStatus {
-            name: "gpt".to_owned(),
-            unit: "tokens".to_owned(),
-            budget: 54_000,
-            derived: Some("x".to_owned()),
-            ..LimitStatus::default()
-        };
-        assert_eq!(budgets(effective(&deriving, std::iter::empty(), &[row])), [54_000]);
+        assert_eq!(budgets(effective(&deriving, std::iter::empty(), &[derived_row("gpt", 54_000)])), [54_000]);
     }
 
     #[test]

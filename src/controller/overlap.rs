@@ -84,11 +84,10 @@ fn conflict(
 
 /// Two limits of which one matches everything that the other does.
 fn covered<'a>(mine: &'a [Limit], theirs: &'a [Limit]) -> Option<(&'a str, &'a str)> {
-    let pairs = mine.iter().flat_map(|a| theirs.iter().map(move |b| (a, b)));
+    let mut pairs = mine.iter().flat_map(|a| theirs.iter().map(move |b| (a, b)));
     pairs
-        .filter(|(a, b)| a.models.iter().any(|x| b.models.iter().any(|y| x.relation(y) == Relation::Covers)))
+        .find(|(a, b)| a.models.iter().any(|x| b.models.iter().any(|y| x.relation(y) == Relation::Covers)))
         .map(|(a, b)| (a.name.as_str(), b.name.as_str()))
-        .next()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
+use tokenbudget::litellm::AGENT_HOOK;
 
 use super::checks::{apply_text, delete_within, manifest, untouched};
 use super::fleet::{Fleet, conditions, text};
@@ -62,7 +63,8 @@ async fn overlap(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     ensure!(budgets(fleet, "younger")?.is_empty(), "the younger keeps a limit");
     fleet.until_condition("gpt-4o", "Accepted", "True", None, SOON).await?;
     delete_within(rig, "younger", Duration::from_secs(30))?;
-    ensure!(!fleet.get("deployment", "litellm")?.to_string().is_empty(), "the Deployment is gone");
+    let template = fleet.get("deployment", "litellm")?["spec"]["template"].to_string();
+    ensure!(template.contains(AGENT_HOOK), "the end of the younger took the agent out");
     println!("check: a second TokenBudget for the same deployments: Overlap: {}", message.unwrap_or_default());
     Ok(())
 }

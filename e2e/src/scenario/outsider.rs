@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -74,9 +74,10 @@ impl<'a> Outsider<'a> {
         ensure!(told.count() == 1, "there is not one event TrafficOutside");
         self.stop.cancel();
         self.load.await??;
-        if !(2_000..20_000).contains(&outside) {
-            bail!("{outside} tokens a minute are said to come from others, where about 6,000 did");
-        }
+        ensure!(
+            (2_000..20_000).contains(&outside),
+            "{outside} tokens a minute are said to come from others, where about 6,000 did"
+        );
         println!(
             "check: a Deployment without the agent is seen after {:.0} s: {}",
             waited.elapsed().as_secs_f32(),
