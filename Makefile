@@ -20,9 +20,22 @@ demo: prepare build ## The main job: three LiteLLM replicas without and with a T
 test: export TOKENBUDGET_SEQUENCES ?= 10000
 test: check prepare build ## Everything: make check, the agent in real LiteLLM, the local cluster, the demo
 	cd e2e/cluster && CGO_ENABLED=0 go test -trimpath ./...
-	@$(MAKE) --no-print-directory test-agent VERSIONS="$(filter-out 1.92.0 $(LITELLM_VERSION),$(LITELLM_VERSIONS))"
-	cd agent && $(TOOLS)/python -m pytest -q tests/litellm
+	@echo "the agent in LiteLLM $(OLDER), and beside it in $(LITELLM_VERSION) (6 minutes)"
+	@$(MAKE) --no-print-directory -j2 -Otarget test-agent-older test-agent-newest
+	cd agent && $(TOOLS)/python -m pytest -q $(MEASURING)
 	target/release/scenario test
+
+OLDER := $(filter-out 1.92.0 $(LITELLM_VERSION),$(LITELLM_VERSIONS))
+# These measure use or time, so nothing runs beside them.
+MEASURING := $(addprefix tests/litellm/,test_burst.py test_busy.py test_fleet.py test_leak.py test_loss.py)
+
+.PHONY: test-agent-older
+test-agent-older:
+	@$(MAKE) --no-print-directory test-agent VERSIONS="$(OLDER)"
+
+.PHONY: test-agent-newest
+test-agent-newest: prepare-litellm
+	cd agent && $(TOOLS)/python -m pytest -q tests/litellm $(addprefix --ignore=,$(MEASURING))
 
 # The agent in one process of each of these versions of LiteLLM; the newest is also tested as a fleet.
 VERSIONS ?= $(LITELLM_VERSIONS)
@@ -38,7 +51,7 @@ test-agent: prepare-litellm
 .PHONY: test-matrix
 test-matrix: export TOKENBUDGET_MATRIX = 1
 test-matrix: prepare-check test-agent ## The agent in every version of LiteLLM, each strategy with and without enforce_model_rate_limits; 10,000 requests; 3 minutes without Redis (35 minutes)
-	cd agent && TOKENBUDGET_REQUESTS=10000 $(TOOLS)/python -m pytest -q tests/litellm/test_leak.py tests/litellm/test_loss.py
+	cd agent && TOKENBUDGET_REQUESTS=10000 $(TOOLS)/python -m pytest -q tests/litellm/test_fleet.py tests/litellm/test_leak.py tests/litellm/test_loss.py
 
 .PHONY: test-alerts
 test-alerts: ## What the chart's alerts fire on, by promtool (5 minutes to build it, once)
@@ -87,7 +100,7 @@ install-yaml: ## The chart in one file for kubectl apply -f: dist/install.yaml
 	@mkdir -p $(dir $(INSTALL_YAML))
 	@printf '%s\n' 'apiVersion: v1' 'kind: Namespace' 'metadata:' '  name: tokenbudget-system' '  labels:' \
 	  '    pod-security.kubernetes.io/enforce: restricted' > $(INSTALL_YAML).new
-	@$(HELM) template tokenbudget charts/tokenbudget --namespace tokenbudget-system --kube-version $(KUBERNETES_VERSION) >> $(INSTALL_YAML).new
+	@$(HELM) template tokenbudget charts/tokenbudget --namespace tokenbudget-system --kube-version $(KUBERNETES_VERSION) --no-hooks >> $(INSTALL_YAML).new
 	@mv $(INSTALL_YAML).new $(INSTALL_YAML)
 
 .PHONY: build

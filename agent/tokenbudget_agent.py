@@ -529,7 +529,8 @@ class Book:
         elif not self.answered:
             if self.on_its_own(boot):
                 keep = max(keep, self.safe)
-            want = max(keep, self.safe)
+            # A fleet whose processes all start must not take its own pool for pressure, and give all back.
+            want = max(keep, math.ceil((1 - FULL) * self.safe - 1e-6))
         elif beat:
             keep, want = self.aim(spent, keep)
         if pending and not final:

@@ -82,11 +82,9 @@ pub async fn run(options: Run) -> Result<(), Error> {
         namespaces: options.namespaces,
         default_redis: options.default_redis_secret,
         identity: options.identity,
+        detaches_all: false,
     };
-    let namespaces: Vec<Option<String>> = match settings.namespaces.as_slice() {
-        [] => vec![None],
-        some => some.iter().cloned().map(Some).collect(),
-    };
+    let namespaces = watched(&settings.namespaces);
     let ctx = Arc::new(Context::new(client, settings, leadership.clone(), metrics.clone()));
     tokio::spawn(follow_leadership(leadership, ctx.clone(), metrics, readiness.clone()));
 
@@ -114,11 +112,19 @@ pub async fn run(options: Run) -> Result<(), Error> {
 
 /// A client whose requests have a deadline, which kube 5 leaves out. It is for the beginning of an answer: a watch is
 /// answered at once, and lasts.
-async fn client() -> Result<Client, Error> {
+pub(crate) async fn client() -> Result<Client, Error> {
     let unusable = |e: kube::Error| Error::Config(Box::new(e));
     let config = kube::Config::infer().await.map_err(|e| unusable(kube::Error::InferConfig(e)))?;
     let builder = ClientBuilder::try_from(config).map_err(unusable)?;
     Ok(builder.with_layer(&TimeoutLayer::new(REQUEST_DEADLINE)).build())
+}
+
+/// What is watched: each of these namespaces, or all by one watch.
+pub(crate) fn watched(namespaces: &[String]) -> Vec<Option<String>> {
+    match namespaces {
+        [] => vec![None],
+        some => some.iter().cloned().map(Some).collect(),
+    }
 }
 
 fn elect(
@@ -129,14 +135,25 @@ fn elect(
     if !options.leader_election {
         return (Leadership::always(), None);
     }
+    let (leadership, work) = candidate(client, &options.lease_namespace, &options.identity, stopped);
+    (leadership, Some(work))
+}
+
+/// Takes part in the election until it is stopped.
+pub(crate) fn candidate(
+    client: &Client,
+    namespace: &str,
+    identity: &str,
+    stopped: watch::Receiver<bool>,
+) -> (Leadership, tokio::task::JoinHandle<()>) {
     let config = leader::Config {
-        namespace: options.lease_namespace.clone(),
+        namespace: namespace.to_owned(),
         name: LEASE.to_owned(),
-        identity: leader::unique_identity(&options.identity),
+        identity: leader::unique_identity(identity),
         timings: leader::Timings::default(),
     };
     let (leadership, work) = leader::run(client.clone(), config, wait(stopped));
-    (leadership, Some(tokio::spawn(work)))
+    (leadership, tokio::spawn(work))
 }
 
 /// Tells the metrics and the probes; forgets what was known when another replica takes over.
@@ -181,7 +198,7 @@ async fn wait_for_crd(client: &Client) {
     }
 }
 
-async fn wait(mut stopped: watch::Receiver<bool>) {
+pub(crate) async fn wait(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 

@@ -39,6 +39,9 @@ pub struct Cli {
 pub enum Command {
     /// Run the operator, in a cluster or with a kubeconfig.
     Run(Box<Run>),
+    /// Take the agent out of the cluster after the operator was uninstalled: limits, pod templates, ledgers and finalizers
+    /// are put back as if each TokenBudget were deleted; the TokenBudgets stay. The chart runs it by itself.
+    Detach(Box<Detach>),
     /// Print the CustomResourceDefinition as YAML, for `kubectl apply -f -`.
     Crd,
     /// Simulate a fleet: how much of a budget it uses beside an ideal bucket, a static split and LiteLLM's own counter.
@@ -109,6 +112,39 @@ pub struct Run {
     pub log: Option<String>,
 }
 
+/// Options of `detach`.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("where").required(true).args(["namespaces", "all_namespaces"]))]
+pub struct Detach {
+    /// Namespace to take the agent out of; repeat it for several.
+    #[arg(short = 'n', long = "namespace", value_delimiter = ',')]
+    pub namespaces: Vec<String>,
+
+    /// All namespaces.
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+
+    /// How long it may take, in seconds. Nothing that is broken holds it up for longer than 30 s.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub timeout: u64,
+
+    /// Secret with the Redis URL, as the operator had it: NAME/KEY.
+    #[arg(long, env = "TOKENBUDGET_DEFAULT_REDIS_SECRET", value_parser = secret_key)]
+    pub default_redis_secret: Option<SecretKeyRef>,
+
+    /// Namespace of the operator, whose Lease is taken over.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "tokenbudget-system")]
+    pub lease_namespace: String,
+
+    /// Name of this process, in the Lease and in events.
+    #[arg(long, env = "POD_NAME", default_value = "tokenbudget-detach")]
+    pub identity: String,
+
+    /// What to log, for example `info,tokenbudget=debug`. RUST_LOG means the same.
+    #[arg(long, env = "RUST_LOG")]
+    pub log: Option<String>,
+}
+
 /// A key of a Secret, written NAME/KEY.
 ///
 /// # Errors
@@ -135,6 +171,14 @@ mod tests {
         assert_eq!(run.namespaces, ["a"]);
         assert_eq!(run.default_redis_secret.unwrap().key, "url");
         assert!(Cli::try_parse_from(["tokenbudget", "run", "--default-redis-secret", "s"]).is_err());
+    }
+
+    #[test]
+    fn detach_is_told_where() {
+        let parsed = |args: &[&str]| Cli::try_parse_from([&["tokenbudget", "detach"], args].concat());
+        assert!(parsed(&[]).unwrap_err().to_string().contains("--all-namespaces"));
+        assert!(parsed(&["-A", "-n", "a"]).is_err());
+        assert!(parsed(&["-A"]).is_ok() && parsed(&["-n", "a", "-n", "b"]).is_ok());
     }
 
     #[test]

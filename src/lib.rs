@@ -15,3 +15,4 @@ pub mod plan;
 pub mod plot;
 pub mod simulate;
 pub mod terminal;
+pub mod uninstall;

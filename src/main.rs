@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use tokenbudget::cli::{Cli, Command, is_plugin};
-use tokenbudget::{api, app, ops};
+use tokenbudget::{api, app, ops, uninstall};
 
 fn main() -> anyhow::Result<ExitCode> {
     match run() {
@@ -41,6 +41,11 @@ fn run() -> anyhow::Result<ExitCode> {
         Command::Completion(options) => {
             let plugin = is_plugin(std::env::args_os().next().as_deref());
             out().write_all(&options.script(plugin))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Detach(options) => {
+            ops::init(options.log.as_deref())?;
+            runtime()?.block_on(uninstall::run(*options))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Run(options) => {

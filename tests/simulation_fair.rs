@@ -104,6 +104,17 @@ fn what_a_silent_process_held_comes_back_but_for_its_offline_amount() {
 }
 
 #[test]
+fn a_fleet_that_starts_has_its_shares_at_once() {
+    for processes in [1, 3, 8] {
+        let config = Config { most: processes as u32, ..fleet(processes, &[], Rules::default()) };
+        let early = run(&config, &[]).grants.into_iter().filter(|(at, _)| (1.0..10.0).contains(at));
+        let least = early.map(|(_, sum)| sum).min().unwrap();
+        println!("{processes} processes that have just started hold at least {least}");
+        assert!(least > BUDGET * 7 / 10, "{processes} processes gave back what nobody else wanted: {least}");
+    }
+}
+
+#[test]
 fn an_idle_fleet_does_not_swing() {
     for processes in [1, 2, 5, 30] {
         let run = run(&fleet(processes, &[], Rules::default()), &[]);

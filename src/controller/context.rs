@@ -23,6 +23,8 @@ pub struct Settings {
     pub default_redis: Option<SecretKeyRef>,
     /// Who this process is, for events.
     pub identity: String,
+    /// `tokenbudget detach`: every TokenBudget is treated as one that is being deleted, and stays.
+    pub detaches_all: bool,
 }
 
 /// Clients, settings and memory.

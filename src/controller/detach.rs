@@ -1,5 +1,5 @@
 //! The end of a TokenBudget: processes get their own limits back, our entries leave the pod templates, the ledger goes.
-//! It ends within 30 s, whatever is broken.
+//! It ends within 30 s, whatever is broken. `tokenbudget detach` does the same to every TokenBudget, and leaves them there.
 
 use std::time::Duration;
 
@@ -44,11 +44,17 @@ pub async fn hold(tb: &TokenBudget, ctx: &Context) -> Result<bool, Error> {
 /// When the API server refuses or does not answer.
 pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<Action, Error> {
     if !tb.finalizers().iter().any(|f| f == FINALIZER) {
+        if tb.metadata.deletion_timestamp.is_none() && tb.status.is_some() {
+            // Nobody keeps it up to date any more.
+            clear_status(tb, ctx).await?;
+        }
         ctx.forget(tb);
         return Ok(Action::await_change());
     }
-    let waiting_since = tb.metadata.deletion_timestamp.as_ref().map_or_else(Timestamp::now, |t| t.0);
-    let patient = Timestamp::now().duration_since(waiting_since) < PATIENCE;
+    let now = Timestamp::now();
+    let began = *memory.detaches_since.get_or_insert(now);
+    let waiting_since = tb.metadata.deletion_timestamp.as_ref().map_or(began, |t| t.0);
+    let patient = now.duration_since(waiting_since) < PATIENCE;
 
     if let Err(error) = close_ledger(tb, ctx, world, memory).await {
         if patient {
@@ -93,8 +99,8 @@ async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> R
     let namespace = tb.namespace().unwrap_or_default();
     for target in &tb.spec.target_refs {
         let others = world.budgets_of(&namespace, &target.name);
-        let shared = others.iter().any(|b| b.uid() != tb.uid() && b.metadata.deletion_timestamp.is_none());
-        if shared {
+        let stays = |b: &TokenBudget| b.uid() != tb.uid() && b.metadata.deletion_timestamp.is_none();
+        if !ctx.settings.detaches_all && others.iter().any(|b| stays(b)) {
             continue;
         }
         let Some(deployment) = world.deployment(&namespace, &target.name) else {
@@ -122,6 +128,17 @@ async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> R
         ctx.applied_maps().remove(&(namespace.clone(), name));
     }
     Ok(())
+}
+
+/// Takes the whole status away, as if no operator had ever seen this TokenBudget.
+async fn clear_status(tb: &TokenBudget, ctx: &Context) -> Result<(), Error> {
+    let api: Api<TokenBudget> = Api::namespaced(ctx.client.clone(), &tb.namespace().unwrap_or_default());
+    let patch = Patch::Merge(json!({"status": null}));
+    match api.patch_status(&tb.name_any(), &PatchParams::default(), &patch).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn write_finalizers(tb: &TokenBudget, ctx: &Context, finalizers: &[&str]) -> Result<(), Error> {

@@ -43,6 +43,8 @@ pub struct Memory {
     pub outside: Outside,
     /// LiteLLM's counters could not be read last time.
     pub counters_failed: bool,
+    /// Since when its clean-up is tried.
+    pub detaches_since: Option<Timestamp>,
     /// Failed passes in a row.
     pub failures: u32,
     /// Whether it was started from the status.

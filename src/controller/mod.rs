@@ -151,7 +151,7 @@ async fn reconcile(tb: Arc<TokenBudget>, ctx: Arc<Context>, world: World) -> Res
 /// One pass.
 async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(Outcome, Action), Error> {
     memory.start_from(tb);
-    if tb.metadata.deletion_timestamp.is_some() {
+    if tb.metadata.deletion_timestamp.is_some() || ctx.settings.detaches_all {
         return detach::detach(tb, ctx, world, memory).await.map(|action| (Outcome::Applied, action));
     }
     if !detach::hold(tb, ctx).await? {

@@ -104,7 +104,7 @@ class Outage:
         for proxy in proxies:
             self.load(proxy)
         until(lambda: sum(row["spent"] for row in self.rig.rows("safe").values()) > 0.9 * BUDGET, 60)
-        self.reach(begun + 62)
+        self.reach(begun + 75)  # the last 60 s begin when the first have spent the whole budget
         self.rig.redis.stop()
         self.lost = time.time()
         self.over = self.lost + LEASE + 1

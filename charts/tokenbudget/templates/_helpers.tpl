@@ -40,6 +40,40 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/* Annotations of what exists only while the release is uninstalled; the value is the order among them. */}}
+{{- define "tokenbudget.uninstallHook" -}}
+helm.sh/hook: post-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+
+{{/* What pod security asks of every pod in a restricted namespace. */}}
+{{- define "tokenbudget.podSecurity" -}}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+{{- end -}}
+
+{{- define "tokenbudget.containerSecurity" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+{{- end -}}
+
+{{- define "tokenbudget.defaultRedis" -}}
+{{- with .Values.redis.urlSecretRef }}
+{{- if .name -}}
+- --default-redis-secret
+- {{ printf "%s/%s" .name .key | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "tokenbudget.port" -}}
 {{- .Values.listen | splitList ":" | last -}}
 {{- end -}}

@@ -24,8 +24,8 @@ func etcdFlags(l layout, p ports) []string {
 	}
 }
 
-func apiServerFlags(l layout, p ports) []string {
-	return []string{
+func apiServerFlags(l layout, p ports, auditPolicy string) []string {
+	flags := []string{
 		"--etcd-servers=http://" + loopback(p.EtcdClient),
 		"--bind-address=127.0.0.1",
 		"--advertise-address=127.0.0.1",
@@ -49,6 +49,10 @@ func apiServerFlags(l layout, p ports) []string {
 		"--proxy-client-cert-file=" + l.cert(frontProxy),
 		"--proxy-client-key-file=" + l.key(frontProxy),
 	}
+	if auditPolicy != "" {
+		flags = append(flags, "--audit-policy-file="+auditPolicy, "--audit-log-path="+l.log("audit"))
+	}
+	return flags
 }
 
 // delegated are the flags of a component that asks the API server who may use

@@ -31,6 +31,7 @@ type Options struct {
 	Name          string
 	ImageMap      string
 	MetricsServer string // the program's path; empty for none
+	AuditPolicy   string // a file; empty for no audit
 }
 
 // state is what the ready file says.
@@ -146,7 +147,7 @@ func (s *supervisor) launch(ctx context.Context) error {
 	if err := s.start(components.Etcd, self, append([]string{components.Etcd}, etcdFlags(l, p)...)...); err != nil {
 		return err
 	}
-	if err := s.start(components.APIServer, self, append([]string{components.APIServer}, apiServerFlags(l, p)...)...); err != nil {
+	if err := s.start(components.APIServer, self, append([]string{components.APIServer}, apiServerFlags(l, p, s.options.AuditPolicy)...)...); err != nil {
 		return err
 	}
 	checks, err := newChecks(l.componentKubeconfig(adminName))

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use rig::clock::interrupted;
-use rig::scenario::{Paths, Rig, checks, demo};
+use rig::scenario::{Paths, Rig, checks, demo, footprint};
 
 /// The local cluster and the scenarios on it. `make up`, `make down`, `make demo` and `make test` call it.
 #[derive(Debug, Parser)]
@@ -26,6 +26,8 @@ enum Command {
     Checks,
     /// The main job, and then the checks.
     Test,
+    /// What the operator costs in memory, CPU and requests: one TokenBudget, 100, and 5,000 pods of others (6 minutes).
+    Footprint,
 }
 
 #[tokio::main]
@@ -33,22 +35,23 @@ async fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Up => up().await,
         Command::Down => {
-            for name in ["up", "demo", "checks", "test"] {
+            for name in ["up", "demo", "checks", "test", "footprint"] {
                 Rig::down(&Paths::new(name)?)?;
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Demo => on_a_cluster("demo", true, false).await,
-        Command::Checks => on_a_cluster("checks", false, true).await,
-        Command::Test => on_a_cluster("test", true, true).await,
+        Command::Demo => on_a_cluster("demo", work(true, false)).await,
+        Command::Checks => on_a_cluster("checks", work(false, true)).await,
+        Command::Test => on_a_cluster("test", work(true, true)).await,
+        Command::Footprint => on_a_cluster("footprint", async |rig: &Rig| footprint::run(rig).await.map(|()| true)).await,
     }
 }
 
-/// Runs the demo, the checks or both on a cluster that is stopped afterwards whatever happens.
-async fn on_a_cluster(name: &str, demo: bool, checks: bool) -> Result<ExitCode> {
+/// Runs something on a cluster that is stopped afterwards whatever happens.
+async fn on_a_cluster(name: &str, work: impl AsyncFnOnce(&Rig) -> Result<bool>) -> Result<ExitCode> {
     let paths = Paths::new(name)?;
     let outcome = tokio::select! {
-        outcome = work(&paths, demo, checks) => outcome,
+        outcome = async { work(&Rig::up(&paths).await?).await } => outcome,
         _ = interrupted() => Err(anyhow::anyhow!("interrupted")),
     };
     if !matches!(outcome, Ok(true)) && paths.dir.exists() {
@@ -78,23 +81,24 @@ The provider: {}",
     Ok(ExitCode::SUCCESS)
 }
 
-/// Answers whether every figure was reached.
-async fn work(paths: &Paths, with_demo: bool, with_checks: bool) -> Result<bool> {
-    let rig = Rig::up(paths).await?;
-    let outcome = if with_demo {
-        demo::run(&rig).await?
-    } else {
-        checks::prepare(&rig).await?;
-        demo::Outcome::default()
-    };
-    for failure in &outcome.failures {
-        println!("FAILED: {failure}");
+/// The demo, the checks, or both; answers whether every figure was reached.
+fn work(with_demo: bool, with_checks: bool) -> impl AsyncFnOnce(&Rig) -> Result<bool> {
+    async move |rig| {
+        let outcome = if with_demo {
+            demo::run(rig).await?
+        } else {
+            checks::prepare(rig).await?;
+            demo::Outcome::default()
+        };
+        for failure in &outcome.failures {
+            println!("FAILED: {failure}");
+        }
+        for line in &outcome.lines {
+            println!("{line}");
+        }
+        if with_checks {
+            checks::run(rig).await?;
+        }
+        Ok(outcome.failures.is_empty())
     }
-    for line in &outcome.lines {
-        println!("{line}");
-    }
-    if with_checks {
-        checks::run(&rig).await?;
-    }
-    Ok(outcome.failures.is_empty())
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::fleet::{Fleet, conditions, text};
 use super::outsider::Outsider;
 use super::rig::{OPERATOR_NAMESPACE, Rig};
-use super::{failover, knobs, manners};
+use super::{audit, failover, knobs, manners, releases, rights, shapes, uninstall};
 
 /// What the API server refuses at once: a spec, and words of the answer.
 const REFUSED: [(&str, &str, &str); 8] = [
@@ -63,6 +63,9 @@ const ACCEPTED_FALSE: [(&str, &str, &str, &str, &str); 6] = [
 /// The most passes that a TokenBudget may cost in a second, while pods of its Deployment come and go.
 const MOST_PASSES: f64 = 5.0;
 
+/// How long an idle fleet is left alone.
+const IDLE: Duration = Duration::from_secs(40);
+
 /// Runs all checks on a rig with the fleet of the demo.
 ///
 /// # Errors
@@ -91,12 +94,17 @@ pub async fn run(rig: &Rig) -> Result<()> {
     let outsider = Outsider::start(rig).await?;
     manners::run(rig).await?;
     knobs::run(rig).await?;
+    releases::run(rig).await?;
+    shapes::run(rig).await?;
     outsider.until_seen().await?;
     println!("check: bad input is answered, the operator lives, the pods serve");
     terminal(rig)?;
     failover::run(rig).await?;
 
-    leaves_no_trace(rig, &fleet).await
+    quiet(rig).await?;
+    leaves_no_trace(rig, &fleet).await?;
+    rights::run(rig)?;
+    uninstall::run(rig, &fleet).await
 }
 
 /// Brings the fleet and its TokenBudget to where the demo leaves them, without the load.
@@ -117,6 +125,17 @@ pub(super) fn manifest(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: tokenbudget.dev/v1alpha1\nkind: TokenBudget\nmetadata: {{name: {name}, namespace: llm}}\nspec:\n  {targets}{spec}\n"
     )
+}
+
+/// Nothing is written about a fleet that does nothing.
+async fn quiet(rig: &Rig) -> Result<()> {
+    Fleet::of(rig).until_idle("gpt-4o", Duration::from_secs(150)).await?;
+    // Of the last figures, and what others had spent before.
+    tokio::time::sleep(IDLE).await;
+    let writes = audit::status_writes_a_minute(rig, "gpt-4o", IDLE / 2)?;
+    ensure!(writes == 0.0, "the status of an idle fleet is written {writes:.1} times a minute");
+    println!("check: the status of an idle fleet is not written");
+    Ok(())
 }
 
 /// `kubectl tokenbudget` beside a real operator.

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
+use super::operator::{holder, pod_of, process_of};
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 
 /// A replica that is told to go gives the lease back.
@@ -39,16 +40,6 @@ fn scale(rig: &Rig, replicas: u32) -> Result<()> {
     Ok(())
 }
 
-fn holder(rig: &Rig) -> Result<String> {
-    let path = "jsonpath={.spec.holderIdentity}";
-    rig.kubectl(&["-n", OPERATOR_NAMESPACE, "get", "lease", "tokenbudget", "-o", path])
-}
-
-/// The pod's name in an identity, which also tells its processes apart.
-fn pod_of(identity: &str) -> &str {
-    identity.rsplit_once('_').map_or(identity, |(pod, _)| pod)
-}
-
 async fn until_another(rig: &Rig, old: &str, limit: Duration) -> Result<String> {
     let started = Instant::now();
     loop {
@@ -59,17 +50,6 @@ async fn until_another(rig: &Rig, old: &str, limit: Duration) -> Result<String> 
         ensure!(started.elapsed() < limit, "{old} is followed by nobody after {limit:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-}
-
-/// The operator's process in this pod, by its environment.
-fn process_of(pod: &str) -> Result<String> {
-    let wanted = format!("POD_NAME={pod}");
-    let has = |process: &std::fs::DirEntry| {
-        let environ = std::fs::read(process.path().join("environ")).unwrap_or_default();
-        environ.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
-    };
-    let process = std::fs::read_dir("/proc")?.flatten().find(has).with_context(|| format!("{pod} has no process"))?;
-    Ok(process.file_name().to_string_lossy().into_owned())
 }
 
 fn kill(process: &str) -> Result<()> {

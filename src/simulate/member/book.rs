@@ -192,7 +192,8 @@ impl Book {
             if self.on_its_own(now) {
                 keep = keep.max(self.safe);
             }
-            want = keep.max(self.safe);
+            // A fleet whose processes all start must not take its own pool for pressure, and give all back.
+            want = keep.max(ceil((1.0 - FULL) * self.safe as f64 - 1e-6));
         } else if beat {
             (keep, want) = self.aim(spent, keep);
             off = keep.min(self.safe);

@@ -1,0 +1,101 @@
+//! What the operator costs: its memory, CPU and writes with one TokenBudget, with 100, and beside 5,000 pods of other people.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokenbudget::api::TokenBudget;
+
+use super::audit;
+use super::fleet::until;
+use super::operator::Footprint;
+use super::rig::Rig;
+
+const MANY: usize = 100;
+const FOREIGN: usize = 5_000;
+const WINDOW: Duration = Duration::from_secs(60);
+/// Objects are created side by side.
+const AT_ONCE: usize = 20;
+
+/// Measures, and prints a table.
+///
+/// # Errors
+/// When something cannot be made or measured.
+pub async fn run(rig: &Rig) -> Result<()> {
+    super::checks::prepare(rig).await?;
+    println!("| the operator with | RSS, MB | CPU, % of a core | API requests a minute, of them writes |\n|---|---|---|---|");
+    row(rig, "one TokenBudget, 3 pods, no traffic").await?;
+    let client = rig.client().await?;
+    create::<Namespace>(&Api::all(client.clone()), json!({"metadata": {"name": "many"}})).await?;
+    foreign(&client).await?;
+    row(rig, &format!("the same, and {FOREIGN} pods of others")).await?;
+    many(rig, &client).await?;
+    row(rig, &format!("the same, and {MANY} TokenBudgets of {MANY} Deployments without pods")).await
+}
+
+async fn row(rig: &Rig, what: &str) -> Result<()> {
+    // What was just made settles first.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let since_ms = jiff::Timestamp::now().as_millisecond();
+    let before = Footprint::of_leader(rig)?;
+    tokio::time::sleep(WINDOW).await;
+    let after = Footprint::of_leader(rig)?;
+    let requests = audit::requests(rig)?.into_iter().filter(|r| r.at_ms >= since_ms).collect::<Vec<_>>();
+    let writes = requests.iter().filter(|r| !matches!(r.right.verb.as_str(), "get" | "list" | "watch")).count();
+    let cpu = (after.cpu_s - before.cpu_s) / WINDOW.as_secs_f64() * 100.0;
+    println!("| {what} | {:.0} | {cpu:.1} | {}, {writes} |", after.rss_mb, requests.len());
+    Ok(())
+}
+
+async fn create<K>(api: &Api<K>, object: Value) -> Result<()>
+where
+    K: kube::Resource + DeserializeOwned + serde::Serialize + Clone + std::fmt::Debug,
+    K::DynamicType: Default,
+{
+    let object: K = serde_json::from_value(object)?;
+    api.create(&PostParams::default(), &object).await.context("an object could not be created")?;
+    Ok(())
+}
+
+/// Pods that no node takes and that are not ours.
+async fn foreign(client: &Client) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "many");
+    let pod = |index: usize| {
+        json!({"metadata": {"name": format!("foreign-{index}"), "labels": {"app": "foreign"}}, "spec": {
+            "nodeSelector": {"nobody": "has-it"}, "automountServiceAccountToken": false,
+            "containers": [{"name": "main", "image": "example.com/foreign:1"}]}})
+    };
+    stream::iter(0..FOREIGN).map(|index| create(&pods, pod(index))).buffer_unordered(AT_ONCE).try_collect::<()>().await
+}
+
+async fn many(rig: &Rig, client: &Client) -> Result<()> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "many");
+    create(&secrets, json!({"metadata": {"name": "redis"}, "stringData": {"url": rig.redis_url}})).await?;
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "many");
+    let budgets: Api<TokenBudget> = Api::namespaced(client.clone(), "many");
+    let make = async |index: usize| -> Result<()> {
+        let name = format!("many-{index}");
+        let labels = json!({"app": name});
+        create(&deployments, json!({"metadata": {"name": name}, "spec": {
+            "replicas": 0, "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": {
+                "containers": [{"name": "litellm", "image": "ghcr.io/berriai/litellm:v1.106.2"}]}}}})).await?;
+        create(&budgets, json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget", "metadata": {"name": name},
+            "spec": {"targetRefs": [{"name": name}], "redis": {"urlSecretRef": {"name": "redis", "key": "url"}},
+                "limits": [{"name": "a", "models": [{"modelName": "m"}], "tokensPerMinute": 60_000}]}})).await
+    };
+    stream::iter(0..MANY).map(make).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+    let reached = || -> Result<usize> {
+        let path = r#"jsonpath={range .items[*]}{.status.conditions[?(@.type=="LedgerReachable")].status}{"\n"}{end}"#;
+        Ok(rig.kubectl(&["-n", "many", "get", "tb", "-o", path])?.lines().filter(|line| *line == "True").count())
+    };
+    if let Err(error) = until("every ledger is reached", Duration::from_secs(120), || Ok(reached()? == MANY)).await {
+        bail!("{error}: only {} of {MANY}", reached()?);
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! Helm beside us: releases of LiteLLM's two charts that are upgraded and rolled back, and everything that our own chart can
+//! render, sent to the API server.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use tokenbudget::litellm::AGENT_HOOK;
+
+use super::checks::{apply_text, delete_within, manifest, untouched};
+use super::fleet::{Fleet, text, until};
+use super::rig::{OPERATOR_NAMESPACE, Rig};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// The Deployments as LiteLLM's charts make them, from the operator's own fixtures.
+const CHARTS: [(&str, &str); 2] = [
+    ("litellm-helm", include_str!("../../../src/litellm/fixtures/litellm-helm.yaml")),
+    ("litellm-gateway", include_str!("../../../src/litellm/fixtures/litellm-gateway.yaml")),
+];
+
+/// Runs all of it.
+///
+/// # Errors
+/// The first that is not as it should be.
+pub async fn run(rig: &Rig) -> Result<()> {
+    everything_rendered_is_accepted(rig)?;
+    for (name, fixture) in CHARTS {
+        Release::new(rig, name, fixture)?.run().await?;
+    }
+    Ok(())
+}
+
+/// A release of a chart that was made of one fixture.
+struct Release<'a> {
+    rig: &'a Rig,
+    name: &'static str,
+    chart: String,
+    deployment: String,
+}
+
+impl<'a> Release<'a> {
+    fn new(rig: &'a Rig, name: &'static str, fixture: &str) -> Result<Self> {
+        let mut object: Value = serde_saphyr::from_str(fixture)?;
+        let deployment = text(&object["metadata"]["name"]).to_owned();
+        let metadata = object["metadata"].as_object_mut().context("no metadata")?;
+        metadata.retain(|key, _| matches!(key.as_str(), "name" | "labels" | "annotations"));
+        object["status"] = Value::Null;
+        let spec = &mut object["spec"];
+        if !spec["replicas"].is_null() {
+            spec["replicas"] = 0.into();
+        }
+        // No node has it, so the gateway's pods stay Pending where its chart leaves the count to an HPA.
+        spec["template"]["spec"]["nodeSelector"] = serde_json::json!({"nobody": "has-it"});
+        spec["template"]["metadata"]["annotations"]["checksum/config"] = "{{ .Values.checksum }}".into();
+        let folder = rig.paths.dir.join(name);
+        fs::create_dir_all(folder.join("templates"))?;
+        fs::write(folder.join("Chart.yaml"), format!("apiVersion: v2\nname: {name}\nversion: 1.0.0\n"))?;
+        fs::write(folder.join("templates/deployment.yaml"), serde_json::to_string_pretty(&object)?)?;
+        Ok(Self { rig, name, chart: folder.to_string_lossy().into_owned(), deployment })
+    }
+
+    fn upgrade(&self, checksum: &str) -> Result<()> {
+        let set = format!("checksum={checksum}");
+        self.rig.helm(&["upgrade", "--install", self.name, &self.chart, "--namespace", "llm", "--set", &set])
+    }
+
+    /// Helm's annotation has this value, and our entries are there beside it.
+    async fn until_both(&self, checksum: &str) -> Result<Duration> {
+        let fleet = Fleet::of(self.rig);
+        until(&format!("{} has checksum {checksum} and the agent", self.deployment), SOON, || {
+            let template = fleet.get("deployment", &self.deployment)?["spec"]["template"].clone();
+            let helms = template["metadata"]["annotations"]["checksum/config"] == checksum;
+            Ok(helms && template.to_string().contains(AGENT_HOOK))
+        })
+        .await
+    }
+
+    async fn run(&self) -> Result<()> {
+        self.upgrade("first")?;
+        let spec = format!(
+            "targetRefs: [{{name: {}}}]\n  redis: {{urlSecretRef: {{name: dead-redis, key: url}}}}\n  \
+             limits: [{{name: a, models: [{{modelName: m}}], tokensPerMinute: 600}}]",
+            self.deployment
+        );
+        let (accepted, answer) = apply_text(self.rig, &manifest(self.name, &spec))?;
+        ensure!(accepted, "{answer}");
+        self.until_both("first").await?;
+        self.upgrade("second")?;
+        self.stays("second", "an upgrade").await?;
+        self.rig.helm(&["rollback", self.name, "1", "--namespace", "llm"])?;
+        self.stays("first", "a rollback").await?;
+        delete_within(self.rig, self.name, Duration::from_secs(30))?;
+        untouched(&Fleet::of(self.rig), &self.deployment)?;
+        self.rig.helm(&["uninstall", self.name, "--namespace", "llm"])?;
+        println!("check: Helm upgrades and rolls back a release of {} beside the agent, which stays", self.name);
+        Ok(())
+    }
+
+    /// Helm's change is there at once, and no second rollout follows to put the agent back.
+    async fn stays(&self, checksum: &str, what: &str) -> Result<()> {
+        let fleet = Fleet::of(self.rig);
+        let generation = fleet.get("deployment", &self.deployment)?["metadata"]["generation"].clone();
+        self.until_both(checksum).await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let after = fleet.get("deployment", &self.deployment)?["metadata"]["generation"].clone();
+        ensure!(generation == after, "{what} of {} cost a second rollout: {generation} -> {after}", self.name);
+        Ok(())
+    }
+}
+
+/// Every object of the chart with everything on, by a server-side dry run.
+fn everything_rendered_is_accepted(rig: &Rig) -> Result<()> {
+    let crds = rig.paths.prometheus_operator_crds();
+    rig.kubectl(&["apply", "--server-side", "-f", &crds.to_string_lossy()])?;
+    let chart = rig.paths.root.join("charts/tokenbudget").to_string_lossy().into_owned();
+    let all = [
+        "serviceMonitor.enabled=true",
+        "prometheusRule.enabled=true",
+        "dashboard.enabled=true",
+        "networkPolicy.enabled=true",
+        "podDisruptionBudget.enabled=true",
+        "replicas=2",
+    ];
+    let namespaces = ["watchNamespaces={llm}", "watchNamespaces={}"];
+    for namespace in namespaces {
+        let mut args = vec!["template", "everything", &chart, "--namespace", OPERATOR_NAMESPACE, "--kube-version", "1.36.0"];
+        all.iter().chain([&namespace]).for_each(|value| args.extend(["--set", value]));
+        let rendered = rig.helm_output(&args)?;
+        let count = rendered.lines().filter(|line| line.starts_with("kind: ")).count();
+        dry_run(rig, &rendered)?;
+        println!("check: the API server accepts all {count} objects of the chart with {namespace}");
+    }
+    Ok(())
+}
+
+fn dry_run(rig: &Rig, manifests: &str) -> Result<()> {
+    let mut child = Command::new(rig.kubectl_binary())
+        .args(["kubectl", "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-"])
+        .env("KUBECONFIG", rig.kubeconfig())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    child.stdin.take().context("kubectl has no stdin")?.write_all(manifests.as_bytes())?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("the API server does not accept what the chart renders: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! The operator's rights are what it was seen to use while the scenario did all that users do: no rule is missing, and none
+//! is there for nothing.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use super::audit::{self, Right};
+use super::fleet::text;
+use super::rig::{OPERATOR_NAMESPACE, Rig};
+
+/// Rights that no request shows: who asks for them, instead.
+const ASKED_BY_OTHERS: [(&str, &str, &str, &str); 2] = [
+    ("tokenbudget.dev", "tokenbudgets/finalizers", "update", "the admission plugin OwnerReferencesPermissionEnforcement"),
+    ("", "configmaps", "create", "a server-side apply of an object that is not there yet, whose verb is patch"),
+];
+
+/// Compares the rules of the chart's ServiceAccount with the audit log.
+///
+/// # Errors
+/// What was refused, and what was granted for nothing.
+pub fn run(rig: &Rig) -> Result<()> {
+    let (used, refused) = audit::used(rig, "tokenbudget")?;
+    ensure!(refused.is_empty(), "the operator was refused {}", list(&refused));
+    let granted: BTreeSet<Right> = [
+        rules(rig, &["get", "clusterrole", "tokenbudget", "-o", "json"])?,
+        rules(rig, &["-n", OPERATOR_NAMESPACE, "get", "role", "tokenbudget-leader", "-o", "json"])?,
+    ]
+    .concat()
+    .into_iter()
+    .collect();
+    let excused = |right: &Right| ASKED_BY_OTHERS.iter().any(|(g, r, v, _)| *right == Right::of(g, r, v));
+    let idle: BTreeSet<Right> =
+        granted.iter().filter(|right| !used.contains(right) && !excused(right)).cloned().collect();
+    ensure!(idle.is_empty(), "the operator never used its right to {}", list(&idle));
+    for (_, resource, verb, who) in ASKED_BY_OTHERS {
+        println!("check: {verb} {resource} is asked for by {who}");
+    }
+    println!("check: each of the {} rights of the operator was used, and nothing was refused", granted.len());
+    Ok(())
+}
+
+fn rules(rig: &Rig, get: &[&str]) -> Result<Vec<Right>> {
+    let role: Value = serde_json::from_str(&rig.kubectl(get)?)?;
+    let strings = |value: &Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().map(|item| text(item).to_owned()).collect()
+    };
+    let mut rights = Vec::new();
+    for rule in role["rules"].as_array().into_iter().flatten() {
+        for group in strings(&rule["apiGroups"]) {
+            for resource in strings(&rule["resources"]) {
+                rights.extend(strings(&rule["verbs"]).iter().map(|verb| Right::of(&group, &resource, verb)));
+            }
+        }
+    }
+    Ok(rights)
+}
+
+fn list(rights: &BTreeSet<Right>) -> String {
+    rights.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,95 @@
+//! `helm uninstall` while a TokenBudget is still there: nothing hangs, nothing is left.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::checks::{apply_text, delete_within, manifest, untouched};
+use super::fleet::Fleet;
+use super::rig::{OPERATOR_NAMESPACE, Rig};
+
+const NAME: &str = "stays";
+
+/// Attaches Deployment `plain`, uninstalls the chart, and looks at what is left.
+///
+/// # Errors
+/// What is left that should not be.
+pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
+    let spec = "targetRefs: [{name: plain}]\n  limits: [{name: a, models: [{modelName: gpt-4o}], tokensPerMinute: 600}]";
+    let (accepted, answer) = apply_text(rig, &manifest(NAME, spec))?;
+    ensure!(accepted, "{answer}");
+    fleet.until_condition(NAME, "Enforcing", "True", None, Duration::from_secs(90)).await?;
+    ensure!(!lasting_keys(rig)?.is_empty(), "a TokenBudget that enforces has no key in Redis: the check below is void");
+
+    let started = Instant::now();
+    rig.helm(&["uninstall", "tokenbudget", "--namespace", OPERATOR_NAMESPACE, "--timeout", "120s"])?;
+    println!("check: helm uninstall with a TokenBudget that enforces took {:.1} s", started.elapsed().as_secs_f32());
+    let object = fleet.get("tokenbudget", NAME)?;
+    ensure!(object["metadata"]["finalizers"].is_null(), "a finalizer is left: {}", object["metadata"]["finalizers"]);
+    ensure!(object["status"].is_null(), "a status is left that nobody keeps: {}", object["status"]);
+    untouched(fleet, "plain")?;
+    let maps = rig.kubectl(&["-n", "llm", "get", "configmaps", "-o", "name"])?;
+    ensure!(!maps.contains("tokenbudget-plain"), "a ConfigMap is left: {maps}");
+    let keys = lasting_keys(rig)?;
+    ensure!(keys.is_empty(), "keys without an end are left in Redis: {keys:?}");
+    for (namespaced, kinds) in [
+        (true, "deployments,jobs,serviceaccounts,roles,rolebindings,services,networkpolicies,poddisruptionbudgets"),
+        (false, "clusterroles,clusterrolebindings"),
+    ] {
+        let mut args = vec!["get", kinds, "-l", "app.kubernetes.io/instance=tokenbudget", "-o", "json"];
+        if namespaced {
+            args.extend(["-n", OPERATOR_NAMESPACE]);
+        }
+        let left: Value = serde_json::from_str(&rig.kubectl(&args)?)?;
+        ensure!(left["items"].as_array().is_some_and(Vec::is_empty), "of the release is left: {}", left["items"]);
+    }
+    delete_within(rig, NAME, Duration::from_secs(10))?;
+    rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
+    println!("check: no finalizer, status, entry, ConfigMap, lasting key or object of the release is left; plain serves");
+    Ok(())
+}
+
+/// Our keys in Redis that do not end by themselves.
+fn lasting_keys(rig: &Rig) -> Result<Vec<String>> {
+    let mut redis = Redis::connect(rig)?;
+    let keys = redis.ask("KEYS tokenbudget:*")?;
+    let names: Vec<String> = keys.lines().filter(|line| line.starts_with("tokenbudget:")).map(str::to_owned).collect();
+    let mut lasting = Vec::new();
+    for name in names {
+        if redis.ask(&format!("TTL {name}"))?.trim() == ":-1" {
+            lasting.push(name);
+        }
+    }
+    Ok(lasting)
+}
+
+/// Redis' inline protocol, which is enough for two questions.
+struct Redis(TcpStream);
+
+impl Redis {
+    fn connect(rig: &Rig) -> Result<Self> {
+        let address = rig.redis_url.strip_prefix("redis://").context("not redis://")?;
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+        Ok(Self(stream))
+    }
+
+    /// The answer as it came, which ends when nothing more comes.
+    fn ask(&mut self, command: &str) -> Result<String> {
+        self.0.write_all(format!("{command}\r\n").as_bytes())?;
+        let mut answer = Vec::new();
+        let mut part = [0; 65536];
+        loop {
+            match self.0.read(&mut part) {
+                Ok(0) => break,
+                Ok(count) => answer.extend_from_slice(&part[..count]),
+                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock) && !answer.is_empty() => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(String::from_utf8(answer)?)
+    }
+}

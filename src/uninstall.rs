@@ -1,0 +1,124 @@
+//! `tokenbudget detach`: takes the agent out of a cluster, when the operator is gone or going. It is the leader for so long,
+//! and each TokenBudget is cleaned up as if it were deleted; the TokenBudgets themselves stay.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use kube::{Api, Client, ResourceExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use crate::api::{FINALIZER, TokenBudget};
+use crate::app::{self, candidate, wait, watched};
+use crate::cli::Detach;
+use crate::controller::{self, Context, Settings};
+use crate::ops::Metrics;
+
+/// How often it is looked whether all are done.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Why not everything was taken out.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no API server to talk to.
+    #[error(transparent)]
+    App(#[from] app::Error),
+    /// The TokenBudgets cannot be listed.
+    #[error("the TokenBudgets cannot be listed")]
+    List(#[source] Box<kube::Error>),
+    /// The time was over.
+    #[error("{} left after {seconds} s: {}. {hint}", left.len(), left.join(", "))]
+    Left {
+        /// Their namespaces and names.
+        left: Vec<String>,
+        /// How long it was tried.
+        seconds: u64,
+        /// What may be in the way.
+        hint: String,
+    },
+}
+
+/// Takes the agent out, and waits until it is done.
+///
+/// # Errors
+/// [`Error`]: what is left, and what is in the way.
+pub async fn run(options: Detach) -> Result<(), Error> {
+    let client = app::client().await?;
+    let namespaces = watched(&options.namespaces);
+    if remaining(&client, &namespaces).await?.is_empty() {
+        info!("there is nothing to take out");
+        return Ok(());
+    }
+    let (stop, stopped) = watch::channel(false);
+    let (leadership, election) = candidate(&client, &options.lease_namespace, &options.identity, stopped.clone());
+    let settings = Settings {
+        namespaces: options.namespaces,
+        default_redis: options.default_redis_secret,
+        identity: options.identity,
+        detaches_all: true,
+    };
+    let ctx = Arc::new(Context::new(client.clone(), settings, leadership.clone(), Metrics::new()));
+    let passes = tokio::spawn(join_all(
+        namespaces.iter().cloned().map(|namespace| controller::run(ctx.clone(), namespace, || (), wait(stopped.clone()))),
+    ));
+
+    let started = Instant::now();
+    let deadline = Duration::from_secs(options.timeout);
+    let mut said = Vec::new();
+    let outcome = loop {
+        // An API server that is away for a moment is waited for.
+        let left = remaining(&client, &namespaces).await.inspect_err(|error| warn!(%error, "looking for what is left"));
+        match left {
+            Ok(left) if left.is_empty() => break Ok(()),
+            Ok(left) if left != said => {
+                info!(leads = leadership.leads(), "{} left: {}", left.len(), left.join(", "));
+                said = left;
+            }
+            _ => {}
+        }
+        if started.elapsed() > deadline {
+            let hint = if leadership.leads() {
+                "The log above says what is in the way.".to_owned()
+            } else {
+                format!(
+                    "Another replica leads (Lease tokenbudget in namespace {}): uninstall the operator first",
+                    options.lease_namespace
+                )
+            };
+            break Err(Error::Left { left: said, seconds: options.timeout, hint });
+        }
+        sleep(LOOK).await;
+    };
+    let _ = stop.send(true);
+    let _ = passes.await;
+    let _ = election.await;
+    if outcome.is_ok() {
+        info!(seconds = started.elapsed().as_secs(), "everything is taken out; the TokenBudgets stay");
+    }
+    outcome
+}
+
+/// The TokenBudgets that still carry something of ours, as NAMESPACE/NAME. Without the resource there are none.
+async fn remaining(client: &Client, namespaces: &[Option<String>]) -> Result<Vec<String>, Error> {
+    let mut left = Vec::new();
+    for namespace in namespaces {
+        let api: Api<TokenBudget> = namespace
+            .as_deref()
+            .map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace));
+        match api.list(&kube::api::ListParams::default()).await {
+            Ok(list) => left.extend(list.iter().filter(|tb| is_ours(tb)).map(|tb| {
+                format!("{}/{}", tb.namespace().unwrap_or_default(), tb.name_any())
+            })),
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            Err(error) => return Err(Error::List(Box::new(error))),
+        }
+    }
+    left.sort();
+    Ok(left)
+}
+
+fn is_ours(tb: &TokenBudget) -> bool {
+    tb.status.is_some() || tb.finalizers().iter().any(|f| f == FINALIZER)
+}
