@@ -1399,7 +1399,12 @@ class Ledger(threading.Thread):
             "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
         }
         if "url" in where:
-            client = redis.Redis.from_url(where["url"], **options)
+            try:
+                client = redis.Redis.from_url(where["url"], **options)
+            except ValueError:  # its text quotes the URL: the password, where that has a # or a / in it
+                raise redis.ConnectionError(
+                    "the Redis URL does not parse: percent-encode what is special in user and password"
+                ) from None
         else:
             client = redis.Redis(**where, **options)
         if node:

@@ -293,3 +293,29 @@ fn shares_move_when_they_do_not_fit() {
     book.members[1].share = 29_901;
     assert_eq!(plan_book(&book).shares, [30_000, 30_000]);
 }
+
+#[test]
+fn the_example_in_the_concepts_is_what_the_plan_gives() {
+    let page = include_str!("../../docs/concepts.md");
+    let grouped = |n: u64| if n < 1_000 { n.to_string() } else { format!("{},{:03}", n / 1_000, n % 1_000) };
+    let target = Target { replicas: 3, most_replicas: Some(5), surge: 2, workers: 1 };
+    let most_processes = FleetSize::of(&[target]).most_processes;
+    let (plenty, much) = ([(12_000, 0), (2_000, 0), (20_000, 0)], [(12_000, 0), (2_000, 0), (30_000, 20_000)]);
+    for (unrecorded, of, shares, level, aside) in [
+        (0, much, [12_100, 2_016, 45_884], 45_884, 0),
+        (0, plenty, [18_672, 8_588, 26_738], 60_000, 0),
+        (1, much, [12_100, 2_016, 37_313], 37_313, 8_571),
+    ] {
+        let members = of.iter().enumerate().map(|(i, &(spent, denied))| member(i, spent, denied, 0, false)).collect();
+        let book = Book { budget: 60_000, most_processes, unrecorded, members };
+        let plan = plan_book(&book);
+        assert_eq!((plan.safe, plan.aside, plan.level, &*plan.shares), (8_571, aside, level, &shares[..]));
+        assert!(page.contains(&format!("(level {})", grouped(level))), "{level}");
+        for ((name, m), share) in ["a", "b", "c"].iter().zip(&book.members).zip(plan.shares) {
+            let wants = grouped(demand(m, book.budget));
+            let (spent, denied, share) = (grouped(m.spent), grouped(m.denied), grouped(share));
+            let row = format!("| {name} | {spent} + {denied} | {wants} | {share} |");
+            assert!(page.contains(&row), "{row}");
+        }
+    }
+}
