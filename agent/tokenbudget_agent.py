@@ -1985,14 +1985,35 @@ class Adapter:
         local: dict[int, Any] = {}
         for owner, name in targets:
             if hasattr(owner, name) and not any(o is owner and n == name for o, n, _ in self.caches):
-                self.caches.append((owner, name, getattr(owner, name)))
-                setattr(owner, name, local.setdefault(id(owner), DualCache()))
+                fleets = getattr(owner, name)
+                self.caches.append((owner, name, fleets))
+                setattr(owner, name, local.setdefault(id(owner), own_counters(DualCache, fleets)))
         return None
 
     def restore_caches(self) -> None:
         for owner, name, original in self.caches:
             setattr(owner, name, original)
         self.caches = []
+
+
+# The parts of a key that no share stands for: RouterCacheEnum in LiteLLM's types/router.py (1.106.2).
+FLEETS_OWN = (":itpm:", ":otpm:")
+
+
+def own_counters(dual_cache: Any, fleets: Any) -> Any:
+    """Counters of this process alone, in LiteLLM's class; what counts for `itpm` and `otpm` stays the
+    fleet's."""
+
+    class OwnCounters(dual_cache):  # type: ignore[misc]
+        def increment_cache(self, key: str, *args: Any, **kwargs: Any) -> Any:
+            owner: Any = fleets if any(part in key for part in FLEETS_OWN) else super()
+            return owner.increment_cache(key, *args, **kwargs)
+
+        async def async_increment_cache(self, key: str, *args: Any, **kwargs: Any) -> Any:
+            owner: Any = fleets if any(part in key for part in FLEETS_OWN) else super()
+            return await owner.async_increment_cache(key, *args, **kwargs)
+
+    return OwnCounters()
 
 
 # ---------------------------------------------------------------- hooks
