@@ -61,7 +61,10 @@ pub async fn run(options: Detach) -> Result<(), Error> {
     };
     let ctx = Arc::new(Context::new(client.clone(), settings, leadership.clone(), Metrics::new()));
     let passes = tokio::spawn(join_all(
-        namespaces.iter().cloned().map(|namespace| controller::run(ctx.clone(), namespace, || (), wait(stopped.clone()))),
+        namespaces
+            .iter()
+            .cloned()
+            .map(|namespace| controller::run(ctx.clone(), namespace, || (), wait(stopped.clone()))),
     ));
 
     let started = Instant::now();
@@ -108,9 +111,11 @@ async fn remaining(client: &Client, namespaces: &[Option<String>]) -> Result<Vec
             .as_deref()
             .map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace));
         match api.list(&kube::api::ListParams::default()).await {
-            Ok(list) => left.extend(list.iter().filter(|tb| is_ours(tb)).map(|tb| {
-                format!("{}/{}", tb.namespace().unwrap_or_default(), tb.name_any())
-            })),
+            Ok(list) => left.extend(
+                list.iter()
+                    .filter(|tb| is_ours(tb))
+                    .map(|tb| format!("{}/{}", tb.namespace().unwrap_or_default(), tb.name_any())),
+            ),
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
             Err(error) => return Err(Error::List(Box::new(error))),
         }

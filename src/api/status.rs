@@ -72,6 +72,10 @@ pub struct LimitStatus {
     pub denied: i64,
     /// Budget that is neither lent nor set aside; negative after a budget cut.
     pub pool: i64,
+    /// How hard members are pressed to give back what they do not use, in percent: 0 while a fifth of the budget is in the
+    /// pool, 100 when less than 4 % is.
+    #[serde(default)]
+    pub pressure_percent: i64,
     /// Set aside for live processes that are not in the ledger.
     pub aside: i64,
     /// The most that a process may spend when it has lost the ledger.

@@ -16,6 +16,7 @@ use crate::api::{
     ConditionKind as Kind, Conditions, LimitStatus, Mode, PodStatus, Reason, TokenBudget, TokenBudgetStatus,
 };
 use crate::ledger::{BookState, MemberState, Unit};
+use crate::plan::pressure_percent;
 
 /// Rows for pods in the status at most; the rest is in the metrics.
 const MOST_PODS: usize = 100;
@@ -86,6 +87,7 @@ fn limit_rows(
                 worst: signed(worst.note(u64::try_from(now.as_second()).unwrap_or(0), spent)),
                 denied: signed(living().map(|m| m.denied).sum()),
                 pool: book.pool,
+                pressure_percent: pressure_percent(book.pool, book.budget),
                 aside: signed(book.aside),
                 safe_share: signed(write.safe),
                 members: signed(u64::try_from(living().count()).unwrap_or(u64::MAX)),

@@ -7,6 +7,7 @@
 mod fair;
 mod fleet;
 mod outside;
+mod slack;
 mod stay;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use fair::Level;
 pub use fair::max_min;
 pub use fleet::{FleetSize, Target};
 pub use outside::{Amounts, Outside};
+pub use slack::{FULL, pressure_percent, slack};
 use stay::Move;
 pub use worst::Worst;
 

@@ -111,7 +111,8 @@ fn limit_lines(limit: &LimitStatus, width: usize) -> [Line; 2] {
     bar.add(colour, cells_of(limit.spent, lent, None, limit.budget, cells)).add(Colour::Plain, "]");
     bar.add(colour, figures);
 
-    let mut below = line(Colour::Plain, format!("  pool {}  ", amount(limit.pool)));
+    let mut below =
+        line(Colour::Plain, format!("  pool {} (pressure {} %)  ", amount(limit.pool), limit.pressure_percent));
     let denied = if limit.denied > 0 { Colour::Warn } else { Colour::Plain };
     below.add(denied, format!("denied {}", amount(limit.denied)));
     below.add(Colour::Plain, format!("  safe share {}  members {}", amount(limit.safe_share), amount(limit.members)));

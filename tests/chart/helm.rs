@@ -31,8 +31,19 @@ pub fn helm(args: &[&str]) -> Output {
     Command::new(path).args(args).output().unwrap()
 }
 
+/// What is installed.
 pub fn render(values: &[&str]) -> String {
+    template(values, &["--no-hooks"])
+}
+
+/// What is installed, and what Helm makes only at certain moments.
+pub fn render_with_hooks(values: &[&str]) -> String {
+    template(values, &[])
+}
+
+fn template(values: &[&str], more: &[&str]) -> String {
     let mut args = vec!["template", "tb", CHART, "--namespace", "ops"];
+    args.extend(more);
     args.extend(KUBERNETES);
     values.iter().for_each(|value| args.extend(["--set", value]));
     let output = helm(&args);
@@ -73,7 +84,7 @@ pub fn args(objects: &[Value]) -> Vec<String> {
 }
 
 /// Every value that is off or empty by default.
-pub const EVERYTHING: [&str; 17] = [
+pub const EVERYTHING: [&str; 18] = [
     "replicas=2",
     "watchNamespaces={a,b}",
     "redis.urlSecretRef.name=r",
@@ -91,4 +102,5 @@ pub const EVERYTHING: [&str; 17] = [
     "nodeSelector.disk=ssd",
     "serviceAccount.annotations.role=r",
     "imagePullSecrets[0].name=pull",
+    "rbac.secretNames={r}",
 ];

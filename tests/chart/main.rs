@@ -7,3 +7,4 @@ mod metrics;
 mod monitoring;
 mod network;
 mod operator;
+mod uninstall;

@@ -74,6 +74,17 @@ fn rights_are_narrow_and_explained() {
 }
 
 #[test]
+fn secrets_can_be_narrowed_by_name() {
+    let names = |values: &[&str]| {
+        let rules = only(&objects(&render(values)), "ClusterRole")["rules"].clone();
+        let rule = rules.as_array().unwrap().iter().find(|rule| rule["resources"][0] == "secrets").cloned();
+        rule.unwrap()["resourceNames"].clone()
+    };
+    assert!(names(&[]).is_null());
+    assert_eq!(names(&["rbac.secretNames={a,b}"]), serde_json::json!(["a", "b"]));
+}
+
+#[test]
 fn namespaces_make_roles_and_flags() {
     let all = objects(&render(&[]));
     assert_eq!((of_kind(&all, "ClusterRole").len(), of_kind(&all, "Role").len()), (1, 1));

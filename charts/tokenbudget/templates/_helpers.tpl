@@ -112,6 +112,9 @@ securityContext:
 # The Redis URL or password that a TokenBudget or a LiteLLM container names. By name only: never list or watch.
 - apiGroups: [""]
   resources: [secrets]
+  {{- with .Values.rbac.secretNames }}
+  resourceNames: {{ toJson . }}
+  {{- end }}
   verbs: [get]
 # What happened, on the TokenBudget.
 - apiGroups: [events.k8s.io]

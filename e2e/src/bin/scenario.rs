@@ -43,7 +43,9 @@ async fn main() -> Result<ExitCode> {
         Command::Demo => on_a_cluster("demo", work(true, false)).await,
         Command::Checks => on_a_cluster("checks", work(false, true)).await,
         Command::Test => on_a_cluster("test", work(true, true)).await,
-        Command::Footprint => on_a_cluster("footprint", async |rig: &Rig| footprint::run(rig).await.map(|()| true)).await,
+        Command::Footprint => {
+            on_a_cluster("footprint", async |rig: &Rig| footprint::run(rig).await.map(|()| true)).await
+        }
     }
 }
 

@@ -29,7 +29,9 @@ const AT_ONCE: usize = 20;
 /// When something cannot be made or measured.
 pub async fn run(rig: &Rig) -> Result<()> {
     super::checks::prepare(rig).await?;
-    println!("| the operator with | RSS, MB | CPU, % of a core | API requests a minute, of them writes |\n|---|---|---|---|");
+    println!(
+        "| the operator with | RSS, MB | CPU, % of a core | API requests a minute, of them writes |\n|---|---|---|---|"
+    );
     row(rig, "one TokenBudget, 3 pods, no traffic").await?;
     let client = rig.client().await?;
     create::<Namespace>(&Api::all(client.clone()), json!({"metadata": {"name": "many"}})).await?;
@@ -82,12 +84,20 @@ async fn many(rig: &Rig, client: &Client) -> Result<()> {
     let make = async |index: usize| -> Result<()> {
         let name = format!("many-{index}");
         let labels = json!({"app": name});
-        create(&deployments, json!({"metadata": {"name": name}, "spec": {
+        create(
+            &deployments,
+            json!({"metadata": {"name": name}, "spec": {
             "replicas": 0, "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": {
-                "containers": [{"name": "litellm", "image": "ghcr.io/berriai/litellm:v1.106.2"}]}}}})).await?;
-        create(&budgets, json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget", "metadata": {"name": name},
+                "containers": [{"name": "litellm", "image": "ghcr.io/berriai/litellm:v1.106.2"}]}}}}),
+        )
+        .await?;
+        create(
+            &budgets,
+            json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget", "metadata": {"name": name},
             "spec": {"targetRefs": [{"name": name}], "redis": {"urlSecretRef": {"name": "redis", "key": "url"}},
-                "limits": [{"name": "a", "models": [{"modelName": "m"}], "tokensPerMinute": 60_000}]}})).await
+                "limits": [{"name": "a", "models": [{"modelName": "m"}], "tokensPerMinute": 60_000}]}}),
+        )
+        .await
     };
     stream::iter(0..MANY).map(make).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     let reached = || -> Result<usize> {

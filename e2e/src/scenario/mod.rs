@@ -16,8 +16,8 @@ mod outsider;
 mod paths;
 mod releases;
 mod replicas;
-mod rights;
 mod rig;
+mod rights;
 mod shapes;
 mod uninstall;
 

@@ -28,6 +28,8 @@ const CHARTS: [(&str, &str); 2] = [
 /// The first that is not as it should be.
 pub async fn run(rig: &Rig) -> Result<()> {
     everything_rendered_is_accepted(rig)?;
+    let url = format!("--from-literal=url={}", rig.redis_url);
+    rig.kubectl(&["-n", "llm", "create", "secret", "generic", "live-redis", &url])?;
     for (name, fixture) in CHARTS {
         Release::new(rig, name, fixture)?.run().await?;
     }
@@ -82,7 +84,7 @@ impl<'a> Release<'a> {
     async fn run(&self) -> Result<()> {
         self.upgrade("first")?;
         let spec = format!(
-            "targetRefs: [{{name: {}}}]\n  redis: {{urlSecretRef: {{name: dead-redis, key: url}}}}\n  \
+            "targetRefs: [{{name: {}}}]\n  redis: {{urlSecretRef: {{name: live-redis, key: url}}}}\n  \
              limits: [{{name: a, models: [{{modelName: m}}], tokensPerMinute: 600}}]",
             self.deployment
         );
@@ -125,9 +127,9 @@ fn everything_rendered_is_accepted(rig: &Rig) -> Result<()> {
         "podDisruptionBudget.enabled=true",
         "replicas=2",
     ];
-    let namespaces = ["watchNamespaces={llm}", "watchNamespaces={}"];
-    for namespace in namespaces {
-        let mut args = vec!["template", "everything", &chart, "--namespace", OPERATOR_NAMESPACE, "--kube-version", "1.36.0"];
+    for namespace in ["watchNamespaces={llm}", "watchNamespaces=null"] {
+        let mut args =
+            vec!["template", "everything", &chart, "--namespace", OPERATOR_NAMESPACE, "--kube-version", "1.36.0"];
         all.iter().chain([&namespace]).for_each(|value| args.extend(["--set", value]));
         let rendered = rig.helm_output(&args)?;
         let count = rendered.lines().filter(|line| line.starts_with("kind: ")).count();
@@ -139,7 +141,16 @@ fn everything_rendered_is_accepted(rig: &Rig) -> Result<()> {
 
 fn dry_run(rig: &Rig, manifests: &str) -> Result<()> {
     let mut child = Command::new(rig.kubectl_binary())
-        .args(["kubectl", "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-"])
+        .args([
+            "kubectl",
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--dry-run=server",
+            "--validate=strict",
+            "-f",
+            "-",
+        ])
         .env("KUBECONFIG", rig.kubeconfig())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -148,7 +159,10 @@ fn dry_run(rig: &Rig, manifests: &str) -> Result<()> {
     child.stdin.take().context("kubectl has no stdin")?.write_all(manifests.as_bytes())?;
     let output = child.wait_with_output()?;
     if !output.status.success() {
-        bail!("the API server does not accept what the chart renders: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "the API server does not accept what the chart renders: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }

@@ -12,7 +12,12 @@ use super::rig::{OPERATOR_NAMESPACE, Rig};
 
 /// Rights that no request shows: who asks for them, instead.
 const ASKED_BY_OTHERS: [(&str, &str, &str, &str); 2] = [
-    ("tokenbudget.dev", "tokenbudgets/finalizers", "update", "the admission plugin OwnerReferencesPermissionEnforcement"),
+    (
+        "tokenbudget.dev",
+        "tokenbudgets/finalizers",
+        "update",
+        "the admission plugin OwnerReferencesPermissionEnforcement",
+    ),
     ("", "configmaps", "create", "a server-side apply of an object that is not there yet, whose verb is patch"),
 ];
 

@@ -18,7 +18,8 @@ const NAME: &str = "stays";
 /// # Errors
 /// What is left that should not be.
 pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
-    let spec = "targetRefs: [{name: plain}]\n  limits: [{name: a, models: [{modelName: gpt-4o}], tokensPerMinute: 600}]";
+    let spec =
+        "targetRefs: [{name: plain}]\n  limits: [{name: a, models: [{modelName: gpt-4o}], tokensPerMinute: 600}]";
     let (accepted, answer) = apply_text(rig, &manifest(NAME, spec))?;
     ensure!(accepted, "{answer}");
     fleet.until_condition(NAME, "Enforcing", "True", None, Duration::from_secs(90)).await?;
@@ -48,7 +49,9 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     }
     delete_within(rig, NAME, Duration::from_secs(10))?;
     rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
-    println!("check: no finalizer, status, entry, ConfigMap, lasting key or object of the release is left; plain serves");
+    println!(
+        "check: no finalizer, status, entry, ConfigMap, lasting key or object of the release is left; plain serves"
+    );
     Ok(())
 }
 

@@ -4,18 +4,13 @@ use super::denied::Denied;
 use super::ring::{Ring, WINDOW};
 use crate::ledger::rules::{Rule, Rules};
 use crate::ledger::{Ask, BookAnswer, BookStanding, LEAVE_STEPS};
+use crate::plan::{FULL, slack};
 
 /// Part of the way that a grant moves per beat; all of it under pressure.
 const DAMP: f64 = 1.0 / 3.0;
 
 /// Seconds of its own rate that a member keeps beyond what it spent.
 const BUFFER: f64 = 0.05;
-
-/// Part of the budget in the pool that counts as nothing: the most pressure.
-const EMPTY: f64 = 0.04;
-
-/// And as enough: none.
-const FULL: f64 = 0.2;
 
 /// Under pressure a beat is sent as soon as this part of the budget has left the window.
 const WORTH: f64 = 5000.0;
@@ -242,11 +237,7 @@ impl Book {
         (self.state, self.answered) = (answer.state, true);
         (self.share, self.pool) = (answer.share, answer.pool);
         (self.budget, self.safe) = (answer.budget, answer.safe);
-        self.slack = if answer.budget > 0 {
-            ((answer.pool as f64 / answer.budget as f64 - EMPTY) / (FULL - EMPTY)).clamp(0.0, 1.0)
-        } else {
-            0.0
-        };
+        self.slack = slack(answer.pool, answer.budget);
         let mut grant = answer.grant;
         // What left the window while the call was under way.
         if self.slack < 0.5 && grant > self.share {
