@@ -99,8 +99,7 @@ impl Case<'_> {
             pods.sort();
             Ok(template.contains(AGENT_HOOK) && members == pods && pods.len() == replicas)
         })
-        .await?;
-        self.fleet.until_condition(NAME, "Enforcing", "True", None, SOON).await
+        .await
     }
 
     async fn until_replaced(&self, pod: &str) -> Result<Duration> {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::checks::{apply_text, delete_within, manifest, untouched};
-use super::fleet::Fleet;
+use super::fleet::{Fleet, until};
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 
 const NAME: &str = "stays";
@@ -22,7 +22,11 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
         "targetRefs: [{name: plain}]\n  limits: [{name: a, models: [{modelName: gpt-4o}], tokensPerMinute: 600}]";
     let (accepted, answer) = apply_text(rig, &manifest(NAME, spec))?;
     ensure!(accepted, "{answer}");
-    fleet.until_condition(NAME, "Enforcing", "True", None, Duration::from_secs(90)).await?;
+    until("the pod of plain enforces", Duration::from_secs(90), || {
+        let rows = fleet.get("tokenbudget", NAME)?["status"]["pods"].as_array().cloned().unwrap_or_default();
+        Ok(rows.iter().any(|row| row["state"] == "Enforcing"))
+    })
+    .await?;
     ensure!(!lasting_keys(rig)?.is_empty(), "a TokenBudget that enforces has no key in Redis: the check below is void");
 
     let started = Instant::now();
