@@ -254,21 +254,6 @@ def test_the_report_is_sent_again_when_it_changed(member, operator):
     until(lambda: operator.reports()[one.agent.member]["problems"] == ["here: ValueError: x"])
 
 
-def test_the_redis_address_comes_from_the_environment(tb):
-    assert tb.redis_url({}) is None
-    assert tb.redis_url({"REDIS_URL": "redis://a", "TOKENBUDGET_REDIS_URL": "redis://b"}) == {
-        "url": "redis://b"
-    }
-    assert tb.redis_url({"REDIS_URL": "redis://a", "REDIS_HOST": "h"}) == {"url": "redis://a"}
-    assert tb.redis_url({"REDIS_HOST": "h", "REDIS_PASSWORD": "p", "REDIS_SSL": "True"}) == {
-        "host": "h",
-        "port": 6379,
-        "password": "p",
-        "username": None,
-        "ssl": True,
-    }
-
-
 def test_beats_come_sooner_when_there_is_something_to_give_back(tb, clock):
     governor = tb.Governor(policy([limit()], beatMs=500), clock.boot())
     (book,) = governor.books.values()
