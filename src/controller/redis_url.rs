@@ -177,9 +177,13 @@ mod tests {
             qualified("redis+sentinel://u:p,@a,b.svc:1,[::1]:2,c:3/m/1?sentinel_password=d,e@f", "llm"),
             "redis+sentinel://u:p,@a.llm,b.svc:1,[::1]:2,c.llm:3/m/1?sentinel_password=d,e@f"
         );
-        for complete in
-            ["redis://127.0.0.1:6379", "rediss://u:p@redis.prod.svc:1/0", "redis://localhost", "redis://[::1]:1", "nothing"]
-        {
+        for complete in [
+            "redis://127.0.0.1:6379",
+            "rediss://u:p@redis.prod.svc:1/0",
+            "redis://localhost",
+            "redis://[::1]:1",
+            "nothing",
+        ] {
             assert_eq!(qualified(complete, "llm"), complete);
         }
     }

@@ -94,11 +94,17 @@ impl RedisSource {
         };
         if let Some(nodes) = get("REDIS_SENTINEL_NODES", &self.sentinels)? {
             let Some(service) = get("REDIS_SERVICE_NAME", &self.service)? else {
-                return Err(invalid("REDIS_SERVICE_NAME", "is not set: it is what the REDIS_SENTINEL_NODES call the Redis"));
+                return Err(invalid(
+                    "REDIS_SERVICE_NAME",
+                    "is not set: it is what the REDIS_SENTINEL_NODES call the Redis",
+                ));
             };
             let password = get("REDIS_SENTINEL_PASSWORD", &self.sentinel_password)?;
             let hosts = sentinels(&nodes)?;
-            return Ok(Some(format!("{scheme}+sentinel://{login}{hosts}/{service}{}", sentinel_login(&user, password))));
+            return Ok(Some(format!(
+                "{scheme}+sentinel://{login}{hosts}/{service}{}",
+                sentinel_login(&user, password)
+            )));
         }
         let Some(host) = get("REDIS_HOST", &self.host)? else {
             return Ok(None);
@@ -205,8 +211,7 @@ mod tests {
         let vectors: Value = serde_json::from_str(include_str!("../../agent/tests/addresses.json")).unwrap();
         for case in vectors["environments"].as_array().unwrap() {
             let variables = case["env"].as_object().unwrap();
-            let env: Vec<Value> =
-                variables.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+            let env: Vec<Value> = variables.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
             let container = serde_json::from_value(json!({"name": "litellm", "env": env})).unwrap();
             let url = RedisSource::of(&container).url(|_| None).unwrap();
             assert_eq!(url.as_deref(), case["url"].as_str(), "{case}");
@@ -218,7 +223,8 @@ mod tests {
         let yaml = "{name: a, env: [{name: REDIS_HOST, value: h},
             {name: REDIS_PASSWORD, valueFrom: {secretKeyRef: {name: s, key: password}}}]}";
         assert_eq!(url(yaml), Ok(Some("redis://:p%40ss%2Fw%3Ard@h:6379".to_owned())));
-        let yaml = "{name: a, env: [{name: REDIS_SENTINEL_NODES, value: '[[\"s\", 1]]'}, {name: REDIS_SERVICE_NAME, value: m},
+        let yaml =
+            "{name: a, env: [{name: REDIS_SENTINEL_NODES, value: '[[\"s\", 1]]'}, {name: REDIS_SERVICE_NAME, value: m},
             {name: REDIS_SENTINEL_PASSWORD, valueFrom: {secretKeyRef: {name: s, key: password}}}]}";
         assert_eq!(url(yaml), Ok(Some("redis+sentinel://s:1/m?sentinel_password=p%40ss%2Fw%3Ard".to_owned())));
     }
@@ -226,7 +232,9 @@ mod tests {
     #[test]
     fn sentinels_need_a_service_and_a_list() {
         let sentinels = |nodes: &str, more: &str| {
-            url(&format!("{{name: a, env: [{{name: REDIS_SENTINEL_NODES, value: '{nodes}'}}{more}]}}")).unwrap_err().to_string()
+            url(&format!("{{name: a, env: [{{name: REDIS_SENTINEL_NODES, value: '{nodes}'}}{more}]}}"))
+                .unwrap_err()
+                .to_string()
         };
         let error = sentinels(r#"[["s", 1]]"#, "");
         assert!(error.contains("REDIS_SERVICE_NAME is not set"), "{error}");

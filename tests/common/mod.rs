@@ -85,30 +85,46 @@ impl Drop for RedisServer {
 /// A Sentinel that watches one primary by itself, and takes it for dead after half a second.
 pub struct Sentinel {
     server: RedisServer,
+    /// Its own, for `user:password@`.
+    login: String,
 }
 
 impl Sentinel {
     pub async fn watch(primary: &RedisServer) -> Self {
+        Self::watch_with(primary, "", "").await
+    }
+
+    /// With further lines of its configuration, and how to log in there.
+    pub async fn watch_with(primary: &RedisServer, lines: &str, login: &str) -> Self {
         for _ in 0..20 {
             let (port, dir) = place();
             let config = format!(
                 "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor ledger 127.0.0.1 {} 1\n\
-                 sentinel down-after-milliseconds ledger 500\nsentinel failover-timeout ledger 3000\n",
+                 sentinel down-after-milliseconds ledger 500\nsentinel failover-timeout ledger 3000\n{lines}\n",
                 dir.display(),
                 primary.port
             );
             std::fs::write(dir.join("sentinel.conf"), config).unwrap();
             if let Some(child) = run(&["sentinel.conf", "--sentinel"], &dir, "+monitor master") {
-                return Self { server: RedisServer { child, port, dir } };
+                return Self { server: RedisServer { child, port, dir }, login: login.to_owned() };
             }
             let _ = std::fs::remove_dir_all(&dir);
         }
         panic!("the Sentinel did not start on any of 20 ports");
     }
 
+    pub fn port(&self) -> u16 {
+        self.server.port
+    }
+
+    pub async fn connection(&self) -> MultiplexedConnection {
+        let url = format!("redis://{}127.0.0.1:{}", self.login, self.server.port);
+        redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
+    }
+
     /// How many replicas it could promote.
     pub async fn replicas(&self) -> usize {
-        let mut redis = self.server.connection().await;
+        let mut redis = self.connection().await;
         let known: Vec<redis::Value> =
             redis::cmd("SENTINEL").arg("REPLICAS").arg("ledger").query_async(&mut redis).await.unwrap();
         known.len()
@@ -116,7 +132,7 @@ impl Sentinel {
 
     /// The port of the primary.
     pub async fn primary(&self) -> u16 {
-        let mut redis = self.server.connection().await;
+        let mut redis = self.connection().await;
         let (_, port): (String, String) =
             redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg("ledger").query_async(&mut redis).await.unwrap();
         port.parse().unwrap()

@@ -115,7 +115,9 @@ fn client(url: &str, ca: Option<&str>) -> Result<Client, LedgerError> {
     }
     match ca {
         // No certificate at all is no error of the client's.
-        Some(ca) if url.starts_with("rediss:") && !ca.contains("-----BEGIN CERTIFICATE-----") => Err(LedgerError::InvalidCa),
+        Some(ca) if url.starts_with("rediss:") && !ca.contains("-----BEGIN CERTIFICATE-----") => {
+            Err(LedgerError::InvalidCa)
+        }
         Some(ca) if url.starts_with("rediss:") => trusting(url, ca).map_err(|_| LedgerError::InvalidCa),
         _ => Client::open(url).map_err(refused),
     }
