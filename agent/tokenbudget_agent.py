@@ -1627,11 +1627,18 @@ class Ledger(threading.Thread):
             log.error(
                 "tokenbudget: the ledger does not answer (%s: %s); grants hold for a lease, then %s",
                 type(error).__name__,
-                re.sub(r"//[^@/\s]*@", "//***@", str(error))[:200],
+                self.masked(str(error))[:200],
                 "LiteLLM's own limit, in every process (onLedgerLoss: Open)"
                 if governor.open_on_loss
                 else "the safe share",
             )
+
+    def masked(self, text: str) -> str:
+        """A server may quote what it does not know."""
+        for where in [self.known.server, *self.known.sentinels] if self.known else []:
+            if where["password"]:
+                text = text.replace(where["password"], "***")
+        return text
 
     def report(self, governor: Governor, now: float) -> str:
         adapter, problems = self.agent.adapter, self.agent.problems()

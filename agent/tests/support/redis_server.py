@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Optional
 
 import redis
 
@@ -14,6 +15,8 @@ DEFAULT = "/root/.cache/tokenbudget/redis-6.2.912183/redis-server"
 
 class RedisServer:
     """Starts, stops and starts again one server process on one port."""
+
+    password: Optional[str] = None
 
     def __init__(self, directory: Path):
         self.binary = os.environ.get("TOKENBUDGET_REDIS_SERVER", DEFAULT)
@@ -27,19 +30,12 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self, *options: str) -> "RedisServer":
+        where = ("--port", str(self.port), "--bind", "127.0.0.1")
+        return self.run(*where, "--save", "", "--appendonly", "no", *options)
+
+    def run(self, *options: str) -> "RedisServer":
         self.process = subprocess.Popen(
-            [
-                self.binary,
-                "--port",
-                str(self.port),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                *options,
-            ],
+            [self.binary, *options],
             cwd=self.directory,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -54,13 +50,23 @@ class RedisServer:
                 time.sleep(0.02)
 
     def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, decode_responses=True, socket_timeout=5)
+        return redis.Redis(port=self.port, password=self.password, decode_responses=True, socket_timeout=5)
 
     def start_as_node(self) -> "RedisServer":
         """In a cluster, whose nodes talk at their port + 10000."""
         while self.port > 55000:
             self.port = free_port()
         return self.start("--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{self.port}.conf")
+
+    def start_as_sentinel(self, primary: "RedisServer", *lines: str) -> "RedisServer":
+        """Of the service `ledger`; it takes it for dead after half a second."""
+        config = self.directory / f"sentinel-{self.port}.conf"
+        config.write_text(
+            f"sentinel monitor ledger 127.0.0.1 {primary.port} 1\n"
+            "sentinel down-after-milliseconds ledger 500\n"
+            "sentinel failover-timeout ledger 3000\n" + "".join(line + "\n" for line in lines)
+        )
+        return self.run(str(config), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1")
 
     def stop(self) -> None:
         if self.process is not None:
