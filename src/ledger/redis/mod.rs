@@ -172,7 +172,8 @@ impl RedisLedger {
         for password in self.inner.nodes.passwords() {
             text = text.replace(password, "***");
         }
-        if text.contains("UnknownIssuer") {
+        // The second where another CA has the name of the right one.
+        if text.contains("UnknownIssuer") || text.contains("BadSignature") {
             text += UNKNOWN_CA;
         }
         match error.kind() {
