@@ -31,6 +31,7 @@ import logging
 import math
 import os
 import re
+import ssl
 import sys
 import threading
 import time
@@ -43,6 +44,7 @@ import redis
 from litellm.integrations.custom_logger import CustomLogger
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from typing import Any
 
@@ -1395,10 +1397,28 @@ class Address:
             "db": int(parts.path.strip("/") or 0),
         }
         if scheme == "rediss":
-            made.update(connection_class=redis.SSLConnection, ssl_check_hostname=True)
+            made.update(connection_class=TlsConnection, ssl_check_hostname=True)
             if self.ca:
                 made["ssl_ca_data"] = self.ca
         return made
+
+
+class TlsConnection(redis.SSLConnection):
+    """Trusts the CA that it is given alone, as the operator does, also one without a key usage, which Python
+    3.13 takes for none. In a redis-py that does not call this, what the constructor was given holds."""
+
+    def _wrap_socket_with_ssl(self, sock: socket.socket) -> ssl.SSLSocket:
+        context = ssl.create_default_context(cadata=self.ca_data)
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        return context.wrap_socket(sock, server_hostname=self.host)
+
+
+def moved_to(error: Exception) -> Node | None:
+    """Where a node of a cluster sends the caller, if it does; below redis-py 6 a text alone says so."""
+    if isinstance(error, redis.exceptions.MovedError):
+        return error.host, error.port
+    found = re.match(r"MOVED \d+ (\S*):(\d+)$", str(error))
+    return (found[1], int(found[2])) if found else None
 
 
 class Ledger(threading.Thread):
@@ -1407,6 +1427,8 @@ class Ledger(threading.Thread):
     known: Address | None
     clients: dict[Node | None, redis.Redis]
     nodes: dict[str, Node]
+    entry: Node | None
+    heard_of: Node | None
     sha: str | None
     detached: dict[str, str | None]
 
@@ -1418,7 +1440,7 @@ class Ledger(threading.Thread):
         self.calls = threading.Lock()  # one call at a time, the final one included
         # Connections by node; None is the URL's own, or its Sentinels' primary. In a cluster MOVED says which
         # node has a TokenBudget.
-        self.known, self.clients, self.nodes = None, {}, {}
+        self.known, self.clients, self.nodes, self.entry, self.heard_of = None, {}, {}, None, None
         self.sha, self.seq = None, 0
         self.backoff, self.retry_at, self.down = 0.0, -1e9, False
         self.file_at, self.detached = -1e9, {}
@@ -1522,7 +1544,9 @@ class Ledger(threading.Thread):
         raise redis.ConnectionError("no Sentinel says where the server is: " + said)
 
     def drop(self) -> None:
-        """After a fault everything starts at the URL again, and with its Sentinels."""
+        """After a fault everything starts at the URL again, and with its Sentinels; in a cluster every other
+        time at the node that was last heard of, since the URL's may be away."""
+        self.entry = None if self.entry else self.heard_of
         clients, self.clients, self.nodes = list(self.clients.values()), {}, {}
         for client in clients:
             try:
@@ -1533,7 +1557,7 @@ class Ledger(threading.Thread):
 
     def reach(self, governor: Governor) -> redis.Redis:
         """A connection that answers: while there is none, nothing of a call can have reached the ledger."""
-        node = self.nodes.get(governor.uid)
+        node = self.nodes.get(governor.uid, self.entry)
         if node not in self.clients:
             client = self.connect(node)
             client.ping()
@@ -1551,8 +1575,11 @@ class Ledger(threading.Thread):
                     return client.evalsha(self.sha, len(keys), *keys, *args)
                 except redis.exceptions.NoScriptError:
                     return client.eval(CALL_SCRIPT, len(keys), *keys, *args)
-            except redis.exceptions.MovedError as moved:
-                self.nodes[governor.uid] = (moved.host, moved.port)
+            except redis.ResponseError as error:
+                node = moved_to(error)
+                if node is None:
+                    raise
+                self.nodes[governor.uid] = self.heard_of = node
         raise redis.ConnectionError("sent from node to node %d times" % MOST_HOPS)
 
     def call(self, governor: Governor, beat: bool = True, final: bool = False) -> bool:

@@ -10,7 +10,9 @@ import redis
 
 from .ports import free_port
 
-DEFAULT = "/root/.cache/tokenbudget/redis-6.2.912183/redis-server"
+CACHE = Path.home() / ".cache/tokenbudget"
+DEFAULT = str(CACHE / "redis-6.2.912183/redis-server")
+TLS_DEFAULT = str(CACHE / "redis-tls/redis-server")
 
 
 class RedisServer:
@@ -68,8 +70,43 @@ class RedisServer:
         )
         return self.run(str(config), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1")
 
+    def start_with_tls(self, authority: "Authority", names: str) -> "RedisServer":
+        """With a certificate for these names; plain connections are for the test."""
+        self.binary = os.environ.get("TOKENBUDGET_REDIS_TLS_SERVER", TLS_DEFAULT)
+        assert os.access(self.binary, os.X_OK), (
+            f"{self.binary} is not there: set TOKENBUDGET_REDIS_TLS_SERVER to a redis-server with TLS, "
+            "or get one by e2e/prepare redis-tls"
+        )
+        key, certificate = authority.sign(names)
+        self.tls_port = free_port()
+        files = ("--tls-key-file", str(key), "--tls-cert-file", str(certificate))
+        more = ("--tls-ca-cert-file", str(authority.certificate), "--tls-auth-clients", "no")
+        return self.start("--tls-port", str(self.tls_port), *files, *more)
+
     def stop(self) -> None:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+
+class Authority:
+    """A CA, made by openssl as most are: without the extensions on which Python 3.13 insists of itself."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.certificate = directory, directory / "ca.crt"
+        directory.mkdir()
+        new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=ours"
+        self.openssl(new + " -keyout ca.key -out ca.crt")
+
+    def sign(self, names: str) -> "tuple[Path, Path]":
+        """The files of a key and its certificate."""
+        (self.directory / "names").write_text(f"subjectAltName={names}\n")
+        new = "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=redis"
+        self.openssl(new + " -keyout tls.key -out tls.csr")
+        by_us = "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names"
+        self.openssl(by_us + " -out tls.crt")
+        return self.directory / "tls.key", self.directory / "tls.crt"
+
+    def openssl(self, words: str) -> None:
+        subprocess.run(["openssl", *words.split()], cwd=self.directory, check=True, capture_output=True)
