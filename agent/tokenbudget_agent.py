@@ -1544,9 +1544,7 @@ class Ledger(threading.Thread):
         raise redis.ConnectionError("no Sentinel says where the server is: " + said)
 
     def drop(self) -> None:
-        """After a fault everything starts at the URL again, and with its Sentinels; in a cluster every other
-        time at the node that was last heard of, since the URL's may be away."""
-        self.entry = None if self.entry else self.heard_of
+        """After a fault everything starts at the URL again, and with its Sentinels."""
         clients, self.clients, self.nodes = list(self.clients.values()), {}, {}
         for client in clients:
             try:
@@ -1559,8 +1557,15 @@ class Ledger(threading.Thread):
         """A connection that answers: while there is none, nothing of a call can have reached the ledger."""
         node = self.nodes.get(governor.uid, self.entry)
         if node not in self.clients:
-            client = self.connect(node)
-            client.ping()
+            try:
+                client = self.connect(node)
+                client.ping()
+            except Exception:
+                if (
+                    node == self.entry
+                ):  # any other node of a cluster can tell; next time it is the URL's turn again
+                    self.entry = None if self.entry else self.heard_of
+                raise
             self.clients[node] = client
         return self.clients[node]
 
