@@ -1,6 +1,6 @@
 //! Which Redis holds the ledger of a TokenBudget: the one of its spec, else the LiteLLM container's own, else the default.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use k8s_openapi::ByteString;
@@ -92,27 +92,32 @@ async fn from_secret(
     secret: &SecretKeyRef,
     origin: &str,
 ) -> Result<Result<RedisLocation, NoRedis>, kube::Error> {
-    let missing = |what: String| Ok(Err(NoRedis { reason: Reason::RedisSettingsMissing, message: what }));
-    let (name, key) = (&secret.name, &secret.key);
+    let name = &secret.name;
     let Some(found) = Api::<Secret>::namespaced(client.clone(), namespace).get_opt(name).await? else {
-        return missing(format!("{origin}: there is no Secret {name} in namespace {namespace}"));
+        let message = format!("{origin}: there is no Secret {name} in namespace {namespace}");
+        return Ok(Err(NoRedis { reason: Reason::RedisSettingsMissing, message }));
     };
-    let mut data = found.data.unwrap_or_default();
+    Ok(in_secret(found.data.unwrap_or_default(), namespace, secret, origin))
+}
+
+fn in_secret(
+    mut data: BTreeMap<String, ByteString>,
+    namespace: &str,
+    secret: &SecretKeyRef,
+    origin: &str,
+) -> Result<RedisLocation, NoRedis> {
+    let (name, key) = (&secret.name, &secret.key);
     let Some(ByteString(bytes)) = data.remove(key) else {
-        return missing(format!("{origin}: the Secret {name} has no key {key}"));
+        let message = format!("{origin}: the Secret {name} has no key {key}");
+        return Err(NoRedis { reason: Reason::RedisSettingsMissing, message });
     };
-    match String::from_utf8(bytes) {
-        Ok(url) => {
-            let url = qualified(url.trim(), namespace);
-            // What is no text is no certificate either, which is said when it is used.
-            let ca = data.remove(CA_KEY).map(|ByteString(bytes)| String::from_utf8_lossy(&bytes).into_owned());
-            Ok(Ok(RedisLocation { url, ca, secret: Some(secret.clone()) }))
-        }
-        Err(_) => Ok(Err(NoRedis {
-            reason: Reason::RedisSettingsInvalid,
-            message: format!("{origin}: key {key} of the Secret {name} is not text"),
-        })),
-    }
+    let Ok(url) = String::from_utf8(bytes) else {
+        let message = format!("{origin}: key {key} of the Secret {name} is not text");
+        return Err(NoRedis { reason: Reason::RedisSettingsInvalid, message });
+    };
+    // What is no text is no certificate either, which is said when it is used.
+    let ca = data.remove(CA_KEY).map(|ByteString(bytes)| String::from_utf8_lossy(&bytes).into_owned());
+    Ok(RedisLocation { url: qualified(url.trim(), namespace), ca, secret: Some(secret.clone()) })
 }
 
 /// Reads what can be read of these keys.
@@ -169,6 +174,33 @@ fn qualified_host(host_port: &str, namespace: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_holds_the_url_and_the_ca() {
+        let secret = SecretKeyRef { name: "ledger".into(), key: "url".into() };
+        let read = |entries: &[(&str, &[u8])]| {
+            let data = entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.to_vec()))).collect();
+            in_secret(data, "llm", &secret, "spec.redis.urlSecretRef")
+        };
+        let found = read(&[("url", b"rediss://redis\n"), ("ca.crt", b"pem"), ("tls.crt", b"x")]).ok().unwrap();
+        assert_eq!((found.url.as_str(), found.ca.as_deref()), ("rediss://redis.llm", Some("pem")));
+        assert_eq!(found.secret, Some(secret.clone()));
+        let found = read(&[("url", b"redis+sentinel://a,b/m")]).ok().unwrap();
+        assert_eq!((found.url.as_str(), found.ca), ("redis+sentinel://a.llm,b.llm/m", None));
+        for (entries, reason, message) in [
+            (&[("ca.crt", &b"pem"[..])], Reason::RedisSettingsMissing, "the Secret ledger has no key url"),
+            (&[("url", &b"\xff"[..])], Reason::RedisSettingsInvalid, "key url of the Secret ledger is not text"),
+        ] {
+            let problem = read(entries).err().unwrap();
+            assert_eq!((problem.reason, problem.message), (reason, format!("spec.redis.urlSecretRef: {message}")));
+        }
+    }
+
+    #[test]
+    fn an_own_ca_is_checked_before_anything_is_sent() {
+        let location = RedisLocation { url: "rediss://redis.llm".into(), ca: Some("pem".into()), secret: None };
+        assert!(matches!(location.connect(), Err(LedgerError::InvalidCa)));
+    }
 
     #[test]
     fn short_names_get_the_namespace_of_the_pods() {
