@@ -183,10 +183,13 @@ async fn a_sentinel_that_comes_later_and_a_service_that_it_does_not_know() {
 
 #[tokio::test]
 async fn both_log_in_and_no_password_is_shown() {
-    let lines = "requirepass watchword\nsentinel auth-pass ledger hunter2";
+    // All that a user of docs/operations.md may do at the Sentinels.
+    let lines = "requirepass watchword\nsentinel auth-pass ledger hunter2\n\
+                 user asker on >question -@all +sentinel|get-master-addr-by-name";
     let options = ["--requirepass", "hunter2", "--masterauth", "hunter2"];
     let three = Three::start_with(&options, ":hunter2@", lines, ":watchword@").await;
-    three.lends(&three.ledger("?sentinel_password=watchword")).await;
+    three.lends(&three.ledger("?sentinel_username=asker&sentinel_password=question")).await;
+    assert!(three.ledger("?sentinel_password=watchword").claim(UID).await.is_ok());
     let mut wrong = three.ledger("?sentinel_password=swordfish");
     let error = wrong.claim(UID).await.unwrap_err();
     assert!(matches!(error, LedgerError::Unreachable { .. }), "{error:?}");

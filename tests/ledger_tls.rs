@@ -64,6 +64,14 @@ async fn a_certificate_for_another_name_is_none() {
 }
 
 #[tokio::test]
+async fn a_certificate_of_a_ca_is_none_of_a_server() {
+    let ours = Authority::new();
+    let server = TlsServer::start(&ours, "IP:127.0.0.1\nbasicConstraints=CA:TRUE", &[]);
+    let text = refused(&ledger(&format!("rediss://127.0.0.1:{}", server.port()), Some(&ours))).await;
+    assert!(text.contains("CaUsedAsEndEntity"), "{text}");
+}
+
+#[tokio::test]
 async fn tls_on_one_side_alone_is_said_in_time() {
     let (ours, plain) = (Authority::new(), RedisServer::start().await);
     let server = TlsServer::start(&ours, HERE, &[]);

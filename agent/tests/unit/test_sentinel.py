@@ -23,7 +23,9 @@ class Three:
             *options, "--replicaof", "127.0.0.1", str(self.primary.port)
         )
         lines = [f"sentinel auth-pass ledger {password}"] if password else []
-        lines += [f"requirepass {watchword}"] if watchword else []
+        if watchword:
+            lines += [f"requirepass {watchword}"]
+            lines += ["user asker on >question -@all +sentinel|get-master-addr-by-name"]
         self.sentinel = self.server(directory / "sentinel", watchword).start_as_sentinel(self.primary, *lines)
         until(lambda: self.replica.client().info("replication")["master_link_status"] == "up", 15)
         until(lambda: len(self.sentinel.client().execute_command("SENTINEL REPLICAS", "ledger")) == 1, 15)
@@ -140,6 +142,7 @@ def test_both_log_in_and_no_password_is_logged(tb, tmp_path, caplog):
         for number, (there, answers) in enumerate(
             [
                 (url + "?sentinel_password=watchword", True),
+                (url + "?sentinel_username=asker&sentinel_password=question", True),
                 (url + "?sentinel_password=swordfish", False),
                 (url, False),
                 (url.replace("hunter2", "swordfish") + "?sentinel_password=watchword", False),
