@@ -1347,7 +1347,7 @@ class Address:
     def __init__(self, url: str, ca: str = "") -> None:
         scheme, _, rest = url.strip().partition("://")
         rest, _, options = rest.partition("?")
-        self.ca, self.service = ca, ""
+        self.given, self.ca, self.service = (url, ca), ca, ""
         self.sentinels: list[dict[str, Any]] = []
         if not url.strip():
             raise ValueError(URL_FAULT % "it is empty")
@@ -1491,15 +1491,15 @@ class Ledger(threading.Thread):
     # -- one call
 
     def address(self) -> Address:
-        if self.known is None:
-            env = self.agent.env
-            url = redis_url(env)
-            if url is None:
-                raise redis.ConnectionError(
-                    "no Redis is configured (TOKENBUDGET_REDIS_URL, or LiteLLM's own REDIS_...)"
-                )
-            # Both are from one Secret.
-            ca = env.get("TOKENBUDGET_REDIS_CA", "") if env.get("TOKENBUDGET_REDIS_URL") else ""
+        env = self.agent.env
+        url = redis_url(env)
+        if url is None:
+            raise redis.ConnectionError(
+                "no Redis is configured (TOKENBUDGET_REDIS_URL, or LiteLLM's own REDIS_...)"
+            )
+        # Both are from one Secret.
+        ca = env.get("TOKENBUDGET_REDIS_CA", "") if env.get("TOKENBUDGET_REDIS_URL") else ""
+        if self.known is None or self.known.given != (url, ca):
             self.known = Address(url, ca)
         return self.known
 
