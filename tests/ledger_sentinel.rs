@@ -12,6 +12,8 @@ use redis::aio::MultiplexedConnection;
 use tokenbudget::ledger::{
     BookAnswer, BookId, BookStanding, Call, Keys, Ledger, LedgerError, RedisLedger, Timeouts, Unit,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 const UID: &str = "0b5b7a3e";
 /// No call takes longer: the deadline of one, and some for a busy machine.
@@ -203,5 +205,41 @@ async fn both_log_in_and_no_password_is_shown() {
     assert!(matches!(error, LedgerError::Unreachable { .. }), "{error:?}");
     for secret in ["swordfish", "watchword"] {
         assert!(!format!("{error:?} {error} {wrong:?}").contains(secret), "{error:?} {wrong:?}");
+    }
+}
+
+/// A server that lets everybody in, and says back all that it was ever sent.
+async fn parrot() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut caller, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut all, mut heard) = (String::new(), [0; 4096]);
+                while let Ok(read @ 1..) = caller.read(&mut heard).await {
+                    let words = String::from_utf8_lossy(&heard[..read]).replace("\r\n", " ");
+                    all += &words;
+                    let answer = if words.contains("AUTH") { "+OK".to_owned() } else { format!("-ERR {all}") };
+                    for _ in words.matches('*') {
+                        let _ = caller.write_all(format!("{answer}\r\n").as_bytes()).await;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn what_a_server_says_back_is_shown_without_passwords() {
+    let port = parrot().await;
+    for url in [
+        format!("redis+sentinel://:hunter2@127.0.0.1:{port}/ledger?sentinel_password=swordfish"),
+        format!("redis://:hunter2@127.0.0.1:{port}"),
+    ] {
+        let ledger = RedisLedger::connect(&url, Timeouts::default()).unwrap();
+        let text = format!("{:?} {ledger:?}", ledger.claim(UID).await.unwrap_err());
+        assert!(text.contains("AUTH") && text.contains("***"), "{text}");
+        assert!(!text.contains("hunter2") && !text.contains("swordfish"), "{text}");
     }
 }

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socketserver
+import threading
 import time
 
 import pytest
@@ -155,3 +157,26 @@ def test_both_log_in_and_no_password_is_logged(tb, tmp_path, caplog):
     finally:
         for one in three.all:
             one.stop()
+
+
+class Parrot(socketserver.BaseRequestHandler):
+    """Says back what it was sent, as Redis does with a command that it does not know."""
+
+    def handle(self):
+        words = self.request.recv(4096).replace(b"\r\n", b" ")
+        self.request.sendall(b"-ERR unknown command " + words + b"\r\n")
+
+
+@pytest.mark.parametrize("kind", ["redis", "redis+sentinel"])
+def test_what_a_server_says_back_is_logged_without_passwords(tb, tmp_path, caplog, kind):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Parrot) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        more = "/ledger?sentinel_password=swordfish" if kind == "redis+sentinel" else ""
+        url = f"{kind}://:hunter2@127.0.0.1:{server.server_address[1]}{more}"
+        member = Member(tb, url, tmp_path / "pod-1", [policy([limit()], beatMs=100)])
+        until(lambda: member.ledger.down)
+        member.stop()
+        server.shutdown()
+    assert "***" in caplog.text
+    assert "hunter2" not in caplog.text
+    assert "swordfish" not in caplog.text
