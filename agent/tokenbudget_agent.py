@@ -31,9 +31,11 @@ import logging
 import math
 import os
 import re
+import ssl
 import sys
 import threading
 import time
+import urllib.parse
 import uuid
 import weakref
 from typing import TYPE_CHECKING
@@ -42,6 +44,7 @@ import redis
 from litellm.integrations.custom_logger import CustomLogger
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from typing import Any
 
@@ -107,6 +110,12 @@ READ_TIMEOUT = 0.8
 CONNECT_TIMEOUT = 1.0
 BACKOFF_MAX = 2.0
 MOST_HOPS = 3  # nodes of a cluster that are asked in one call
+SENTINEL_PORT = 26379
+URL_FAULT = "the Redis URL cannot be used: %s"
+NO_PARSE = (
+    "it does not parse: it has to name a host, the port has to be a number, and special characters of user "
+    "and password have to be percent-encoded (%2F for /, %23 for #, %3F for ?, %40 for @)"
+)
 LIFTED = 10**12  # "no limit" to LiteLLM's own calendar-minute check, for a request that the agent governs
 UNKNOWN_OUTPUT = 1000  # tokens of output before anything is known of a model
 IMAGE_TOKENS = (
@@ -1305,27 +1314,122 @@ def never_connected(error: BaseException | None) -> bool:
 # ---------------------------------------------------------------- Redis
 
 
-def redis_url(env: Mapping[str, str]) -> dict[str, Any] | None:
-    """The ledger's address, and whether one is set."""
+def redis_url(env: Mapping[str, str]) -> str | None:
+    """The ledger's URL, if one is set: the operator's, else LiteLLM's (as src/litellm/redis_source.rs)."""
     for name in ("TOKENBUDGET_REDIS_URL", "REDIS_URL"):
         if env.get(name):
-            return {"url": env[name]}
+            return env[name]
+    quote = functools.partial(urllib.parse.quote, safe="")
+    user, password = env.get("REDIS_USERNAME") or "", env.get("REDIS_PASSWORD")
+    scheme = "rediss" if (env.get("REDIS_SSL") or "").strip().lower() in ("1", "true", "yes") else "redis"
+    login = "%s:%s@" % (quote(user), quote(password)) if password else ""
+
+    def at(host: str, port: str | int) -> str:
+        return ("[%s]:%d" if ":" in host and host[0] != "[" else "%s:%d") % (host, int(port))
+
+    if env.get("REDIS_SENTINEL_NODES"):
+        hosts = ",".join(at(host, port) for host, port in json.loads(env["REDIS_SENTINEL_NODES"]))
+        options, password = "", env.get("REDIS_SENTINEL_PASSWORD")
+        if password:
+            options = "?" + ("sentinel_username=%s&" % quote(user) if user else "")
+            options += "sentinel_password=" + quote(password)
+        return "%s+sentinel://%s%s/%s%s" % (scheme, login, hosts, env.get("REDIS_SERVICE_NAME", ""), options)
     if env.get("REDIS_HOST"):
-        return {
-            "host": env["REDIS_HOST"],
-            "port": int(env.get("REDIS_PORT") or 6379),
-            "password": env.get("REDIS_PASSWORD") or None,
-            "username": env.get("REDIS_USERNAME") or None,
-            "ssl": (env.get("REDIS_SSL") or "").lower() in ("1", "true", "yes"),
-        }
+        return "%s://%s%s" % (scheme, login, at(env["REDIS_HOST"], env.get("REDIS_PORT") or 6379))
     return None
+
+
+class Address:
+    """What a Redis URL says, for redis-py: one server, or the Sentinels that know it.
+
+    src/ledger/redis/address.rs reads it alike (tests/addresses.json). ValueError, which does not quote it,
+    if it cannot be used."""
+
+    def __init__(self, url: str, ca: str = "") -> None:
+        scheme, _, rest = url.strip().partition("://")
+        rest, _, options = rest.partition("?")
+        self.given, self.ca, self.service = (url, ca), ca, ""
+        self.sentinels: list[dict[str, Any]] = []
+        if not url.strip():
+            raise ValueError(URL_FAULT % "it is empty")
+        if scheme not in ("redis", "rediss", "redis+sentinel", "rediss+sentinel"):
+            raise ValueError(
+                URL_FAULT % "it does not start with redis:// or rediss://, nor with "
+                "redis+sentinel:// or rediss+sentinel://"
+            )
+        if scheme.endswith("+sentinel"):
+            scheme = scheme.partition("+")[0]
+            authority, _, path = rest.partition("/")
+            login, at, hosts = authority.rpartition("@")
+            self.service, _, db = path.partition("/")
+            if not re.fullmatch("[A-Za-z0-9._-]+", self.service):
+                raise ValueError(
+                    URL_FAULT % "it names no service of the Sentinels: "
+                    "%s+sentinel://[user:password@]host:port[,host:port]/service[/db]" % scheme
+                )
+            given = dict(urllib.parse.parse_qsl(options, keep_blank_values=True))
+            login_there = {name: given.pop("sentinel_" + name, None) for name in ("username", "password")}
+            if given:
+                raise ValueError(
+                    URL_FAULT % "it has other options than sentinel_username and sentinel_password"
+                )
+            for host in hosts.split(","):
+                one = self.read(scheme, host, SENTINEL_PORT)
+                self.sentinels.append({**one, **login_there})
+            rest = login + at + hosts.partition(",")[0] + "/" + db
+        self.server = self.read(scheme, rest, 6379)
+
+    def read(self, scheme: str, rest: str, port: int) -> dict[str, Any]:
+        """redis-py's arguments of `[user:password@]host[:port][/db]`."""
+        try:
+            parts = urllib.parse.urlsplit("redis://" + rest)
+            port, parses = parts.port or port, parts.hostname and "#" not in rest
+        except ValueError:
+            parses = False
+        if not parses:
+            raise ValueError(URL_FAULT % NO_PARSE)
+        if not re.fullmatch("/*[0-9]*/*", parts.path):
+            raise ValueError(URL_FAULT % "its database is no number")
+        made: dict[str, Any] = {
+            "host": parts.hostname,
+            "port": port,
+            "username": urllib.parse.unquote(parts.username or "") or None,
+            "password": urllib.parse.unquote(parts.password or "") or None,
+            "db": int(parts.path.strip("/") or 0),
+        }
+        if scheme == "rediss":
+            made.update(connection_class=TlsConnection, ssl_check_hostname=True)
+            if self.ca:
+                made["ssl_ca_data"] = self.ca
+        return made
+
+
+class TlsConnection(redis.SSLConnection):
+    """Trusts the CA that it is given alone, as the operator does, also one without a key usage, which Python
+    3.13 takes for none. In a redis-py that does not call this, what the constructor was given holds."""
+
+    def _wrap_socket_with_ssl(self, sock: socket.socket) -> ssl.SSLSocket:
+        context = ssl.create_default_context(cadata=self.ca_data)
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        return context.wrap_socket(sock, server_hostname=self.host)
+
+
+def moved_to(error: Exception) -> Node | None:
+    """Where a node of a cluster sends the caller, if it does; below redis-py 6 a text alone says so."""
+    if isinstance(error, redis.exceptions.MovedError):
+        return error.host, error.port
+    found = re.match(r"MOVED \d+ (\S*):(\d+)$", str(error))
+    return (found[1], int(found[2])) if found else None
 
 
 class Ledger(threading.Thread):
     """Talks to Redis: beats, draws and the final call; one connection, one call at a time, growing seq."""
 
+    known: Address | None
     clients: dict[Node | None, redis.Redis]
     nodes: dict[str, Node]
+    entry: Node | None
+    heard_of: Node | None
     sha: str | None
     detached: dict[str, str | None]
 
@@ -1335,8 +1439,9 @@ class Ledger(threading.Thread):
         self.event, self.stopping, self.done = threading.Event(), False, False
         self.drawing = False
         self.calls = threading.Lock()  # one call at a time, the final one included
-        # Connections by node; None is the URL's own. In a cluster MOVED says which node has a TokenBudget.
-        self.clients, self.nodes = {}, {}
+        # Connections by node; None is the URL's own, or its Sentinels' primary. In a cluster MOVED says which
+        # node has a TokenBudget.
+        self.known, self.clients, self.nodes, self.entry, self.heard_of = None, {}, {}, None, None
         self.sha, self.seq = None, 0
         self.backoff, self.retry_at, self.down = 0.0, -1e9, False
         self.file_at, self.detached = -1e9, {}
@@ -1386,34 +1491,61 @@ class Ledger(threading.Thread):
 
     # -- one call
 
-    def connect(self, node: Node | None = None) -> redis.Redis:
-        where = redis_url(self.agent.env)
-        if where is None:
+    def address(self) -> Address:
+        env = self.agent.env
+        url = redis_url(env)
+        if url is None:
             raise redis.ConnectionError(
-                "no Redis is configured (TOKENBUDGET_REDIS_URL, REDIS_URL or REDIS_HOST)"
+                "no Redis is configured (TOKENBUDGET_REDIS_URL, or LiteLLM's own REDIS_...)"
             )
-        options: dict[str, Any] = {
-            "socket_timeout": READ_TIMEOUT,
-            "socket_connect_timeout": CONNECT_TIMEOUT,
-            "decode_responses": True,
-            "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 0),
-        }
-        if "url" in where:
-            try:
-                client = redis.Redis.from_url(where["url"], **options)
-            except ValueError:  # its text quotes the URL: the password, where that has a # or a / in it
-                raise redis.ConnectionError(
-                    "the Redis URL does not parse: percent-encode what is special in user and password"
-                ) from None
-        else:
-            client = redis.Redis(**where, **options)
+        # Both are from one Secret.
+        ca = env.get("TOKENBUDGET_REDIS_CA", "") if env.get("TOKENBUDGET_REDIS_URL") else ""
+        if self.known is None or self.known.given != (url, ca):
+            self.known = Address(url, ca)
+        return self.known
+
+    def connect(self, node: Node | None = None) -> redis.Redis:
+        address = self.address()
+        if node is None and address.sentinels:
+            node = self.primary(address)
+        where = address.server
         if node:
-            own = client.connection_pool.connection_kwargs
-            own.update(host=node[0] or own.get("host"), port=node[1])
-        return client
+            where = {**where, "host": node[0] or where["host"], "port": node[1]}
+        return self.client(where)
+
+    def client(self, where: dict[str, Any]) -> redis.Redis:
+        pool = redis.ConnectionPool(
+            socket_timeout=READ_TIMEOUT,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            decode_responses=True,
+            retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
+            **where,
+        )
+        return redis.Redis(connection_pool=pool)
+
+    def primary(self, address: Address) -> Node:
+        """Where the Sentinels say that the server is. Who does not answer is asked last the next time."""
+        said, started = "", self.agent.clock.boot()
+        for _ in range(len(address.sentinels)):
+            where = address.sentinels[0]
+            client: Any = self.client(where)
+            try:
+                found = client.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", address.service)
+                if found:
+                    return found[0], int(found[1])
+                said = "they know no service %s" % address.service
+            except redis.RedisError as error:
+                said = "%s:%d: %s" % (where["host"], where["port"], error)
+            finally:
+                client.close()
+                client.connection_pool.disconnect()
+            address.sentinels.append(address.sentinels.pop(0))
+            if self.agent.clock.boot() - started > READ_TIMEOUT + CONNECT_TIMEOUT:
+                break
+        raise redis.ConnectionError("no Sentinel says where the server is: " + said)
 
     def drop(self) -> None:
-        """After a fault everything starts at the URL again."""
+        """After a fault everything starts at the URL again, and with its Sentinels."""
         clients, self.clients, self.nodes = list(self.clients.values()), {}, {}
         for client in clients:
             try:
@@ -1424,10 +1556,17 @@ class Ledger(threading.Thread):
 
     def reach(self, governor: Governor) -> redis.Redis:
         """A connection that answers: while there is none, nothing of a call can have reached the ledger."""
-        node = self.nodes.get(governor.uid)
+        node = self.nodes.get(governor.uid, self.entry)
         if node not in self.clients:
-            client = self.connect(node)
-            client.ping()
+            try:
+                client = self.connect(node)
+                client.ping()
+            except Exception:
+                if (
+                    node == self.entry
+                ):  # any other node of a cluster can tell; next time it is the URL's turn again
+                    self.entry = None if self.entry else self.heard_of
+                raise
             self.clients[node] = client
         return self.clients[node]
 
@@ -1442,8 +1581,11 @@ class Ledger(threading.Thread):
                     return client.evalsha(self.sha, len(keys), *keys, *args)
                 except redis.exceptions.NoScriptError:
                     return client.eval(CALL_SCRIPT, len(keys), *keys, *args)
-            except redis.exceptions.MovedError as moved:
-                self.nodes[governor.uid] = (moved.host, moved.port)
+            except redis.ResponseError as error:
+                node = moved_to(error)
+                if node is None:
+                    raise
+                self.nodes[governor.uid] = self.heard_of = node
         raise redis.ConnectionError("sent from node to node %d times" % MOST_HOPS)
 
     def call(self, governor: Governor, beat: bool = True, final: bool = False) -> bool:
@@ -1518,11 +1660,18 @@ class Ledger(threading.Thread):
             log.error(
                 "tokenbudget: the ledger does not answer (%s: %s); grants hold for a lease, then %s",
                 type(error).__name__,
-                re.sub(r"//[^@/\s]*@", "//***@", str(error))[:200],
+                self.masked(str(error))[:200],
                 "LiteLLM's own limit, in every process (onLedgerLoss: Open)"
                 if governor.open_on_loss
                 else "the safe share",
             )
+
+    def masked(self, text: str) -> str:
+        """A server may quote what it does not know."""
+        for where in [self.known.server, *self.known.sentinels] if self.known else []:
+            if where["password"]:
+                text = text.replace(where["password"], "***")
+        return text
 
     def report(self, governor: Governor, now: float) -> str:
         adapter, problems = self.agent.adapter, self.agent.problems()

@@ -219,7 +219,10 @@ pub enum AgentUpdatePolicy {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct RedisSource {
-    /// A key of a Secret in this namespace that holds a URL: `redis://[user:password@]host:port[/db]`, or `rediss://`.
+    /// A key of a Secret in this namespace that holds a URL: `redis://[user:password@]host:port[/db]`, of a server or of any
+    /// node of a Redis Cluster; or `redis+sentinel://[user:password@]host:port[,host:port]/service[/db]`, of Sentinels, where
+    /// the options `sentinel_username` and `sentinel_password` may follow. `rediss` for TLS; key `ca.crt` of the same Secret
+    /// then holds the CA's certificate, where that is no public one.
     pub url_secret_ref: SecretKeyRef,
 }
 

@@ -16,7 +16,7 @@ use super::context::Context;
 use super::memory::Memory;
 use super::{Error, World};
 use crate::api::{FIELD_MANAGER, FINALIZER, TokenBudget};
-use crate::ledger::{Ledger, RedisLedger, Timeouts};
+use crate::ledger::Ledger;
 use crate::litellm::{detachment, is_attached, policy_config_map_name};
 
 /// How long the clean-up is tried before the finalizer goes without it.
@@ -81,8 +81,8 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
     if memory.ledger.is_none() && had_ledger {
         let observed = super::observe::observe(tb, ctx, world, memory).await.map_err(|e| e.to_string())?;
         if let Some(Ok(location)) = observed.redis {
-            let ledger = RedisLedger::connect(&location.url, Timeouts::default()).map_err(|e| e.to_string())?;
-            memory.ledger = Some((location.url, ledger));
+            let ledger = location.connect().map_err(|e| e.to_string())?;
+            memory.ledger = Some((location, ledger));
         }
     }
     let Some((_, ledger)) = &memory.ledger else {

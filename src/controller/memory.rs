@@ -17,8 +17,8 @@ pub const WINDOW: SignedDuration = SignedDuration::from_secs(60);
 /// Memory of one TokenBudget.
 #[derive(Default)]
 pub struct Memory {
-    /// Connection to the ledger, and its URL.
-    pub ledger: Option<(String, RedisLedger)>,
+    /// Connection to the ledger, and where that is.
+    pub ledger: Option<(RedisLocation, RedisLedger)>,
     /// The epoch that was claimed from it.
     pub epoch: Option<Epoch>,
     /// Where the ledger is: read when, for which generation of the spec.

@@ -120,9 +120,10 @@ fn kind(error: &LedgerError) -> LedgerErrorKind {
         LedgerError::Timeout { .. } => LedgerErrorKind::Timeout,
         LedgerError::Fenced => LedgerErrorKind::Fenced,
         LedgerError::Unreachable { .. } => LedgerErrorKind::Connection,
-        LedgerError::InvalidUrl { .. } | LedgerError::Malformed { .. } | LedgerError::Script { .. } => {
-            LedgerErrorKind::Reply
-        }
+        LedgerError::InvalidUrl { .. }
+        | LedgerError::InvalidCa
+        | LedgerError::Malformed { .. }
+        | LedgerError::Script { .. } => LedgerErrorKind::Reply,
     }
 }
 

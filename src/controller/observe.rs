@@ -16,7 +16,7 @@ use super::memory::Memory;
 use super::redis_url::{NoRedis, RedisLocation, locate};
 use super::{Error, World};
 use crate::api::{TargetRef, TokenBudget};
-use crate::ledger::{Ledger, LedgerError, Observation, RedisLedger, Timeouts};
+use crate::ledger::{Ledger, LedgerError, Observation};
 use crate::litellm::{
     ATTACHED_LABEL, ATTACHED_VALUE, Inherited, Ref, STARTUP_HOOKS, Setting, choose_container, startup_hooks,
 };
@@ -191,10 +191,10 @@ async fn read_ledger(
 ) -> Result<Observation, LedgerError> {
     let uid = tb.uid().unwrap_or_default();
     let ledger = match &memory.ledger {
-        Some((url, ledger)) if *url == location.url => ledger.clone(),
+        Some((known, ledger)) if known == location => ledger.clone(),
         _ => {
-            let ledger = RedisLedger::connect(&location.url, Timeouts::default())?;
-            memory.ledger = Some((location.url.clone(), ledger.clone()));
+            let ledger = location.connect()?;
+            memory.ledger = Some((location.clone(), ledger.clone()));
             memory.epoch = None;
             ledger
         }

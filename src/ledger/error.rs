@@ -11,6 +11,9 @@ pub enum LedgerError {
         /// What is wrong with it.
         problem: String,
     },
+    /// What is to be trusted is no certificate; the text does not quote it.
+    #[error("key ca.crt of the Redis URL's Secret cannot be used: it has to hold certificates in PEM form")]
+    InvalidCa,
     /// No server, or one that does not serve now (wrong password, loading, read-only replica).
     #[error("the ledger cannot be reached")]
     Unreachable {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::container::{name_of, pod_spec};
 use super::entries::{Entry, goes_with_us, owned, owned_by_others};
 use super::{
-    AGENT_CONFIG_MAP, AGENT_FILE, AGENT_HOOK, ATTACHED_LABEL, ATTACHED_VALUE, DIGEST_ANNOTATION, STARTUP_HOOKS,
+    AGENT_CONFIG_MAP, AGENT_FILE, AGENT_HOOK, ATTACHED_LABEL, ATTACHED_VALUE, CA_KEY, DIGEST_ANNOTATION, STARTUP_HOOKS,
     Setting, agent_digest, choose_container, names_agent, setting,
 };
 use crate::api::{Reason, SecretKeyRef};
@@ -172,6 +172,8 @@ pub fn attachment(deployment: &Deployment, wanted: &Wanted) -> Result<Attachment
     if let Some(secret) = &wanted.redis_secret {
         let from = json!({"secretKeyRef": {"name": secret.name, "key": secret.key}});
         env.push(json!({"name": "TOKENBUDGET_REDIS_URL", "valueFrom": from}));
+        let from = json!({"secretKeyRef": {"name": secret.name, "key": CA_KEY, "optional": true}});
+        env.push(json!({"name": "TOKENBUDGET_REDIS_CA", "valueFrom": from}));
     }
     let policy = policy_config_map_name(&name_of(deployment));
     let mut metadata = json!({"labels": {ATTACHED_LABEL: ATTACHED_VALUE}});

@@ -35,6 +35,9 @@ pub const STARTUP_HOOKS: &str = "LITELLM_WORKER_STARTUP_HOOKS";
 /// Our entry in [`STARTUP_HOOKS`].
 pub const AGENT_HOOK: &str = "tokenbudget_agent:start";
 
+/// Key of the CA's certificate in the Secret that holds the ledger's URL, if it is signed by no public one.
+pub const CA_KEY: &str = "ca.crt";
+
 /// Label of the pods that were made with the agent in their template.
 pub const ATTACHED_LABEL: &str = "tokenbudget.dev/agent";
 

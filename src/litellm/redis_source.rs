@@ -1,13 +1,13 @@
-//! The Redis that a LiteLLM container is set up with.
+//! The Redis that a LiteLLM container is set up with. The agent makes the same URL of the same variables
+//! (`agent/tests/addresses.json` holds both to it).
 
 use k8s_openapi::api::core::v1::Container;
 
 use super::env::{Missing, Ref, Setting, setting};
 
 /// Kinds of Redis that LiteLLM can use and the ledger cannot, by the variable that switches them on.
-const OTHER_KINDS: [(&str, &str); 4] = [
+const OTHER_KINDS: [(&str, &str); 3] = [
     ("REDIS_CLUSTER_NODES", "names a Redis Cluster"),
-    ("REDIS_SENTINEL_NODES", "names Redis Sentinels"),
     ("REDIS_GCP_SERVICE_ACCOUNT", "asks for Google IAM authentication"),
     ("REDIS_AZURE_AD_TOKEN", "asks for Microsoft Entra authentication"),
 ];
@@ -27,6 +27,12 @@ pub struct RedisSource {
     pub password: Setting,
     /// `REDIS_SSL`.
     pub ssl: Setting,
+    /// `REDIS_SENTINEL_NODES`: a JSON list of `[host, port]`; it beats the host.
+    pub sentinels: Setting,
+    /// `REDIS_SERVICE_NAME`: what the Sentinels call the Redis.
+    pub service: Setting,
+    /// `REDIS_SENTINEL_PASSWORD`.
+    pub sentinel_password: Setting,
     /// Settings that make LiteLLM use a Redis in a way that the ledger cannot.
     others: Vec<(&'static str, &'static str, Setting)>,
 }
@@ -43,6 +49,9 @@ impl RedisSource {
             username: get("REDIS_USERNAME"),
             password: get("REDIS_PASSWORD"),
             ssl: get("REDIS_SSL"),
+            sentinels: get("REDIS_SENTINEL_NODES"),
+            service: get("REDIS_SERVICE_NAME"),
+            sentinel_password: get("REDIS_SENTINEL_PASSWORD"),
             others: OTHER_KINDS.iter().map(|(name, does)| (*name, *does, get(name))).collect(),
         }
     }
@@ -51,6 +60,7 @@ impl RedisSource {
     pub fn refs(&self) -> impl Iterator<Item = &Ref> {
         [&self.url, &self.host, &self.port, &self.username, &self.password, &self.ssl]
             .into_iter()
+            .chain([&self.sentinels, &self.service, &self.sentinel_password])
             .chain(self.others.iter().map(|(_, _, found)| found))
             .flat_map(Setting::refs)
     }
@@ -75,6 +85,27 @@ impl RedisSource {
                 return Err(invalid(variable, &problem));
             }
         }
+        let encrypted = get("REDIS_SSL", &self.ssl)?.is_some_and(|text| is_true(&text));
+        let scheme = if encrypted { "rediss" } else { "redis" };
+        let user = get("REDIS_USERNAME", &self.username)?.unwrap_or_default();
+        let login = match get("REDIS_PASSWORD", &self.password)? {
+            None => String::new(),
+            Some(password) => format!("{}:{}@", percent_encode(&user), percent_encode(&password)),
+        };
+        if let Some(nodes) = get("REDIS_SENTINEL_NODES", &self.sentinels)? {
+            let Some(service) = get("REDIS_SERVICE_NAME", &self.service)? else {
+                return Err(invalid(
+                    "REDIS_SERVICE_NAME",
+                    "is not set: it is what the REDIS_SENTINEL_NODES call the Redis",
+                ));
+            };
+            let password = get("REDIS_SENTINEL_PASSWORD", &self.sentinel_password)?;
+            let hosts = sentinels(&nodes)?;
+            return Ok(Some(format!(
+                "{scheme}+sentinel://{login}{hosts}/{service}{}",
+                sentinel_login(&user, password)
+            )));
+        }
         let Some(host) = get("REDIS_HOST", &self.host)? else {
             return Ok(None);
         };
@@ -82,16 +113,30 @@ impl RedisSource {
             None => 6379,
             Some(text) => text.trim().parse::<u16>().map_err(|_| invalid("REDIS_PORT", "must be a port number"))?,
         };
-        let encrypted = get("REDIS_SSL", &self.ssl)?.is_some_and(|text| is_true(&text));
-        let user = get("REDIS_USERNAME", &self.username)?.unwrap_or_default();
-        let login = match get("REDIS_PASSWORD", &self.password)? {
-            None => String::new(),
-            Some(password) => format!("{}:{}@", percent_encode(&user), percent_encode(&password)),
-        };
-        let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host };
-        let scheme = if encrypted { "rediss" } else { "redis" };
-        Ok(Some(format!("{scheme}://{login}{host}:{port}")))
+        Ok(Some(format!("{scheme}://{login}{}:{port}", bracketed(&host))))
     }
+}
+
+/// `host:port,host:port` of the JSON list.
+fn sentinels(nodes: &str) -> Result<String, Missing> {
+    let list: Vec<(String, u16)> = serde_json::from_str(nodes)
+        .map_err(|_| invalid("REDIS_SENTINEL_NODES", r#"must be a list of hosts and ports: [["host", 26379]]"#))?;
+    let hosts: Vec<String> = list.iter().map(|(host, port)| format!("{}:{port}", bracketed(host))).collect();
+    Ok(hosts.join(","))
+}
+
+/// LiteLLM (1.92 and later) logs in at the Sentinels as the same user, with their own password.
+fn sentinel_login(user: &str, password: Option<String>) -> String {
+    let Some(password) = password else {
+        return String::new();
+    };
+    let user = if user.is_empty() { String::new() } else { format!("sentinel_username={}&", percent_encode(user)) };
+    format!("?{user}sentinel_password={}", percent_encode(&password))
+}
+
+/// An IPv6 address as it stands in a URL.
+fn bracketed(host: &str) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
 }
 
 fn invalid(variable: &str, problem: &str) -> Missing {
@@ -117,6 +162,8 @@ fn percent_encode(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::super::choose_container;
     use super::super::test_support::{componentized, container, litellm_helm};
     use super::*;
@@ -160,10 +207,41 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_encoded() {
-        let yaml = "{name: a, env: [{name: REDIS_HOST, value: '::1'}, {name: REDIS_USERNAME, value: 'a:b'},
-            {name: REDIS_SSL, value: 'True'}, {name: REDIS_PASSWORD, valueFrom: {secretKeyRef: {name: s, key: password}}}]}";
-        assert_eq!(url(yaml), Ok(Some("rediss://a%3Ab:p%40ss%2Fw%3Ard@[::1]:6379".to_owned())));
+    fn the_environment_is_read_as_the_agent_reads_it() {
+        let vectors: Value = serde_json::from_str(include_str!("../../agent/tests/addresses.json")).unwrap();
+        for case in vectors["environments"].as_array().unwrap() {
+            let variables = case["env"].as_object().unwrap();
+            let env: Vec<Value> = variables.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+            let container = serde_json::from_value(json!({"name": "litellm", "env": env})).unwrap();
+            let url = RedisSource::of(&container).url(|_| None).unwrap();
+            assert_eq!(url.as_deref(), case["url"].as_str(), "{case}");
+        }
+    }
+
+    #[test]
+    fn passwords_of_secrets_are_encoded() {
+        let yaml = "{name: a, env: [{name: REDIS_HOST, value: h},
+            {name: REDIS_PASSWORD, valueFrom: {secretKeyRef: {name: s, key: password}}}]}";
+        assert_eq!(url(yaml), Ok(Some("redis://:p%40ss%2Fw%3Ard@h:6379".to_owned())));
+        let yaml =
+            "{name: a, env: [{name: REDIS_SENTINEL_NODES, value: '[[\"s\", 1]]'}, {name: REDIS_SERVICE_NAME, value: m},
+            {name: REDIS_SENTINEL_PASSWORD, valueFrom: {secretKeyRef: {name: s, key: password}}}]}";
+        assert_eq!(url(yaml), Ok(Some("redis+sentinel://s:1/m?sentinel_password=p%40ss%2Fw%3Ard".to_owned())));
+    }
+
+    #[test]
+    fn sentinels_need_a_service_and_a_list() {
+        let sentinels = |nodes: &str, more: &str| {
+            url(&format!("{{name: a, env: [{{name: REDIS_SENTINEL_NODES, value: '{nodes}'}}{more}]}}"))
+                .unwrap_err()
+                .to_string()
+        };
+        let error = sentinels(r#"[["s", 1]]"#, "");
+        assert!(error.contains("REDIS_SERVICE_NAME is not set"), "{error}");
+        for nodes in ["s:1", r#"["s", 1]"#, r#"[{"host": "s", "port": 1}]"#, r#"[["s", 66000]]"#] {
+            let error = sentinels(nodes, ", {name: REDIS_SERVICE_NAME, value: m}");
+            assert!(error.contains("REDIS_SENTINEL_NODES must be a list"), "{nodes}: {error}");
+        }
     }
 
     #[test]

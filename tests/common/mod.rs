@@ -12,6 +12,7 @@ use redis::aio::MultiplexedConnection;
 pub mod cluster;
 pub mod figures;
 pub mod fleet;
+pub mod tls;
 
 /// A server of its own for a test; it ends when this is dropped, and also when the test process is killed.
 pub struct RedisServer {
@@ -85,30 +86,46 @@ impl Drop for RedisServer {
 /// A Sentinel that watches one primary by itself, and takes it for dead after half a second.
 pub struct Sentinel {
     server: RedisServer,
+    /// Its own, for `user:password@`.
+    login: String,
 }
 
 impl Sentinel {
     pub async fn watch(primary: &RedisServer) -> Self {
+        Self::watch_with(primary, "", "").await
+    }
+
+    /// With further lines of its configuration, and how to log in there.
+    pub async fn watch_with(primary: &RedisServer, lines: &str, login: &str) -> Self {
         for _ in 0..20 {
             let (port, dir) = place();
             let config = format!(
                 "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor ledger 127.0.0.1 {} 1\n\
-                 sentinel down-after-milliseconds ledger 500\nsentinel failover-timeout ledger 3000\n",
+                 sentinel down-after-milliseconds ledger 500\nsentinel failover-timeout ledger 3000\n{lines}\n",
                 dir.display(),
                 primary.port
             );
             std::fs::write(dir.join("sentinel.conf"), config).unwrap();
-            if let Some(child) = run(&["sentinel.conf", "--sentinel"], &dir, "+monitor master") {
-                return Self { server: RedisServer { child, port, dir } };
+            if let Some(child) = run(&binary(), &["sentinel.conf", "--sentinel"], &dir, "+monitor master") {
+                return Self { server: RedisServer { child, port, dir }, login: login.to_owned() };
             }
             let _ = std::fs::remove_dir_all(&dir);
         }
         panic!("the Sentinel did not start on any of 20 ports");
     }
 
+    pub fn port(&self) -> u16 {
+        self.server.port
+    }
+
+    pub async fn connection(&self) -> MultiplexedConnection {
+        let url = format!("redis://{}127.0.0.1:{}", self.login, self.server.port);
+        redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
+    }
+
     /// How many replicas it could promote.
     pub async fn replicas(&self) -> usize {
-        let mut redis = self.server.connection().await;
+        let mut redis = self.connection().await;
         let known: Vec<redis::Value> =
             redis::cmd("SENTINEL").arg("REPLICAS").arg("ledger").query_async(&mut redis).await.unwrap();
         known.len()
@@ -116,7 +133,7 @@ impl Sentinel {
 
     /// The port of the primary.
     pub async fn primary(&self) -> u16 {
-        let mut redis = self.server.connection().await;
+        let mut redis = self.connection().await;
         let (_, port): (String, String) =
             redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg("ledger").query_async(&mut redis).await.unwrap();
         port.parse().unwrap()
@@ -150,15 +167,14 @@ fn spawn(port: u16, dir: &Path, options: &[&str]) -> Option<Child> {
     let port = port.to_string();
     let mut all = vec!["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
     all.extend(options);
-    run(&all, dir, "Ready to accept connections")
+    run(&binary(), &all, dir, "Ready to accept connections")
 }
 
 /// The server, once it says itself that it is ready.
-fn run(options: &[&str], dir: &Path, ready: &str) -> Option<Child> {
-    let binary = binary();
+fn run(binary: &Path, options: &[&str], dir: &Path, ready: &str) -> Option<Child> {
     let mut child = Command::new("sh")
         .args(["-c", r#""$0" "$@" & pid=$!; exec >/dev/null; cat; kill -9 $pid; wait $pid 2>/dev/null"#])
-        .arg(&binary)
+        .arg(binary)
         .args(options)
         .current_dir(dir)
         .stdin(Stdio::piped())
@@ -181,14 +197,7 @@ fn run(options: &[&str], dir: &Path, ready: &str) -> Option<Child> {
 }
 
 fn binary() -> PathBuf {
-    let path = match std::env::var_os("TOKENBUDGET_REDIS_SERVER") {
-        Some(path) => PathBuf::from(path),
-        None => std::env::var_os("XDG_CACHE_HOME")
-            .map(PathBuf::from)
-            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
-            .unwrap_or_default()
-            .join("tokenbudget/redis-6.2.912183/redis-server"),
-    };
+    let path = located("TOKENBUDGET_REDIS_SERVER", "redis-6.2.912183/redis-server");
     assert!(
         path.is_file(),
         "these tests need a redis-server, and there is none at {}: name one in TOKENBUDGET_REDIS_SERVER, or take \
@@ -196,4 +205,17 @@ fn binary() -> PathBuf {
         path.display()
     );
     path
+}
+
+/// The program that the variable names, or the one that `e2e/prepare` put into the cache.
+fn located(variable: &str, name: &str) -> PathBuf {
+    match std::env::var_os(variable) {
+        Some(path) => PathBuf::from(path),
+        None => std::env::var_os("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
+            .unwrap_or_default()
+            .join("tokenbudget")
+            .join(name),
+    }
 }

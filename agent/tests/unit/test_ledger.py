@@ -1,58 +1,12 @@
 """The thread, the script and a real redis-server."""
 
-import json
 import os
 import threading
 import time
 
 import pytest
-from support.fake_operator import Operator, limit, policy
-from support.redis_server import RedisServer
-
-
-def until(condition, seconds=5.0):
-    deadline = time.time() + seconds
-    while time.time() < deadline:
-        try:
-            found = condition()
-        except KeyError:  # the thread has not read its policy yet
-            found = None
-        if found:
-            return found
-        time.sleep(0.01)
-    raise AssertionError("it did not happen in time")
-
-
-class Member:
-    """An agent and its thread, without LiteLLM."""
-
-    def __init__(self, tb, url, directory, policies, pod="pod-1"):
-        self.tb, self.file = tb, directory / "policy.json"
-        directory.mkdir(exist_ok=True)
-        if policies is not None:
-            self.write(policies)
-        self.agent = tb.Agent(
-            environ={
-                "TOKENBUDGET_REDIS_URL": url,
-                "TOKENBUDGET_POD_UID": pod,
-                "TOKENBUDGET_POD_NAME": "p",
-                "TOKENBUDGET_CONTAINER": "litellm",
-                "TOKENBUDGET_POLICY_DIR": str(directory),
-            }
-        )
-        self.ledger = tb.Ledger(self.agent)
-        self.ledger.start()
-
-    def write(self, policies):
-        self.file.write_text(json.dumps({"tokenBudgets": policies}))
-
-    def book(self, uid="uid-1", name="gpt", unit="tokens"):
-        return self.agent.governors[uid].books[(name, unit)]
-
-    def stop(self):
-        self.ledger.stopping = True
-        self.ledger.event.set()
-        self.ledger.join(5)
+from support.fake_operator import limit, policy
+from support.member import Member, until
 
 
 @pytest.fixture
@@ -256,21 +210,6 @@ def test_the_report_is_sent_again_when_it_changed(member, operator):
     until(lambda: operator.reports()[one.agent.member]["problems"] == ["here: ValueError: x"])
 
 
-def test_the_redis_address_comes_from_the_environment(tb):
-    assert tb.redis_url({}) is None
-    assert tb.redis_url({"REDIS_URL": "redis://a", "TOKENBUDGET_REDIS_URL": "redis://b"}) == {
-        "url": "redis://b"
-    }
-    assert tb.redis_url({"REDIS_URL": "redis://a", "REDIS_HOST": "h"}) == {"url": "redis://a"}
-    assert tb.redis_url({"REDIS_HOST": "h", "REDIS_PASSWORD": "p", "REDIS_SSL": "True"}) == {
-        "host": "h",
-        "port": 6379,
-        "password": "p",
-        "username": None,
-        "ssl": True,
-    }
-
-
 def test_beats_come_sooner_when_there_is_something_to_give_back(tb, clock):
     governor = tb.Governor(policy([limit()], beatMs=500), clock.boot())
     (book,) = governor.books.values()
@@ -280,42 +219,3 @@ def test_beats_come_sooner_when_there_is_something_to_give_back(tb, clock):
     book.ring.stamp(book.ring.charge(5000), clock.boot() - 60.7)
     assert governor.time_to_beat(clock.boot()) == pytest.approx(0.25, abs=0.06)
     assert governor.time_to_beat(clock.boot() + 0.3) == tb.BEAT_GAP
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    """Two nodes of a cluster: the slot of uid-1 is the second one's, all others are the first one's."""
-    nodes = [RedisServer(tmp_path).start_as_node() for _ in range(2)]
-    first, second = [node.client() for node in nodes]
-    slot = first.execute_command("CLUSTER", "KEYSLOT", "{uid-1}")
-    first.execute_command("CLUSTER", "ADDSLOTS", *[other for other in range(16384) if other != slot])
-    second.execute_command("CLUSTER", "ADDSLOTS", slot)
-    first.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[1].port)
-
-    def whole(client):
-        info = client.execute_command("CLUSTER", "INFO")
-        text = info if isinstance(info, str) else "".join("%s:%s\n" % pair for pair in info.items())
-        return "cluster_state:ok" in text and "cluster_slots_ok:16384" in text
-
-    until(lambda: whole(first) and whole(second), 15)
-    yield nodes
-    for node in nodes:
-        node.stop()
-
-
-def test_in_a_cluster_each_token_budget_is_called_where_it_is(tb, cluster, tmp_path):
-    policies = [policy([limit()], uid=uid, beatMs=100) for uid in ("uid-1", "uid-0")]
-    for node, pol in zip(reversed(cluster), policies):
-        Operator(node.client()).publish(pol)
-    member = Member(tb, cluster[0].url, tmp_path / "pod-1", policies)
-    try:
-        until(lambda: all(member.book(uid).answered for uid in ("uid-1", "uid-0")))
-        assert member.ledger.nodes == {"uid-1": ("127.0.0.1", cluster[1].port)}
-        assert len(member.ledger.clients) == 2
-        moved = cluster[0].client().info("commandstats")["cmdstat_evalsha"]
-        before = member.book().boot
-        until(lambda: member.book().boot > before + 0.5)
-        later = cluster[0].client().info("commandstats")["cmdstat_evalsha"]
-        assert later.get("rejected_calls", 0) == moved.get("rejected_calls", 0), "it remembers the node"
-    finally:
-        member.stop()

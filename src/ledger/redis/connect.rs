@@ -1,4 +1,5 @@
-//! The connections: to the server that the URL names, and in a Redis Cluster to the nodes that it sends callers on to.
+//! The connections: to the server that the URL names or its Sentinels know, and in a Redis Cluster to the nodes that it sends
+//! callers on to.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,20 +8,23 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Client, ConnectionAddr, ErrorKind, RedisError, RedisResult, ServerErrorKind};
 
 use super::Timeouts;
+use super::address::{Address, FixedText};
+use super::sentinel::primary;
 use crate::ledger::error::LedgerError;
 
 /// A cluster of one slot per TokenBudget needs no map of its slots: a node that does not hold the slot says which one does
 /// (`MOVED`), and all keys of the TokenBudget are there. So a plain server and a cluster take the same URL.
 pub(super) struct Nodes {
-    client: Client,
+    address: Address,
     timeouts: Timeouts,
     known: Mutex<Known>,
 }
 
-/// What is known of the servers. Names are `host:port`, or the path of a socket.
+/// What is known of the servers. Names are `host:port`.
 struct Known {
-    /// Whom to ask where a TokenBudget is: the URL's server, or another one while that is away.
-    entry: String,
+    /// Whom to ask where a TokenBudget is: the URL's server, or another one while that is away; the primary of the Sentinels,
+    /// until it fails.
+    entry: Option<String>,
     /// The node that a TokenBudget's keys are on, by UID, where the entry said so.
     homes: HashMap<String, String>,
     open: HashMap<String, (u64, ConnectionManager)>,
@@ -38,29 +42,35 @@ pub(super) struct Route {
 
 impl Nodes {
     /// Nothing is sent yet. Needs a tokio runtime.
-    pub(super) fn new(url: &str, timeouts: Timeouts) -> Result<Self, LedgerError> {
-        let client = open(url)?;
-        let entry = client.get_connection_info().addr().to_string();
-        let known = Known { entry, homes: HashMap::new(), open: HashMap::new(), made: 0 };
-        let nodes = Self { client, timeouts, known: Mutex::new(known) };
+    pub(super) fn new(address: Address, timeouts: Timeouts) -> Result<Self, LedgerError> {
+        let known = Known { entry: None, homes: HashMap::new(), open: HashMap::new(), made: 0 };
+        let nodes = Self { address, timeouts, known: Mutex::new(known) };
         // What the client has against the URL is said now.
-        nodes.route("").map_err(|error| LedgerError::InvalidUrl { problem: error.kind_text() })?;
+        let invalid = |error: RedisError| LedgerError::InvalidUrl { problem: error.kind_text() };
+        manager(&nodes.address.server, timeouts).map_err(invalid)?;
         Ok(nodes)
     }
 
-    /// The server that the URL names.
+    /// The server that the URL names, or the Sentinels' name for it.
     pub(super) fn named(&self) -> String {
-        self.client.get_connection_info().addr().to_string()
+        self.address.named()
     }
 
-    pub(super) fn password(&self) -> Option<&str> {
-        self.client.get_connection_info().redis_settings().password().filter(|password| !password.is_empty())
+    pub(super) fn passwords(&self) -> impl Iterator<Item = &str> {
+        self.address.passwords()
     }
 
-    /// The way to the TokenBudget with this UID, as far as it is known.
-    pub(super) fn route(&self, uid: &str) -> RedisResult<Route> {
+    /// The way to the TokenBudget with this UID, as far as it is known; Sentinels are asked where nothing is.
+    pub(super) async fn route(&self, uid: &str) -> RedisResult<Route> {
+        let entry = self.known().entry.clone();
+        let entry = match entry {
+            Some(entry) => entry,
+            None if self.address.sentinels.is_empty() => self.own(),
+            None => primary(&self.address.sentinels, &self.address.service, self.timeouts).await?,
+        };
         let mut known = self.known();
-        let node = known.homes.get(uid).unwrap_or(&known.entry).clone();
+        let entry = known.entry.get_or_insert(entry).clone();
+        let node = known.homes.get(uid).cloned().unwrap_or(entry);
         if let Some((made, connection)) = known.open.get(&node) {
             return Ok(Route { made: *made, connection: connection.clone(), node });
         }
@@ -91,11 +101,13 @@ impl Nodes {
         if known.open.get(&route.node).is_some_and(|(made, _)| *made == route.made) {
             known.open.remove(&route.node);
         }
-        if known.entry == route.node {
+        if known.entry.as_ref() != Some(&route.node) {
+            return;
+        }
+        known.entry = None;
+        if self.address.sentinels.is_empty() && route.node == self.own() {
             // Any other node of a cluster can tell, and next time it is the URL's turn again.
-            let named = self.named();
-            let other = known.open.keys().find(|node| **node != route.node).cloned();
-            known.entry = if known.entry == named { other.unwrap_or(named) } else { named };
+            known.entry = known.open.keys().next().cloned();
         }
     }
 
@@ -108,11 +120,16 @@ impl Nodes {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The server that the URL names itself.
+    fn own(&self) -> String {
+        self.address.server.get_connection_info().addr().to_string()
+    }
+
     fn connect(&self, node: &str) -> RedisResult<ConnectionManager> {
-        if node == self.named() {
-            return manager(&self.client, self.timeouts);
+        if self.address.sentinels.is_empty() && node == self.own() {
+            return manager(&self.address.server, self.timeouts);
         }
-        let info = self.client.get_connection_info();
+        let info = self.address.server.get_connection_info();
         let (host, port) = node.rsplit_once(':').unwrap_or_default();
         let (host, port) = (host.to_owned(), port.parse().unwrap_or_default());
         let addr = match info.addr() {
@@ -142,70 +159,9 @@ fn manager(client: &Client, timeouts: Timeouts) -> RedisResult<ConnectionManager
     client.get_connection_manager_lazy(config)
 }
 
-/// Reads the URL. What the client says of a bad one may quote it, so only its fixed texts are passed on.
-fn open(url: &str) -> Result<Client, LedgerError> {
-    let invalid = |problem: &str| LedgerError::InvalidUrl { problem: problem.to_owned() };
-    let url = url.trim();
-    if url.is_empty() {
-        return Err(invalid("it is empty"));
-    }
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return Err(invalid("it does not start with redis:// or rediss://"));
-    };
-    if !["redis", "rediss", "valkey", "valkeys", "unix", "redis+unix", "valkey+unix"].contains(&scheme) {
-        return Err(invalid("its scheme is neither redis nor rediss"));
-    }
-    if rest.is_empty() {
-        return Err(invalid("it names no host"));
-    }
-    if redis::parse_redis_url(url).is_none() {
-        return Err(invalid(
-            "it does not parse: the port has to be a number, and special characters of user and password have to be \
-             percent-encoded (%2F for /, %23 for #, %3F for ?, %40 for @)",
-        ));
-    }
-    Client::open(url).map_err(|error| LedgerError::InvalidUrl { problem: error.kind_text() })
-}
-
-pub(super) trait FixedText {
-    fn kind_text(&self) -> String;
-}
-
-impl FixedText for RedisError {
-    /// The error's text without its detail.
-    fn kind_text(&self) -> String {
-        let text = self.to_string();
-        match self.detail() {
-            Some(detail) if !detail.is_empty() => text.replace(detail, "…"),
-            _ => text,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_bad_url_is_named_without_its_secret() {
-        for (url, problem) in [
-            ("", "empty"),
-            (" \n", "empty"),
-            ("default:hunter2@redis:6379", "redis:// or rediss://"),
-            ("http://:hunter2@redis", "scheme"),
-            ("redis://", "no host"),
-            ("redis://:hunter2@redis:port", "port"),
-            ("redis://:hunter2#more@redis:6379", "percent-encoded"),
-            ("redis://:hunter2@redis:6379/cache", "database"),
-            ("redis://:hunter2@redis:6379/?protocol=hunter2", "protocol"),
-        ] {
-            let error = open(url).unwrap_err();
-            let text = format!("{error} {error:?}");
-            assert!(text.to_lowercase().contains(problem), "{url:?}: {text}");
-            assert!(!text.contains("hunter2"), "{url:?}: {text}");
-        }
-        assert!(open("rediss://user:p%40ss@redis.example:6380/2\n").is_ok());
-    }
 
     #[test]
     fn a_node_is_sent_on_to_by_name_address_or_port_alone() {
@@ -220,22 +176,21 @@ mod tests {
         ] {
             assert_eq!(target(to, "redis-0:6379").as_deref(), node, "{to}");
         }
-        assert_eq!(target(":6380", "/run/redis.sock"), None);
     }
 
     #[tokio::test]
     async fn while_the_named_server_is_away_another_node_is_asked() {
-        let nodes = Nodes::new("redis://redis-0:1", Timeouts::default()).unwrap();
-        let first = nodes.route("a").unwrap();
+        let nodes = Nodes::new(Address::read("redis://redis-0:1", None).unwrap(), Timeouts::default()).unwrap();
+        let first = nodes.route("a").await.unwrap();
         nodes.failed("a", &first);
-        assert_eq!(nodes.route("a").unwrap().node, "redis-0:1", "a plain server is the only one");
+        assert_eq!(nodes.route("a").await.unwrap().node, "redis-0:1", "a plain server is the only one");
         nodes.known().homes.insert("b".into(), "redis-1:1".into());
-        assert_eq!(nodes.route("b").unwrap().node, "redis-1:1");
-        let first = nodes.route("a").unwrap();
+        assert_eq!(nodes.route("b").await.unwrap().node, "redis-1:1");
+        let first = nodes.route("a").await.unwrap();
         nodes.failed("a", &first);
-        let other = nodes.route("a").unwrap();
+        let other = nodes.route("a").await.unwrap();
         assert_eq!(other.node, "redis-1:1");
         nodes.failed("a", &other);
-        assert_eq!(nodes.route("a").unwrap().node, "redis-0:1");
+        assert_eq!(nodes.route("a").await.unwrap().node, "redis-0:1");
     }
 }

@@ -9,18 +9,24 @@ use std::time::Duration;
 use redis::aio::ConnectionManager;
 use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ServerErrorKind, Value};
 
+use self::address::Address;
 use self::connect::Nodes;
 use self::wire::{book_answer, call_args, leaves_arg, plan_args, planned_book, read, runs};
 use super::error::{LedgerError, RedisFault};
 use super::scripts::{self, call_script};
 use super::{Answer, BookId, BookState, Call, Epoch, Keys, Ledger, Observation, PlanWrite, Planned, Policy, Report};
 
+mod address;
 mod connect;
 mod counters;
+mod sentinel;
 mod wire;
 
 /// How often one command is sent on from node to node of a cluster: once, and again when the slot moves meanwhile.
 const MOST_HOPS: usize = 3;
+
+const UNKNOWN_CA: &str = ": no CA that is known has signed it; put the CA's certificate into key ca.crt of the Secret that \
+     spec.redis.urlSecretRef names";
 
 /// How long to wait for the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +45,8 @@ impl Default for Timeouts {
     }
 }
 
-/// A ledger on one Redis server or in a Redis Cluster, reached when it is first needed and again after every loss. Clones
-/// share connections.
+/// A ledger on one Redis server, behind Sentinels or in a Redis Cluster, reached when it is first needed and again after every
+/// loss. Clones share connections.
 #[derive(Clone)]
 pub struct RedisLedger {
     inner: Arc<Inner>,
@@ -63,10 +69,22 @@ impl fmt::Debug for RedisLedger {
 }
 
 impl RedisLedger {
-    /// Prepares a ledger at a `redis://` or `rediss://` URL; nothing is sent yet. Needs a tokio runtime. In a cluster, the
-    /// URL names any of the nodes, or all of them by one DNS name.
+    /// Prepares a ledger at a `redis://` or `rediss://` URL, or behind the Sentinels of a `redis+sentinel://` or
+    /// `rediss+sentinel://` one; nothing is sent yet. Needs a tokio runtime. In a cluster, the URL names any of the nodes, or
+    /// all of them by one DNS name.
+    ///
+    /// # Errors
+    /// [`LedgerError::InvalidUrl`].
     pub fn connect(url: &str, timeouts: Timeouts) -> Result<Self, LedgerError> {
-        let nodes = Nodes::new(url, timeouts)?;
+        Self::connect_trusting(url, None, timeouts)
+    }
+
+    /// [`connect`](Self::connect) that trusts the certificates of `ca` (PEM) instead of the public ones.
+    ///
+    /// # Errors
+    /// [`LedgerError::InvalidUrl`] and [`LedgerError::InvalidCa`].
+    pub fn connect_trusting(url: &str, ca: Option<&str>, timeouts: Timeouts) -> Result<Self, LedgerError> {
+        let nodes = Nodes::new(Address::read(url, ca)?, timeouts)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 nodes,
@@ -80,7 +98,7 @@ impl RedisLedger {
         })
     }
 
-    /// Host and port (or path) of the server that the URL names, for logs.
+    /// Host and port of the server that the URL names, or the Sentinels and their name for it; for logs.
     pub fn server(&self) -> String {
         self.inner.nodes.named()
     }
@@ -91,15 +109,13 @@ impl RedisLedger {
         F: Future<Output = RedisResult<T>> + Send,
     {
         let (nodes, deadline) = (&self.inner.nodes, self.inner.timeouts.call);
-        let mut route = nodes.route(uid).map_err(|error| self.explain(name, &error))?;
+        let mut taken = None;
         let sent = async {
             let mut hops = 0;
             loop {
+                let route = taken.insert(nodes.route(uid).await?);
                 match work(route.connection.clone()).await {
-                    Err(error) if hops < MOST_HOPS && nodes.follow(uid, &route, &error) => {
-                        hops += 1;
-                        route = nodes.route(uid)?;
-                    }
+                    Err(error) if hops < MOST_HOPS && nodes.follow(uid, route, &error) => hops += 1,
                     result => return result,
                 }
             }
@@ -108,8 +124,8 @@ impl RedisLedger {
             Err(_) => Err(LedgerError::Timeout { after: deadline }),
             Ok(result) => result.map_err(|error| self.explain(name, &error)),
         };
-        if let Err(LedgerError::Timeout { .. } | LedgerError::Unreachable { .. }) = result {
-            nodes.failed(uid, &route);
+        if let (Some(route), Err(LedgerError::Timeout { .. } | LedgerError::Unreachable { .. })) = (&taken, &result) {
+            nodes.failed(uid, route);
         }
         result
     }
@@ -153,8 +169,12 @@ impl RedisLedger {
         }
         // A server may quote the arguments of a command that it does not know.
         let mut text = error.to_string();
-        if let Some(password) = self.inner.nodes.password() {
+        for password in self.inner.nodes.passwords() {
             text = text.replace(password, "***");
+        }
+        // The second where another CA has the name of the right one.
+        if text.contains("UnknownIssuer") || text.contains("BadSignature") {
+            text += UNKNOWN_CA;
         }
         match error.kind() {
             ErrorKind::UnexpectedReturnType => LedgerError::malformed(name),
@@ -168,8 +188,11 @@ impl RedisLedger {
                 | ServerErrorKind::Ask
                 | ServerErrorKind::Moved,
             ) => LedgerError::Unreachable { source: RedisFault(text) },
-            // A write inside a script is wrapped in an error of the script, before Redis 7.
-            ErrorKind::Server(_) if text.contains("READONLY ") => LedgerError::Unreachable { source: RedisFault(text) },
+            // Not the primary, or cut off from its replicas. A write inside a script is wrapped in an error of the script, before
+            // Redis 7.
+            ErrorKind::Server(_) | ErrorKind::Extension if ["READONLY ", "NOREPLICAS "].iter().any(|word| text.contains(word)) => {
+                LedgerError::Unreachable { source: RedisFault(text) }
+            }
             ErrorKind::Server(_) => LedgerError::Script { message: text },
             ErrorKind::Extension if error.code() != Some("NOAUTH") => LedgerError::Script { message: text },
             _ => LedgerError::Unreachable { source: RedisFault(text) },

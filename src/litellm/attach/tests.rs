@@ -37,6 +37,7 @@ spec:
         - {name: TOKENBUDGET_POD_NAME, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.name}}}
         - {name: TOKENBUDGET_POD_UID, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.uid}}}
         - {name: TOKENBUDGET_REDIS_URL, valueFrom: {secretKeyRef: {name: r, key: url}}}
+        - {name: TOKENBUDGET_REDIS_CA, valueFrom: {secretKeyRef: {name: r, key: ca.crt, optional: true}}}
         volumeMounts:
         - {name: tokenbudget-agent, mountPath: /app/tokenbudget_agent.py, subPath: tokenbudget_agent.py, readOnly: true}
         - {name: tokenbudget-policy, mountPath: /etc/tokenbudget, readOnly: true}
@@ -214,7 +215,7 @@ fn what_somebody_took_out_or_what_changed_is_named() {
     let surplus = difference(&attached, &less).surplus;
     assert_eq!(
         surplus.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ["env TOKENBUDGET_REDIS_URL of container litellm"]
+        ["env TOKENBUDGET_REDIS_CA of container litellm", "env TOKENBUDGET_REDIS_URL of container litellm"]
     );
     // Another container: everything moves.
     let moved = attachment(
@@ -222,7 +223,7 @@ fn what_somebody_took_out_or_what_changed_is_named() {
         &Wanted { container: Some("collector".to_owned()), ..wanted() },
     );
     let difference = difference(&attach(&componentized(), &wanted()), &moved.unwrap());
-    assert_eq!((difference.missing.len(), difference.surplus.len()), (7, 7));
+    assert_eq!((difference.missing.len(), difference.surplus.len()), (8, 8));
 }
 
 #[test]
