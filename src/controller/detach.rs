@@ -101,16 +101,7 @@ async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> R
             continue;
         };
         if is_attached(&deployment) {
-            let inherited =
-                super::observe::inherited_hooks(ctx, &namespace, &deployment, target.container.as_deref()).await?;
-            let detachment = detachment(&deployment, inherited.as_ref());
-            if let Some(stays) = &detachment.stays {
-                warn!(deployment = %target.name, "{stays}");
-            }
-            let params = PatchParams::apply(FIELD_MANAGER);
-            let api: Api<Deployment> = Api::namespaced(ctx.client.clone(), &namespace);
-            api.patch(&target.name, &params, &Patch::Apply(&detachment.patch)).await?;
-            info!(deployment = %target.name, "took the agent out of the pod template");
+            take_out(ctx, &namespace, &deployment, target.container.as_deref()).await?;
         }
         let maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &namespace);
         let name = policy_config_map_name(&target.name);
@@ -121,6 +112,29 @@ async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> R
         }
         ctx.applied_maps().remove(&(namespace.clone(), name));
     }
+    Ok(())
+}
+
+/// Takes out of the pod template what the operator put in.
+///
+/// # Errors
+/// When the API server refuses or does not answer.
+pub async fn take_out(
+    ctx: &Context,
+    namespace: &str,
+    deployment: &Deployment,
+    container: Option<&str>,
+) -> Result<(), Error> {
+    let name = deployment.name_any();
+    let inherited = super::observe::inherited_hooks(ctx, namespace, deployment, container).await?;
+    let detachment = detachment(deployment, inherited.as_ref());
+    if let Some(stays) = &detachment.stays {
+        warn!(deployment = %name, "{stays}");
+    }
+    let params = PatchParams::apply(FIELD_MANAGER);
+    let api: Api<Deployment> = Api::namespaced(ctx.client.clone(), namespace);
+    api.patch(&name, &params, &Patch::Apply(&detachment.patch)).await?;
+    info!(deployment = %name, "took the agent out of the pod template");
     Ok(())
 }
 

@@ -286,14 +286,7 @@ fn hooks_to_set(
     container: &Container,
     inherited: Option<&Inherited>,
 ) -> Result<Option<String>, Refusal> {
-    let refuse = |by: &str, present: &str| {
-        let value = match present.trim().trim_end_matches(',') {
-            "" => AGENT_HOOK.to_owned(),
-            present => format!("{present},{AGENT_HOOK}"),
-        };
-        let (deployment, container) = (name_of(deployment), container.name.clone());
-        Err(Refusal::HooksOwnedByUser { deployment, container, by: by.to_owned(), value })
-    };
+    let refuse = |by: &str, present: &str| Err(owned_by_user(deployment, container, by, present));
     let ours = || Ok(Some(AGENT_HOOK.to_owned()));
     let entry = hooks_entry(container);
     let Some(variable) = container.env.iter().flatten().rev().find(|variable| variable.name == STARTUP_HOOKS) else {
@@ -315,6 +308,16 @@ fn hooks_to_set(
     } else {
         refuse("you", value)
     }
+}
+
+/// The refusal that names the value to use: what is `present`, and the agent.
+pub(super) fn owned_by_user(deployment: &Deployment, container: &Container, by: &str, present: &str) -> Refusal {
+    let value = match present.trim().trim_end_matches(',') {
+        "" => AGENT_HOOK.to_owned(),
+        present => format!("{present},{AGENT_HOOK}"),
+    };
+    let (deployment, container) = (name_of(deployment), container.name.clone());
+    Refusal::HooksOwnedByUser { deployment, container, by: by.to_owned(), value }
 }
 
 /// An apply of `spec` to the Deployment: an object with our field manager's whole wish, so an absent spec wishes nothing.
