@@ -173,7 +173,7 @@ impl Rig {
 
         say("the operator, by its chart");
         paths.write_env(&rig)?;
-        rig.helm_install()?;
+        rig.helm_install(&[])?;
         rig.kubectl(&["create", "namespace", "llm"])?;
         let (provider, port) = (format!("{}/v1", rig.provider_url), redis_port.to_string());
         let (provider, port) = (format!("PROVIDER_URL={provider}"), format!("REDIS_PORT={port}"));
@@ -281,7 +281,11 @@ impl Rig {
         Ok(())
     }
 
-    fn helm_install(&self) -> Result<()> {
+    /// Installs or upgrades the operator by its chart, with these values.
+    ///
+    /// # Errors
+    /// When Helm fails, with what it said.
+    pub fn helm_install(&self, values: &[&str]) -> Result<()> {
         let chart = self.paths.root.join("charts/tokenbudget");
         let output = Command::new(self.paths.helm())
             .args(["upgrade", "--install", "tokenbudget"])
@@ -289,6 +293,7 @@ impl Rig {
             .args(["--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--wait", "--timeout", "60s"])
             // On this machine all pods share one network, and each has an address of its own.
             .args(["--set", "listen=$(POD_IP):8080"])
+            .args(values.iter().flat_map(|value| ["--set", value]))
             .env("KUBECONFIG", self.kubeconfig())
             .output()?;
         if !output.status.success() {
