@@ -15,7 +15,7 @@ use super::validate::{Problem, Target};
 use super::{Error, World, detach};
 use crate::api::{AttachPolicy, Reason, TokenBudget};
 use crate::litellm::{
-    ATTACH_LABEL, ATTACH_VALUE, admission, asks_for_agent, is_attached_by_us, policy_config_map_name,
+    ATTACH_LABEL, ATTACH_VALUE, Refusal, admission, asks_for_agent, is_attached_by_us, policy_config_map_name,
 };
 
 /// How long an answer about the policy is used.
@@ -110,25 +110,31 @@ pub async fn leave_to_policy(
     if !is_wanted(&world.budgets_of(&namespace, &name)) {
         return Ok(Ok(()));
     }
+    let refused = |refusal: Refusal| Ok(Err(Problem { reason: refusal.reason(), message: refusal.to_string() }));
     if let Err(refusal) = admission(&target.deployment, &target.wanted) {
-        return Ok(Err(Problem { reason: refusal.reason(), message: refusal.to_string() }));
+        return refused(refusal);
     }
     if let Some(problem) = &observed.admission {
         return Ok(Err(problem.clone()));
     }
-    if !asks_for_agent(&target.deployment) {
-        let message = format!(
-            "the pod template of Deployment {name} does not ask for the agent: give it the label {ATTACH_LABEL}: \
-             {ATTACH_VALUE}"
-        );
-        return Ok(Err(Problem { reason: Reason::LabelMissing, message }));
+    if let Err(refusal) = asks_for_agent(&target.deployment) {
+        return refused(refusal);
     }
     let key = (namespace.clone(), policy_config_map_name(&name));
     let settled = ctx.applied_maps().get(&key).is_some_and(|(_, at)| at.elapsed() > SETTLED);
-    if planned && settled && is_attached_by_us(&target.deployment) {
-        detach::take_out(ctx, &namespace, &target.deployment, Some(&target.container)).await?;
+    if !(planned && settled && is_attached_by_us(&target.deployment)) {
+        return Ok(Ok(()));
     }
-    Ok(Ok(()))
+    match detach::take_out(ctx, &namespace, &target.deployment, Some(&target.container)).await {
+        Err(Error::Kubernetes(error)) => match *error {
+            kube::Error::Api(status) if status.is_forbidden() || status.is_conflict() || status.is_invalid() => {
+                let message = format!("the agent could not be taken out of Deployment {name}: {}", status.message);
+                Ok(Err(Problem { reason: Reason::AttachFailed, message }))
+            }
+            error => Err(error.into()),
+        },
+        outcome => outcome.map(Ok),
+    }
 }
 
 #[cfg(test)]

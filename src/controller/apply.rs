@@ -53,6 +53,10 @@ pub async fn apply(
         if serves {
             config_maps::keep(tb, ctx, world, target).await?;
         }
+        if tb.spec.attach != AttachPolicy::Automatic {
+            // Whatever happens to the entries now is no removal that counts against somebody.
+            memory.attached.remove(&target.name());
+        }
         let attached = match tb.spec.attach {
             AttachPolicy::Automatic => attach(tb, ctx, memory, target, observed, serves).await?,
             AttachPolicy::Admission => admission::leave_to_policy(tb, ctx, world, observed, target, planned).await?,

@@ -52,10 +52,15 @@ pub fn admission(deployment: &Deployment, wanted: &Wanted) -> Result<BTreeMap<St
 }
 
 /// Whether the pod template asks for the agent.
-#[must_use]
-pub fn asks_for_agent(deployment: &Deployment) -> bool {
+///
+/// # Errors
+/// [`Refusal::LabelMissing`]
+pub fn asks_for_agent(deployment: &Deployment) -> Result<(), Refusal> {
     let labels = deployment.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref()?.labels.as_ref());
-    labels.and_then(|labels| labels.get(ATTACH_LABEL)).is_some_and(|value| value == ATTACH_VALUE)
+    if labels.and_then(|labels| labels.get(ATTACH_LABEL)).is_some_and(|value| value == ATTACH_VALUE) {
+        return Ok(());
+    }
+    Err(Refusal::LabelMissing { deployment: name_of(deployment) })
 }
 
 /// Whether it was the operator that put the agent into the pod template.
@@ -118,8 +123,11 @@ mod tests {
             labels.insert(ATTACH_LABEL.to_owned(), value.to_owned());
             deployment
         };
-        assert!(asks_for_agent(&with("Admission")));
-        assert!(!asks_for_agent(&with("Automatic")) && !asks_for_agent(&litellm_helm()));
+        assert_eq!(asks_for_agent(&with("Admission")), Ok(()));
+        for other in [with("Automatic"), litellm_helm()] {
+            let told = asks_for_agent(&other).unwrap_err().to_string();
+            assert!(told.ends_with("give it the label tokenbudget.dev/attach: Admission"), "{told}");
+        }
     }
 
     #[test]

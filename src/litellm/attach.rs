@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::container::{name_of, pod_spec};
 use super::entries::{Entry, goes_with_us, owned, owned_by_others};
 use super::{
-    AGENT_CONFIG_MAP, AGENT_FILE, AGENT_HOOK, ATTACHED_LABEL, ATTACHED_VALUE, DIGEST_ANNOTATION, STARTUP_HOOKS,
-    Setting, agent_digest, choose_container, names_agent, setting,
+    AGENT_CONFIG_MAP, AGENT_FILE, AGENT_HOOK, ATTACH_LABEL, ATTACH_VALUE, ATTACHED_LABEL, ATTACHED_VALUE,
+    DIGEST_ANNOTATION, STARTUP_HOOKS, Setting, agent_digest, choose_container, names_agent, setting,
 };
 use crate::api::{Reason, SecretKeyRef};
 use crate::digest::digest;
@@ -107,6 +107,14 @@ pub enum Refusal {
         /// The value to set.
         value: String,
     },
+    /// With `attach: Admission` the pod template has to ask for the agent.
+    #[error(
+        "the pod template of Deployment {deployment} does not ask for the agent: give it the label {ATTACH_LABEL}: {ATTACH_VALUE}"
+    )]
+    LabelMissing {
+        /// Name of the Deployment.
+        deployment: String,
+    },
 }
 
 impl Refusal {
@@ -117,6 +125,7 @@ impl Refusal {
             Self::NoContainer { .. } => Reason::NoContainer,
             Self::AmbiguousContainer { .. } => Reason::AmbiguousContainer,
             Self::HooksOwnedByUser { .. } => Reason::HooksOwnedByUser,
+            Self::LabelMissing { .. } => Reason::LabelMissing,
         }
     }
 }

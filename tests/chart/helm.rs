@@ -32,8 +32,12 @@ pub fn helm(args: &[&str]) -> Output {
 }
 
 pub fn render(values: &[&str]) -> String {
-    let mut args = vec!["template", "tb", CHART, "--namespace", "ops"];
-    args.extend(KUBERNETES);
+    render_for(KUBERNETES[1], values)
+}
+
+/// For this version of Kubernetes.
+pub fn render_for(kubernetes: &str, values: &[&str]) -> String {
+    let mut args = vec!["template", "tb", CHART, "--namespace", "ops", KUBERNETES[0], kubernetes];
     values.iter().for_each(|value| args.extend(["--set", value]));
     let output = helm(&args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -73,8 +77,9 @@ pub fn args(objects: &[Value]) -> Vec<String> {
 }
 
 /// Every value that is off or empty by default.
-pub const EVERYTHING: [&str; 17] = [
+pub const EVERYTHING: [&str; 18] = [
     "replicas=2",
+    "admission.enabled=true",
     "watchNamespaces={a,b}",
     "redis.urlSecretRef.name=r",
     "redis.urlSecretRef.key=url",
