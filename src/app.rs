@@ -81,6 +81,7 @@ pub async fn run(options: Run) -> Result<(), Error> {
     let settings = Settings {
         namespaces: options.namespaces,
         default_redis: options.default_redis_secret,
+        admission_policy: options.admission_policy,
         identity: options.identity,
         detaches_all: false,
     };

@@ -95,6 +95,10 @@ pub struct Run {
     #[arg(long, env = "TOKENBUDGET_DEFAULT_REDIS_SECRET", value_parser = secret_key)]
     pub default_redis_secret: Option<SecretKeyRef>,
 
+    /// The MutatingAdmissionPolicy that serves `attach: Admission`; the chart names its own.
+    #[arg(long, env = "TOKENBUDGET_ADMISSION_POLICY")]
+    pub admission_policy: Option<String>,
+
     /// Elect one leader among several replicas. Switch it off only where there can be just one process.
     #[arg(long, env = "TOKENBUDGET_LEADER_ELECTION", default_value_t = true, action = clap::ArgAction::Set)]
     pub leader_election: bool,
@@ -165,10 +169,20 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
-        let cli =
-            Cli::try_parse_from(["tokenbudget", "run", "--namespace", "a", "--default-redis-secret", "s/url"]).unwrap();
+        let cli = Cli::try_parse_from([
+            "tokenbudget",
+            "run",
+            "--namespace",
+            "a",
+            "--default-redis-secret",
+            "s/url",
+            "--admission-policy",
+            "p",
+        ])
+        .unwrap();
         let Command::Run(run) = cli.command else { panic!("not run") };
         assert_eq!(run.namespaces, ["a"]);
+        assert_eq!(run.admission_policy.as_deref(), Some("p"));
         assert_eq!(run.default_redis_secret.unwrap().key, "url");
         assert!(Cli::try_parse_from(["tokenbudget", "run", "--default-redis-secret", "s"]).is_err());
     }

@@ -57,6 +57,7 @@ pub async fn run(options: Detach) -> Result<(), Error> {
         namespaces: options.namespaces,
         default_redis: options.default_redis_secret,
         identity: options.identity,
+        admission_policy: None,
         detaches_all: true,
     };
     let ctx = Arc::new(Context::new(client.clone(), settings, leadership.clone(), Metrics::new()));

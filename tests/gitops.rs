@@ -7,8 +7,8 @@ mod common;
 use common::RedisServer;
 use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::{Value, json};
-use tokenbudget::api::{FIELD_MANAGER, Reason};
-use tokenbudget::litellm::{Wanted, attachment};
+use tokenbudget::api::{AttachPolicy, FIELD_MANAGER, Reason, TokenBudget};
+use tokenbudget::litellm::{Wanted, asks_for_agent, attachment};
 
 const PAGE: &str = include_str!("../docs/gitops.md");
 
@@ -62,6 +62,16 @@ async fn the_health_check_knows_every_reason() {
     for waits in [old, leaving, json!({"metadata": {"generation": 1}}), json!({"metadata": {}, "status": {}})] {
         assert_eq!(ask(waits).await, ("Progressing".to_owned(), "waiting for the operator".to_owned()));
     }
+}
+
+#[test]
+fn the_example_of_admission_asks_for_the_agent() {
+    let (budget, deployment) = blocks("yaml")[1].split_once("---\n").unwrap();
+    let budget: TokenBudget = serde_saphyr::from_str(budget).unwrap();
+    assert_eq!(budget.spec.attach, AttachPolicy::Admission);
+    let mut deployment: Value = serde_saphyr::from_str(deployment).unwrap();
+    deployment["spec"]["selector"] = json!({});
+    assert_eq!(asks_for_agent(&serde_json::from_value(deployment).unwrap()), Ok(()));
 }
 
 #[test]

@@ -91,6 +91,10 @@ reasons! {
     AttachContested,
     /// The operator may not, or could not, change the Deployment.
     AttachFailed,
+    /// `attach: Admission` needs the chart's admission policy, which this cluster does not serve or does not have.
+    AdmissionUnavailable,
+    /// `attach: Admission`: the pod template lacks the label that asks for the agent.
+    LabelMissing,
     /// There are no pods.
     NoPods,
     /// The ledger answers.

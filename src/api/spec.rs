@@ -76,12 +76,13 @@ pub struct TokenBudgetSpec {
     pub redis: Option<RedisSource>,
 
     /// `Automatic` adds the agent to the pod template of the Deployments, which restarts their pods once. `Manual` leaves
-    /// that to you.
+    /// that to you. `Admission` leaves it to the admission policy of the operator's chart (`admission.enabled`), which adds
+    /// the agent to new pods that carry the label `tokenbudget.dev/attach: Admission`.
     #[serde(default)]
     pub attach: AttachPolicy,
 
     /// When pods get the agent of a new version of the operator: `OnPodRestart` when they restart anyway, `RollingUpdate`
-    /// at once, by a rollout of the Deployments. One TokenBudget that says so is enough for a Deployment.
+    /// at once, by a rollout of the Deployments, with `attach: Automatic`. One TokenBudget that says so is enough for a Deployment.
     #[serde(default)]
     pub agent_update_policy: AgentUpdatePolicy,
 
@@ -203,6 +204,8 @@ pub enum AttachPolicy {
     Automatic,
     /// The user.
     Manual,
+    /// The chart's MutatingAdmissionPolicy, when a pod is made.
+    Admission,
 }
 
 /// When pods get a new agent.

@@ -6,12 +6,12 @@ use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 
 use super::arrange::Intent;
-use super::config_maps;
 use super::context::Context;
 use super::memory::Memory;
 use super::observe::Observed;
 use super::validate::{Problem, Target, Validated};
 use super::{Error, World};
+use super::{admission, config_maps};
 use crate::api::{AttachPolicy, FIELD_MANAGER, Reason, TokenBudget};
 use crate::ledger::{Ledger, LedgerError, Planned, PlannedBook};
 use crate::litellm::{attachment, difference, is_attached};
@@ -48,13 +48,21 @@ pub async fn apply(
     }
     let mut unattached = Vec::new();
     for target in &valid.targets {
-        let serves = matches!(ledger, Some(Ok(_))) || is_attached(&target.deployment);
+        let planned = matches!(ledger, Some(Ok(_)));
+        let serves = planned || is_attached(&target.deployment);
         if serves {
             config_maps::keep(tb, ctx, world, target).await?;
         }
-        if tb.spec.attach == AttachPolicy::Automatic
-            && let Err(problem) = attach(tb, ctx, memory, target, observed, serves).await?
-        {
+        if tb.spec.attach != AttachPolicy::Automatic {
+            // Whatever happens to the entries now is no removal that counts against somebody.
+            memory.attached.remove(&target.name());
+        }
+        let attached = match tb.spec.attach {
+            AttachPolicy::Automatic => attach(tb, ctx, memory, target, observed, serves).await?,
+            AttachPolicy::Admission => admission::leave_to_policy(tb, ctx, world, observed, target, planned).await?,
+            AttachPolicy::Manual => Ok(()),
+        };
+        if let Err(problem) = attached {
             unattached.push((target.name(), problem));
         }
     }

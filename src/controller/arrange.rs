@@ -249,8 +249,13 @@ mod tests {
         let book = BookState { members: records.iter().map(record).collect(), clock_ms: 1, ..BookState::default() };
         let books = [(BookId::new("gpt", Unit::Tokens), book)].into();
         let ledger = Observation { policy_version: None, reports: BTreeMap::new(), unreadable: Vec::new(), books };
-        let observed =
-            Observed { now: NOW.parse().unwrap(), targets: Vec::new(), redis: None, ledger: Some(Ok(ledger)) };
+        let observed = Observed {
+            now: NOW.parse().unwrap(),
+            targets: Vec::new(),
+            redis: None,
+            ledger: Some(Ok(ledger)),
+            admission: None,
+        };
         let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
             "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}]}}));
         arrange(&tb, &observed, valid, &BTreeSet::new()).writes.remove(0)

@@ -8,6 +8,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
 use sha2::{Digest, Sha256};
 
+use super::admission;
 use super::context::Context;
 use super::validate::Target;
 use super::{Error, World};
@@ -28,7 +29,7 @@ pub type AppliedMaps = BTreeMap<(String, String), (Vec<u8>, Instant)>;
 pub async fn keep(tb: &TokenBudget, ctx: &Context, world: &World, target: &Target) -> Result<(), Error> {
     let namespace = tb.namespace().unwrap_or_default();
     apply(ctx, agent_config_map(&namespace)).await?;
-    if let Some(map) = policies(ctx, world, &namespace, &target.name()) {
+    if let Some(map) = policies(ctx, world, &namespace, target) {
         apply(ctx, map).await?;
     }
     Ok(())
@@ -36,8 +37,9 @@ pub async fn keep(tb: &TokenBudget, ctx: &Context, world: &World, target: &Targe
 
 /// The policies of all TokenBudgets of a Deployment; none while one of them has not been planned since this operator
 /// started, since a file without it would tell the agents that it is gone.
-fn policies(ctx: &Context, world: &World, namespace: &str, deployment: &str) -> Option<ConfigMap> {
-    let budgets = world.budgets_of(namespace, deployment);
+fn policies(ctx: &Context, world: &World, namespace: &str, target: &Target) -> Option<ConfigMap> {
+    let deployment = target.name();
+    let budgets = world.budgets_of(namespace, &deployment);
     let live: Vec<_> = budgets.iter().filter(|b| b.metadata.deletion_timestamp.is_none()).collect();
     let planned = ctx.policies();
     let mut file = PolicyFile::default();
@@ -53,11 +55,14 @@ fn policies(ctx: &Context, world: &World, namespace: &str, deployment: &str) -> 
         file.token_budgets.push(policy.clone());
     }
     let mut map = ConfigMap::default();
-    map.metadata.name = Some(policy_config_map_name(deployment));
+    map.metadata.name = Some(policy_config_map_name(&deployment));
     map.metadata.namespace = Some(namespace.to_owned());
     map.metadata.labels = Some([("app.kubernetes.io/managed-by".to_owned(), "tokenbudget".to_owned())].into());
     map.metadata.owner_references = Some(live.iter().filter_map(|b| b.owner_ref(&())).collect());
     map.data = Some([("policy.json".to_owned(), serde_json::to_string_pretty(&file).ok()?)].into());
+    if admission::is_wanted(&budgets) {
+        admission::add_param(&mut map, target);
+    }
     Some(map)
 }
 

@@ -7,6 +7,7 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::{Client, ResourceExt};
 use tokio::sync::Mutex as AsyncMutex;
 
+use super::admission::LastAnswer;
 use super::config_maps::AppliedMaps;
 use super::memory::Memory;
 use crate::api::{SecretKeyRef, TokenBudget};
@@ -21,6 +22,8 @@ pub struct Settings {
     pub namespaces: Vec<String>,
     /// The Secret with the Redis URL for TokenBudgets and containers that name none.
     pub default_redis: Option<SecretKeyRef>,
+    /// Name of the chart's MutatingAdmissionPolicy, where it was installed.
+    pub admission_policy: Option<String>,
     /// Who this process is, for events.
     pub identity: String,
     /// `tokenbudget detach`: every TokenBudget is treated as one that is being deleted, and stays.
@@ -39,6 +42,8 @@ pub struct Context {
     pub recorder: Recorder,
     /// What Prometheus sees.
     pub metrics: Metrics,
+    /// What was last heard of the MutatingAdmissionPolicy.
+    pub admission_policy: AsyncMutex<LastAnswer>,
     memories: Mutex<HashMap<String, Arc<AsyncMutex<Memory>>>>,
     policies: Mutex<BTreeMap<String, Policy>>,
     applied_maps: Mutex<AppliedMaps>,
@@ -55,6 +60,7 @@ impl Context {
             settings,
             leadership,
             metrics,
+            admission_policy: AsyncMutex::default(),
             memories: Mutex::default(),
             policies: Mutex::default(),
             applied_maps: Mutex::default(),

@@ -107,16 +107,7 @@ async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> R
             continue;
         };
         if is_attached(&deployment) {
-            let inherited =
-                super::observe::inherited_hooks(ctx, &namespace, &deployment, target.container.as_deref()).await?;
-            let detachment = detachment(&deployment, inherited.as_ref());
-            if let Some(stays) = &detachment.stays {
-                warn!(deployment = %target.name, "{stays}");
-            }
-            let params = PatchParams::apply(FIELD_MANAGER);
-            let api: Api<Deployment> = Api::namespaced(ctx.client.clone(), &namespace);
-            api.patch(&target.name, &params, &Patch::Apply(&detachment.patch)).await?;
-            info!(deployment = %target.name, "took the agent out of the pod template");
+            take_out(ctx, &namespace, &deployment, target.container.as_deref()).await?;
         }
         let maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &namespace);
         let name = policy_config_map_name(&target.name);
@@ -139,6 +130,29 @@ async fn clear_status(tb: &TokenBudget, ctx: &Context) -> Result<(), Error> {
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Takes out of the pod template what the operator put in.
+///
+/// # Errors
+/// When the API server refuses or does not answer.
+pub async fn take_out(
+    ctx: &Context,
+    namespace: &str,
+    deployment: &Deployment,
+    container: Option<&str>,
+) -> Result<(), Error> {
+    let name = deployment.name_any();
+    let inherited = super::observe::inherited_hooks(ctx, namespace, deployment, container).await?;
+    let detachment = detachment(deployment, inherited.as_ref());
+    if let Some(stays) = &detachment.stays {
+        warn!(deployment = %name, "{stays}");
+    }
+    let params = PatchParams::apply(FIELD_MANAGER);
+    let api: Api<Deployment> = Api::namespaced(ctx.client.clone(), namespace);
+    api.patch(&name, &params, &Patch::Apply(&detachment.patch)).await?;
+    info!(deployment = %name, "took the agent out of the pod template");
+    Ok(())
 }
 
 async fn write_finalizers(tb: &TokenBudget, ctx: &Context, finalizers: &[&str]) -> Result<(), Error> {

@@ -185,8 +185,13 @@ mod tests {
                 "lastTransitionTime": "2026-01-01T00:00:00Z"},
         ]}))
         .unwrap();
-        let mut observed =
-            Observed { now: jiff::Timestamp::UNIX_EPOCH, targets: Vec::new(), redis: None, ledger: Some(Ok(seen())) };
+        let mut observed = Observed {
+            now: jiff::Timestamp::UNIX_EPOCH,
+            targets: Vec::new(),
+            redis: None,
+            ledger: Some(Ok(seen())),
+            admission: None,
+        };
         let known = fleet(&observed, &status);
         let expected = [("Enforcing", ConditionStatus::Unknown), ("Ready", ConditionStatus::False)];
         assert_eq!(known.conditions, BTreeMap::from(expected));

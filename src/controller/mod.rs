@@ -1,5 +1,6 @@
 //! The operator's loop. A pass reads like its sentence: observe, validate, plan, apply, status.
 
+mod admission;
 mod apply;
 mod arrange;
 mod config_maps;

@@ -10,12 +10,14 @@ use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
 use kube::{Api, ResourceExt};
 
+use super::admission;
 use super::context::Context;
 use super::counters;
 use super::memory::Memory;
 use super::redis_url::{NoRedis, RedisLocation, locate};
+use super::validate::Problem;
 use super::{Error, World};
-use crate::api::{TargetRef, TokenBudget};
+use crate::api::{AttachPolicy, TargetRef, TokenBudget};
 use crate::ledger::{Ledger, LedgerError, Observation};
 use crate::litellm::{
     ATTACHED_LABEL, ATTACHED_VALUE, Inherited, Ref, STARTUP_HOOKS, Setting, choose_container, startup_hooks,
@@ -34,6 +36,8 @@ pub struct Observed {
     pub redis: Option<Result<RedisLocation, NoRedis>>,
     /// What the ledger says, or why it does not.
     pub ledger: Option<Result<Observation, LedgerError>>,
+    /// Why the admission policy gives no agent to anybody; asked only for `attach: Admission`.
+    pub admission: Option<Problem>,
 }
 
 /// One Deployment of `targetRefs`.
@@ -74,7 +78,11 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
     if let Some(Ok(seen)) = &ledger {
         counters::read(tb, seen, &world.evidence, memory, now).await;
     }
-    Ok(Observed { now, targets, redis, ledger })
+    let admission = match tb.spec.attach {
+        AttachPolicy::Admission => admission::unavailable(ctx).await?,
+        AttachPolicy::Automatic | AttachPolicy::Manual => None,
+    };
+    Ok(Observed { now, targets, redis, ledger, admission })
 }
 
 async fn target(

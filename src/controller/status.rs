@@ -13,7 +13,8 @@ use super::observe::Observed;
 use super::traffic::Traffic;
 use super::validate::{Problem, Validated};
 use crate::api::{
-    ConditionKind as Kind, Conditions, LimitStatus, Mode, PodStatus, Reason, TokenBudget, TokenBudgetStatus,
+    AttachPolicy, ConditionKind as Kind, Conditions, LimitStatus, Mode, PodStatus, Reason, TokenBudget,
+    TokenBudgetStatus,
 };
 use crate::ledger::{BookState, MemberState, Unit};
 use crate::plan::pressure_percent;
@@ -182,7 +183,7 @@ fn conditions(
     let mut all = Conditions::from_status(&old, tb.metadata.generation);
     let verdicts = [
         (Kind::Accepted, accepted(valid)),
-        (Kind::Attached, attached(valid, applied)),
+        (Kind::Attached, attached(tb, valid, applied)),
         (Kind::LedgerReachable, ledger(observed, applied)),
         (Kind::Enforcing, enforcing(tb, observed, valid, applied, memory)),
         (Kind::WithinBudget, within(status, applied)),
@@ -244,7 +245,7 @@ fn accepted(valid: &Validated) -> Verdict {
     }
 }
 
-fn attached(valid: &Validated, applied: &Applied) -> Verdict {
+fn attached(tb: &TokenBudget, valid: &Validated, applied: &Applied) -> Verdict {
     if let Some((_, problem)) = applied.unattached.first() {
         return Verdict::of(problem);
     }
@@ -255,7 +256,14 @@ fn attached(valid: &Validated, applied: &Applied) -> Verdict {
         (_, 0) => Verdict::yes(Reason::AllPodsAttached, "every live pod was made with the agent"),
         _ => Verdict::no(
             Reason::PartiallyAttached,
-            format!("{without} live pods run without the agent; they get it when the rollout replaces them"),
+            format!(
+                "{without} live pods run without the agent; {}",
+                match tb.spec.attach {
+                    AttachPolicy::Automatic => "they get it when the rollout replaces them",
+                    AttachPolicy::Manual => "they get it when you add it to the pod template",
+                    AttachPolicy::Admission => "new pods get it: run kubectl rollout restart",
+                }
+            ),
         ),
     }
 }

@@ -117,7 +117,7 @@ mod tests {
             ..Observation::default()
         };
         let now = Timestamp::from_second(second).unwrap();
-        Observed { now, targets: Vec::new(), redis: None, ledger: Some(Ok(seen)) }
+        Observed { now, targets: Vec::new(), redis: None, ledger: Some(Ok(seen)), admission: None }
     }
 
     fn seen(observed: &mut Observed) -> &mut Observation {

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::container::{name_of, pod_spec};
 use super::entries::{Entry, goes_with_us, owned, owned_by_others};
 use super::{
-    AGENT_CONFIG_MAP, AGENT_FILE, AGENT_HOOK, ATTACHED_LABEL, ATTACHED_VALUE, CA_KEY, DIGEST_ANNOTATION, STARTUP_HOOKS,
-    Setting, agent_digest, choose_container, names_agent, setting,
+    AGENT_CONFIG_MAP, AGENT_FILE, AGENT_HOOK, ATTACH_LABEL, ATTACH_VALUE, ATTACHED_LABEL, ATTACHED_VALUE, CA_KEY,
+    DIGEST_ANNOTATION, STARTUP_HOOKS, Setting, agent_digest, choose_container, names_agent, setting,
 };
 use crate::api::{Reason, SecretKeyRef};
 use crate::digest::digest;
@@ -107,6 +107,14 @@ pub enum Refusal {
         /// The value to set.
         value: String,
     },
+    /// With `attach: Admission` the pod template has to ask for the agent.
+    #[error(
+        "the pod template of Deployment {deployment} does not ask for the agent: give it the label {ATTACH_LABEL}: {ATTACH_VALUE}"
+    )]
+    LabelMissing {
+        /// Name of the Deployment.
+        deployment: String,
+    },
 }
 
 impl Refusal {
@@ -117,6 +125,7 @@ impl Refusal {
             Self::NoContainer { .. } => Reason::NoContainer,
             Self::AmbiguousContainer { .. } => Reason::AmbiguousContainer,
             Self::HooksOwnedByUser { .. } => Reason::HooksOwnedByUser,
+            Self::LabelMissing { .. } => Reason::LabelMissing,
         }
     }
 }
@@ -288,14 +297,7 @@ fn hooks_to_set(
     container: &Container,
     inherited: Option<&Inherited>,
 ) -> Result<Option<String>, Refusal> {
-    let refuse = |by: &str, present: &str| {
-        let value = match present.trim().trim_end_matches(',') {
-            "" => AGENT_HOOK.to_owned(),
-            present => format!("{present},{AGENT_HOOK}"),
-        };
-        let (deployment, container) = (name_of(deployment), container.name.clone());
-        Err(Refusal::HooksOwnedByUser { deployment, container, by: by.to_owned(), value })
-    };
+    let refuse = |by: &str, present: &str| Err(owned_by_user(deployment, container, by, present));
     let ours = || Ok(Some(AGENT_HOOK.to_owned()));
     let entry = hooks_entry(container);
     let Some(variable) = container.env.iter().flatten().rev().find(|variable| variable.name == STARTUP_HOOKS) else {
@@ -317,6 +319,16 @@ fn hooks_to_set(
     } else {
         refuse("you", value)
     }
+}
+
+/// The refusal that names the value to use: what is `present`, and the agent.
+pub(super) fn owned_by_user(deployment: &Deployment, container: &Container, by: &str, present: &str) -> Refusal {
+    let value = match present.trim().trim_end_matches(',') {
+        "" => AGENT_HOOK.to_owned(),
+        present => format!("{present},{AGENT_HOOK}"),
+    };
+    let (deployment, container) = (name_of(deployment), container.name.clone());
+    Refusal::HooksOwnedByUser { deployment, container, by: by.to_owned(), value }
 }
 
 /// An apply of `spec` to the Deployment: an object with our field manager's whole wish, so an absent spec wishes nothing.

@@ -3,10 +3,12 @@
 //! - [`choose_container`], [`workers`], [`surge`]: which container is LiteLLM, and how many processes it can come to.
 //! - [`attachment`], [`detachment`], [`difference`]: the server-side apply that adds the agent, the one that takes it out,
 //!   and what of it is there.
+//! - [`admission`]: what the chart's admission policy reads, where the pod template is not touched.
 //! - [`Setting`], [`RedisSource`]: environment variables of a container, and the Redis that they name.
 //! - [`counters`]: what LiteLLM itself counts in Redis.
 //! - [`agent_source`], [`agent_config_map`]: the agent itself.
 
+mod admission;
 mod agent;
 mod attach;
 mod container;
@@ -17,6 +19,7 @@ mod redis_source;
 #[cfg(test)]
 mod test_support;
 
+pub use admission::{ATTACH_LABEL, ATTACH_VALUE, admission, asks_for_agent, is_attached_by_us};
 pub use agent::{
     AGENT_CONFIG_MAP, AGENT_FILE, DIGEST_ANNOTATION, VERSION_ANNOTATION, agent_config_map, agent_digest, agent_source,
     agent_version,

@@ -33,18 +33,22 @@ pub fn helm(args: &[&str]) -> Output {
 
 /// What is installed.
 pub fn render(values: &[&str]) -> String {
-    template(values, &["--no-hooks"])
+    render_for(KUBERNETES[1], values)
+}
+
+/// For this version of Kubernetes.
+pub fn render_for(kubernetes: &str, values: &[&str]) -> String {
+    template(kubernetes, values, &["--no-hooks"])
 }
 
 /// What is installed, and what Helm makes only at certain moments.
 pub fn render_with_hooks(values: &[&str]) -> String {
-    template(values, &[])
+    template(KUBERNETES[1], values, &[])
 }
 
-fn template(values: &[&str], more: &[&str]) -> String {
-    let mut args = vec!["template", "tb", CHART, "--namespace", "ops"];
+fn template(kubernetes: &str, values: &[&str], more: &[&str]) -> String {
+    let mut args = vec!["template", "tb", CHART, "--namespace", "ops", KUBERNETES[0], kubernetes];
     args.extend(more);
-    args.extend(KUBERNETES);
     values.iter().for_each(|value| args.extend(["--set", value]));
     let output = helm(&args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -84,8 +88,9 @@ pub fn args(objects: &[Value]) -> Vec<String> {
 }
 
 /// Every value that is off or empty by default.
-pub const EVERYTHING: [&str; 18] = [
+pub const EVERYTHING: [&str; 19] = [
     "replicas=2",
+    "admission.enabled=true",
     "watchNamespaces={a,b}",
     "redis.urlSecretRef.name=r",
     "redis.urlSecretRef.key=url",

@@ -136,6 +136,8 @@ fn the_command_line_follows_the_values() {
 fn everything_on_is_there() {
     let objects = objects(&render(&EVERYTHING));
     for kind in [
+        "MutatingAdmissionPolicy",
+        "MutatingAdmissionPolicyBinding",
         "PodDisruptionBudget",
         "ServiceMonitor",
         "Service",
@@ -183,6 +185,7 @@ fn unknown_and_wrong_values_are_refused() {
         "listen=everywhere",
         "image.digest=latest",
         "networkPolicy.redis.ports={0}",
+        "admission.failurePolicy=Never",
         "prometheusRule.disabled={Other}",
     ] {
         assert!(refusal(&[value]).contains("values don't meet the specifications"), "{value}");

@@ -78,6 +78,11 @@ securityContext:
 {{- .Values.listen | splitList ":" | last -}}
 {{- end -}}
 
+{{/* Of the cluster, so the namespace is in its name. */}}
+{{- define "tokenbudget.admissionPolicy" -}}
+{{- printf "%s-attach-%s" (include "tokenbudget.fullname" .) .Release.Namespace -}}
+{{- end -}}
+
 {{/* What the operator may do where it watches: cluster-wide, or in one namespace. A comment over each rule says why. */}}
 {{- define "tokenbudget.rules" -}}
 # What to do. patch is for the finalizer, which makes sure that pod templates and the ledger are put back first.

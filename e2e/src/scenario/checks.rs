@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::fleet::{Fleet, conditions, text};
 use super::outsider::Outsider;
 use super::rig::{OPERATOR_NAMESPACE, Rig};
-use super::{audit, failover, knobs, manners, releases, rights, shapes, uninstall};
+use super::{admission, audit, failover, knobs, manners, releases, rights, shapes, uninstall};
 
 /// What the API server refuses at once: a spec, and words of the answer.
 const REFUSED: [(&str, &str, &str); 8] = [
@@ -97,6 +97,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     releases::run(rig).await?;
     shapes::run(rig).await?;
     outsider.until_seen().await?;
+    admission::run(rig).await?;
     println!("check: bad input is answered, the operator lives, the pods serve");
     terminal(rig)?;
     failover::run(rig).await?;

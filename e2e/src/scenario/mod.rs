@@ -1,5 +1,6 @@
 //! What users do with TokenBudget, done on a real control plane and measured at the provider.
 
+mod admission;
 mod audit;
 pub mod bench;
 pub mod checks;

@@ -111,7 +111,10 @@ impl Rig {
 
         say("the operator, by its chart");
         paths.write_env(&rig)?;
-        rig.helm_install()?;
+        // It admits restricted pods only.
+        rig.kubectl(&["create", "namespace", OPERATOR_NAMESPACE])?;
+        rig.kubectl(&["label", "namespace", OPERATOR_NAMESPACE, "pod-security.kubernetes.io/enforce=restricted"])?;
+        rig.helm_install(&[])?;
         rig.kubectl(&["create", "namespace", "llm"])?;
         let (provider, port) = (format!("{}/v1", rig.provider_url), redis_port.to_string());
         let (provider, port) = (format!("PROVIDER_URL={provider}"), format!("REDIS_PORT={port}"));
@@ -241,15 +244,17 @@ impl Rig {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Installs the chart as its README says, into a namespace that admits restricted pods only.
-    fn helm_install(&self) -> Result<()> {
-        self.kubectl(&["create", "namespace", OPERATOR_NAMESPACE])?;
-        self.kubectl(&["label", "namespace", OPERATOR_NAMESPACE, "pod-security.kubernetes.io/enforce=restricted"])?;
+    /// Installs or upgrades the operator by its chart, with these values.
+    ///
+    /// # Errors
+    /// When Helm fails, with what it said.
+    pub fn helm_install(&self, values: &[&str]) -> Result<()> {
         let chart = self.paths.root.join("charts/tokenbudget").to_string_lossy().into_owned();
         let mut args = vec!["upgrade", "--install", "tokenbudget", &chart, "--namespace", OPERATOR_NAMESPACE];
         args.extend(["--wait", "--timeout", "60s"]);
         // On this machine all pods share one network, and each has an address of its own.
         args.extend(["--set", "listen=$(POD_IP):8080"]);
+        args.extend(values.iter().flat_map(|value| ["--set", value]));
         self.helm(&args)
     }
 }

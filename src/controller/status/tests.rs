@@ -90,3 +90,33 @@ fn what_is_of_the_limit_stands_in_its_first_row() {
     let shown: Vec<_> = rows.into_iter().map(|row| (row.reserved_percent, row.outside)).collect();
     assert_eq!(shown, [(Some(percent.clone()), Some(outside)), (None, None), (Some(percent), None), (None, None)]);
 }
+
+#[test]
+fn pods_without_agent_are_told_how_they_get_it() {
+    let said = |attach: &str| {
+        let tb: TokenBudget = json(serde_json::json!({
+            "apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget", "metadata": {"name": "tb"},
+            "spec": {"targetRefs": [{"name": "litellm"}], "attach": attach}
+        }));
+        let target = crate::controller::validate::Target {
+            deployment: std::sync::Arc::default(),
+            container: "litellm".to_owned(),
+            wanted: crate::litellm::Wanted::default(),
+            size: crate::plan::Target { replicas: 2, most_replicas: None, surge: 0, workers: 1 },
+            pods: Vec::new(),
+            pods_without_agent: 2,
+        };
+        let valid = Validated {
+            targets: vec![target],
+            problems: Vec::new(),
+            limits: Limits::Known(Vec::new()),
+            members: Vec::new(),
+        };
+        let verdict = attached(&tb, &valid, &applied());
+        assert_eq!(verdict.reason, Reason::PartiallyAttached);
+        verdict.message
+    };
+    assert!(said("Automatic").contains("when the rollout replaces them"));
+    assert!(said("Manual").contains("when you add it to the pod template"));
+    assert!(said("Admission").contains("kubectl rollout restart"));
+}

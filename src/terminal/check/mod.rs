@@ -18,7 +18,7 @@ use self::report::{Checked, Finding, Report, SafeShare, Severity};
 use super::manifests::{self, Document};
 use super::output::Format;
 use crate::api::{AttachPolicy, TokenBudget};
-use crate::litellm::{RedisSource, Setting, Wanted, attachment, choose_container};
+use crate::litellm::{RedisSource, Setting, Wanted, admission, asks_for_agent, attachment, choose_container};
 use crate::plan::FleetSize;
 
 const EXAMPLES: &str = "\
@@ -245,9 +245,12 @@ impl Around<'_> {
                 }
             }
             let wanted = Wanted { container: reference.container.clone(), ..Wanted::default() };
-            if budget.spec.attach == AttachPolicy::Automatic
-                && let Err(refusal) = attachment(&deployment, &wanted)
-            {
+            let attached = match budget.spec.attach {
+                AttachPolicy::Automatic => attachment(&deployment, &wanted).map(|_| ()),
+                AttachPolicy::Admission => admission(&deployment, &wanted).and_then(|_| asks_for_agent(&deployment)),
+                AttachPolicy::Manual => Ok(()),
+            };
+            if let Err(refusal) = attached {
                 say(Severity::Problem, place, "", refusal.to_string());
             }
             if budget.spec.redis.is_none() && names_no_redis(&deployment, reference.container.as_deref()) {

@@ -128,6 +128,8 @@ fn what_the_operator_would_refuse_is_a_problem() {
     let hooks = refused(derives, ("env: [", env));
     assert!(hooks[0].0 == Severity::Problem && hooks[0].2.contains("mine:start,tokenbudget_agent:start"), "{hooks:?}");
     assert_eq!(refused("{targetRefs: [{name: litellm}], attach: Manual}", ("env: [", env)), []);
+    let unasked = refused("{targetRefs: [{name: litellm}], attach: Admission}", ("env: [", env));
+    assert!(matches!(&unasked[..], [(Severity::Problem, _, told)] if told.contains("label tokenbudget.dev/attach")));
     let redis = refused(derives, ("REDIS_HOST", "NONE"));
     assert!(redis[0].0 == Severity::Note && redis[0].2.contains("spec.redis.urlSecretRef"), "{redis:?}");
     let broken = refused(derives, ("replicas: 3", "replicas: three"));
