@@ -111,7 +111,7 @@ async fn top_reads_what_was_asked_for_and_prints_it_plainly() {
     let one = |name: &str| {
         format!(
             "llm/{name}  Enforce  1/1 pods of litellm  Ready\n\n  gpt  [#############{dashes}{blanks}]  25 %  250 of 1,000 tokens per minute\n  \
-             pool 500 (pressure 0 %)  denied 0  safe share 500  members 1\n    POD {head}SHARE  GRANT  SPENT  DENIED  STATE\n    \
+             pool 500  denied 0  safe share 500  members 1\n    POD {head}SHARE  GRANT  SPENT  DENIED  STATE\n    \
              p-1  [###############--------------|]    500    500    250       0  Enforcing\n",
             dashes = "-".repeat(12),
             blanks = " ".repeat(25),

@@ -28,7 +28,7 @@ pub async fn publish(
     status: TokenBudgetStatus,
 ) -> Result<(), Error> {
     let old = memory.written.clone().unwrap_or_default();
-    if old == status {
+    if settled(&old) == settled(&status) {
         return Ok(());
     }
     let due = memory.figures_at.is_none_or(|at| at.elapsed() >= FIGURES);
@@ -49,6 +49,20 @@ pub async fn publish(
     }
     memory.written = Some(status);
     Ok(())
+}
+
+/// The status without what moves by itself: what members of an idle fleet hold swings a little around what they may keep.
+fn settled(status: &TokenBudgetStatus) -> TokenBudgetStatus {
+    let mut status = status.clone();
+    if status.limits.iter().all(|row| row.spent == 0 && row.denied == 0) {
+        for row in &mut status.limits {
+            (row.pool, row.pressure_percent) = (0, 0);
+        }
+        for row in &mut status.pods {
+            row.grant = 0;
+        }
+    }
+    status
 }
 
 /// The status without its figures: a change in it is a transition.
@@ -134,7 +148,7 @@ fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{LimitStatus, OutsideTraffic, ReservedPercent};
+    use crate::api::{LimitStatus, OutsideTraffic, PodStatus, ReservedPercent};
 
     fn status(spent: i64, budget: i64, members: i64, reason: &str) -> TokenBudgetStatus {
         let condition: Condition = serde_json::from_value(json!({
@@ -150,6 +164,19 @@ mod tests {
     fn figures_and_messages_are_no_transition() {
         assert_eq!(essence(&status(1, 10, 1, "NoPods")), essence(&status(2, 10, 1, "NoPods")));
         assert_ne!(essence(&status(1, 10, 1, "NoPods")), essence(&status(1, 10, 2, "NoPods")));
+    }
+
+    #[test]
+    fn what_an_idle_fleet_holds_is_no_news() {
+        let with = |spent: i64, pool: i64, grant: i64| TokenBudgetStatus {
+            limits: vec![LimitStatus { spent, pool, ..LimitStatus::default() }],
+            pods: vec![PodStatus { grant, ..PodStatus::default() }],
+            ..TokenBudgetStatus::default()
+        };
+        assert_eq!(settled(&with(0, 100, 9)), settled(&with(0, 90, 8)));
+        assert_ne!(settled(&with(1, 100, 9)), settled(&with(1, 90, 9)));
+        assert_ne!(settled(&with(1, 100, 9)), settled(&with(1, 100, 8)));
+        assert_ne!(settled(&with(1, 100, 9)), settled(&with(0, 100, 9)));
     }
 
     #[test]

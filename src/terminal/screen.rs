@@ -111,8 +111,7 @@ fn limit_lines(limit: &LimitStatus, width: usize) -> [Line; 2] {
     bar.add(colour, cells_of(limit.spent, lent, None, limit.budget, cells)).add(Colour::Plain, "]");
     bar.add(colour, figures);
 
-    let mut below =
-        line(Colour::Plain, format!("  pool {} (pressure {} %)  ", amount(limit.pool), limit.pressure_percent));
+    let mut below = line(Colour::Plain, format!("  pool {}  ", amount(limit.pool)));
     let denied = if limit.denied > 0 { Colour::Warn } else { Colour::Plain };
     below.add(denied, format!("denied {}", amount(limit.denied)));
     below.add(Colour::Plain, format!("  safe share {}  members {}", amount(limit.safe_share), amount(limit.members)));
@@ -122,6 +121,10 @@ fn limit_lines(limit: &LimitStatus, width: usize) -> [Line; 2] {
     if let Some(outside) = &limit.outside {
         let spent = if limit.unit == "requests" { outside.requests } else { outside.tokens };
         below.add(Colour::Bad, format!("  others spend {}", amount(spent)));
+    }
+    // Last, where a narrow terminal cuts it.
+    if limit.pressure_percent > 0 {
+        below.add(Colour::Plain, format!("  pressure {} %", limit.pressure_percent));
     }
     [bar, below]
 }

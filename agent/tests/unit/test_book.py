@@ -15,10 +15,10 @@ def spend(book, amount, now):
     book.ring.stamp(book.ring.charge(amount), now)
 
 
-def test_the_first_call_wants_the_safe_share(tb, clock):
+def test_the_first_call_wants_the_safe_share_but_for_what_keeps_the_pool_full(tb, clock):
     book = tb.Book("gpt", "tokens", 60000, 10000, 30.0, clock.boot())
     sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
-    assert sent.args() == [0, 10000, 0, 0, 0, 10000], "and says what it will come to without an answer"
+    assert sent.args() == [0, 8000, 0, 0, 0, 10000], "and says what it will come to without an answer"
 
 
 def test_never_answered_admits_the_safe_share_after_a_lease_and_a_window(tb, clock):

