@@ -75,7 +75,9 @@ class RedisServer:
         """With a certificate for these names; plain connections are for the test."""
         self.binary = os.environ.get("TOKENBUDGET_REDIS_TLS_SERVER", TLS_DEFAULT)
         if not os.access(self.binary, os.X_OK):
-            pytest.skip(f"there is no redis-server with TLS at {self.binary}: e2e/prepare redis-tls found none")
+            pytest.skip(
+                f"there is no redis-server with TLS at {self.binary}: e2e/prepare redis-tls found none"
+            )
         key, certificate = authority.sign(names)
         self.tls_port = free_port()
         files = ("--tls-key-file", str(key), "--tls-cert-file", str(certificate))
