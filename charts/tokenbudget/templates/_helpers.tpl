@@ -88,11 +88,11 @@ securityContext:
 # What to do. patch is for the finalizer, which makes sure that pod templates and the ledger are put back first.
 - apiGroups: [tokenbudget.dev]
   resources: [tokenbudgets]
-  verbs: [get, list, watch, patch]
+  verbs: [list, watch, patch]
 # What is shown in kubectl get tokenbudgets.
 - apiGroups: [tokenbudget.dev]
   resources: [tokenbudgets/status]
-  verbs: [get, patch]
+  verbs: [patch]
 # Objects that are owned by a TokenBudget block its deletion; servers with OwnerReferencesPermissionEnforcement ask for this.
 - apiGroups: [tokenbudget.dev]
   resources: [tokenbudgets/finalizers]
@@ -100,15 +100,15 @@ securityContext:
 # The targets. patch is the server-side apply of the agent's entries in the pod template; nothing else is written.
 - apiGroups: [apps]
   resources: [deployments]
-  verbs: [get, list, watch, patch]
+  verbs: [list, watch, patch]
 # Which LiteLLM processes there are, and which have ended for sure: evidence that their tokens may go to others.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # The most replicas that a target can come to, for the safe share.
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # get: Redis settings and hooks that a LiteLLM container takes from a ConfigMap. The others: the agent and the policies
 # beside the target, named tokenbudget-agent and tokenbudget-<deployment>. Names are only known at run time.
 - apiGroups: [""]
