@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use rig::clock::interrupted;
-use rig::scenario::{Paths, Rig, checks, demo, footprint};
+use rig::scenario::{Paths, Rig, checks, demo, footprint, uninstall};
 
 /// The local cluster and the scenarios on it. `make up`, `make down`, `make demo` and `make test` call it.
 #[derive(Debug, Parser)]
@@ -26,6 +26,8 @@ enum Command {
     Checks,
     /// The main job, and then the checks.
     Test,
+    /// Only `helm uninstall` while a TokenBudget is there (a minute).
+    Uninstall,
     /// What the operator costs in memory, CPU and requests: one TokenBudget, 100, and 5,000 pods of others (6 minutes).
     Footprint,
 }
@@ -35,7 +37,7 @@ async fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Up => up().await,
         Command::Down => {
-            for name in ["up", "demo", "checks", "test", "footprint"] {
+            for name in ["up", "demo", "checks", "test", "uninstall", "footprint"] {
                 Rig::down(&Paths::new(name)?)?;
             }
             Ok(ExitCode::SUCCESS)
@@ -43,6 +45,9 @@ async fn main() -> Result<ExitCode> {
         Command::Demo => on_a_cluster("demo", work(true, false)).await,
         Command::Checks => on_a_cluster("checks", work(false, true)).await,
         Command::Test => on_a_cluster("test", work(true, true)).await,
+        Command::Uninstall => {
+            on_a_cluster("uninstall", async |rig: &Rig| uninstall::alone(rig).await.map(|()| true)).await
+        }
         Command::Footprint => {
             on_a_cluster("footprint", async |rig: &Rig| footprint::run(rig).await.map(|()| true)).await
         }

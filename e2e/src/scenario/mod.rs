@@ -20,7 +20,7 @@ mod replicas;
 mod rig;
 mod rights;
 mod shapes;
-mod uninstall;
+pub mod uninstall;
 
 pub use fleet::Fleet;
 pub use paths::Paths;

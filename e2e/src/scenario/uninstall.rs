@@ -13,6 +13,24 @@ use super::rig::{OPERATOR_NAMESPACE, Rig};
 
 const NAME: &str = "stays";
 
+/// [`run`] on a rig that has just been started.
+///
+/// # Errors
+/// As [`run`].
+pub async fn alone(rig: &Rig) -> Result<()> {
+    rig.kubectl(&[
+        "-n",
+        "llm",
+        "create",
+        "secret",
+        "generic",
+        "litellm",
+        "--from-literal=LITELLM_MASTER_KEY=sk-local",
+    ])?;
+    rig.apply("plain.yaml")?;
+    run(rig, &Fleet::of(rig)).await
+}
+
 /// Attaches Deployment `plain`, uninstalls the chart, and looks at what is left.
 ///
 /// # Errors
@@ -27,7 +45,7 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
         Ok(rows.iter().any(|row| row["state"] == "Enforcing"))
     })
     .await?;
-    ensure!(!lasting_keys(rig)?.is_empty(), "a TokenBudget that enforces has no key in Redis: the check below is void");
+    ensure!(!keys(rig)?.is_empty(), "a TokenBudget that enforces has no key in Redis: the check below is void");
 
     let started = Instant::now();
     rig.helm(&["uninstall", "tokenbudget", "--namespace", OPERATOR_NAMESPACE, "--timeout", "120s"])?;
@@ -38,8 +56,8 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     untouched(fleet, "plain")?;
     let maps = rig.kubectl(&["-n", "llm", "get", "configmaps", "-o", "name"])?;
     ensure!(!maps.contains("tokenbudget-plain"), "a ConfigMap is left: {maps}");
-    let keys = lasting_keys(rig)?;
-    ensure!(keys.is_empty(), "keys without an end are left in Redis: {keys:?}");
+    let keys = keys(rig)?;
+    ensure!(keys.is_empty(), "keys are left in Redis: {keys:?}");
     for (namespaced, kinds) in [
         (true, "deployments,jobs,serviceaccounts,roles,rolebindings,services,networkpolicies,poddisruptionbudgets"),
         (false, "clusterroles,clusterrolebindings"),
@@ -53,24 +71,26 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     }
     delete_within(rig, NAME, Duration::from_secs(10))?;
     rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
-    println!(
-        "check: no finalizer, status, entry, ConfigMap, lasting key or object of the release is left; plain serves"
-    );
+    println!("check: no finalizer, status, entry, ConfigMap, key or object of the release is left; plain serves");
     Ok(())
 }
 
-/// Our keys in Redis that do not end by themselves.
-fn lasting_keys(rig: &Rig) -> Result<Vec<String>> {
+/// Our keys in Redis, but for those that tell processes that they are detached and end by themselves.
+fn keys(rig: &Rig) -> Result<Vec<String>> {
     let mut redis = Redis::connect(rig)?;
-    let keys = redis.ask("KEYS tokenbudget:*")?;
-    let names: Vec<String> = keys.lines().filter(|line| line.starts_with("tokenbudget:")).map(str::to_owned).collect();
-    let mut lasting = Vec::new();
+    let answer = redis.ask("KEYS tokenbudget:*")?;
+    let names = answer.lines().filter(|line| line.starts_with("tokenbudget:"));
+    let mut kept = Vec::new();
     for name in names {
-        if redis.ask(&format!("TTL {name}"))?.trim() == ":-1" {
-            lasting.push(name);
+        let mut closed = || -> Result<bool> {
+            let (version, ends) = (redis.ask(&format!("HGET {name} version"))?, redis.ask(&format!("TTL {name}"))?);
+            Ok(version.contains("detached") && ends.trim() != ":-1")
+        };
+        if !name.ends_with(":meta") || !closed()? {
+            kept.push(name.to_owned());
         }
     }
-    Ok(lasting)
+    Ok(kept)
 }
 
 /// Redis' inline protocol, which is enough for two questions.
