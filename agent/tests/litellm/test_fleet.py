@@ -63,13 +63,15 @@ def test_three_processes_at_five_times_the_demand(rig, planner):
 
 
 def test_sigterm_leaves_and_gives_back_what_was_not_spent(rig):
-    members = rig.operator.members()
-    proxy = rig.proxies[0]
-    mine = next(m for m in members if m.startswith("pod-p0."))
+    pol = policy([limit(budget=9000, safe=9000, name="term", modelName="term")], uid="uid-term")
+    rig.operator.publish(pol)
+    proxy = rig.start(config([deployment(rig.provider.base, "term", tpm=9000)]), [pol]).wait()
+    assert proxy.chat(300, "term")[0] == 200
+    (mine,) = rig.operator.members("uid-term", "term")
     proxy.stop(signal.SIGTERM)
-    row = rig.operator.members()[mine]
+    row = rig.operator.members("uid-term", "term")[mine]
     assert row["ended"] > 0
-    assert row["record"] == row["spent"]
+    assert 0 < row["record"] == row["spent"]
 
 
 def test_a_frozen_process_does_not_spend_on_a_lease_that_is_over(rig):
