@@ -19,7 +19,7 @@ demo: prepare build ## The main job: three LiteLLM replicas without and with a T
 
 .PHONY: test
 test: export TOKENBUDGET_SEQUENCES ?= 10000
-test: check prepare build ## Everything: make check, the agent in real LiteLLM, the local cluster, the demo
+test: check prepare prepare-litellm build ## Everything: make check, the agent in real LiteLLM, the local cluster, the demo
 	cd e2e/cluster && CGO_ENABLED=0 go test -trimpath ./...
 	@echo "the agent in LiteLLM $(OLDER), and beside it in $(LITELLM_VERSION) (6 minutes)"
 	@$(MAKE) --no-print-directory -j2 -Otarget test-agent-older test-agent-newest
