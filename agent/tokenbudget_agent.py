@@ -1562,9 +1562,8 @@ class Ledger(threading.Thread):
                 client = self.connect(node)
                 client.ping()
             except Exception:
-                if (
-                    node == self.entry
-                ):  # any other node of a cluster can tell; next time it is the URL's turn again
+                if node == self.entry:
+                    # Any other node of a cluster can tell; next time it is the URL's turn again.
                     self.entry = None if self.entry else self.heard_of
                 raise
             self.clients[node] = client

@@ -9,7 +9,7 @@ use tokenbudget::api::FIELD_MANAGER;
 use tokenbudget::litellm::{AGENT_HOOK, ATTACH_LABEL, ATTACH_VALUE, ATTACHED_LABEL, STARTUP_HOOKS, Wanted, attachment};
 
 use super::checks::{apply_text, delete_within, manifest};
-use super::fleet::{Fleet, conditions, name_of, text};
+use super::fleet::{Fleet, conditions, name_of, text, until};
 use super::rig::Rig;
 
 /// How soon the operator answers a change.
@@ -213,16 +213,12 @@ impl User<'_> {
 
     /// Waits until the pod's process has applied the policy.
     async fn until_enforcing(&self, pod: &str) -> Result<Duration> {
-        let started = Instant::now();
-        loop {
+        until(&format!("pod {pod} enforces"), BOOT, || {
             let rows = self.fleet.get("tokenbudget", self.name)?["status"]["pods"].clone();
             let mut rows = rows.as_array().into_iter().flatten();
-            if rows.any(|row| row["pod"] == pod && row["state"] == "Enforcing") {
-                return Ok(started.elapsed());
-            }
-            ensure!(started.elapsed() < BOOT, "pod {pod} does not enforce after {BOOT:?}");
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
+            Ok(rows.any(|row| row["pod"] == pod && row["state"] == "Enforcing"))
+        })
+        .await
     }
 
     /// The Deployment is as the user wrote it, and no field of it is the operator's.
@@ -241,11 +237,10 @@ impl User<'_> {
 
     /// Waits until the pod template has the operator's entries, or has none.
     async fn until_template(&self, attached: bool) -> Result<()> {
-        let started = Instant::now();
-        while self.deployment()?["spec"]["template"].to_string().contains(AGENT_HOOK) != attached {
-            ensure!(started.elapsed() < SOON, "Deployment {}: attached is not {attached} after {SOON:?}", self.name);
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        until(&format!("Deployment {}: attached is {attached}", self.name), SOON, || {
+            Ok(self.deployment()?["spec"]["template"].to_string().contains(AGENT_HOOK) == attached)
+        })
+        .await?;
         Ok(())
     }
 }

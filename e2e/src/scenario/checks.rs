@@ -160,8 +160,14 @@ fn terminal(rig: &Rig) -> Result<()> {
 
 /// `kubectl apply -f -`: whether it was accepted, and what was said.
 pub(super) fn apply_text(rig: &Rig, manifest: &str) -> Result<(bool, String)> {
+    apply_with(rig, &[], manifest)
+}
+
+/// [`apply_text`] with more options.
+pub(super) fn apply_with(rig: &Rig, options: &[&str], manifest: &str) -> Result<(bool, String)> {
     let mut child = Command::new(rig.kubectl_binary())
         .args(["kubectl", "apply", "-f", "-"])
+        .args(options)
         .env("KUBECONFIG", rig.kubeconfig())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -2,15 +2,13 @@
 //! render, sent to the API server.
 
 use std::fs;
-use std::io::Write;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokenbudget::litellm::AGENT_HOOK;
 
-use super::checks::{apply_text, delete_within, manifest, untouched};
+use super::checks::{apply_text, apply_with, delete_within, manifest, untouched};
 use super::fleet::{Fleet, text, until};
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 
@@ -140,29 +138,8 @@ fn everything_rendered_is_accepted(rig: &Rig) -> Result<()> {
 }
 
 fn dry_run(rig: &Rig, manifests: &str) -> Result<()> {
-    let mut child = Command::new(rig.kubectl_binary())
-        .args([
-            "kubectl",
-            "apply",
-            "--server-side",
-            "--force-conflicts",
-            "--dry-run=server",
-            "--validate=strict",
-            "-f",
-            "-",
-        ])
-        .env("KUBECONFIG", rig.kubeconfig())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    child.stdin.take().context("kubectl has no stdin")?.write_all(manifests.as_bytes())?;
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        bail!(
-            "the API server does not accept what the chart renders: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
+    let options = ["--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict"];
+    let (accepted, said) = apply_with(rig, &options, manifests)?;
+    ensure!(accepted, "the API server does not accept what the chart renders: {}", said.trim());
     Ok(())
 }
