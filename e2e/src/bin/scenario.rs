@@ -33,8 +33,16 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> Result<ExitCode> {
-    match Cli::parse().command {
+async fn main() -> ExitCode {
+    // The last line of a long run says what failed: a CI shows its end, which a backtrace would fill.
+    run(Cli::parse().command).await.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn run(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Up => up().await,
         Command::Down => {
             for name in ["up", "demo", "checks", "test", "uninstall", "footprint"] {
