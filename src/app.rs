@@ -55,7 +55,10 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`], at the start.
-pub async fn run(options: Run) -> Result<(), Error> {
+pub async fn run(options: Run, filter: ops::Filter) -> Result<(), Error> {
+    if let Some(path) = options.log_file.clone() {
+        tokio::spawn(ops::follow(path, filter));
+    }
     let client = client().await?;
     let listener =
         TcpListener::bind(options.listen).await.map_err(|source| Error::Listen { address: options.listen, source })?;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -114,6 +114,10 @@ pub struct Run {
     /// What to log, for example `info,tokenbudget=debug`. RUST_LOG means the same.
     #[arg(long, env = "RUST_LOG")]
     pub log: Option<String>,
+
+    /// A file with what to log. It is read every two seconds, and what it says last holds.
+    #[arg(long, env = "TOKENBUDGET_LOG_FILE", value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
 }
 
 /// Options of `detach`.

@@ -49,8 +49,8 @@ fn run() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Run(options) => {
-            ops::init(options.log.as_deref())?;
-            runtime()?.block_on(app::run(*options))?;
+            let filter = ops::init(options.log.as_deref())?;
+            runtime()?.block_on(app::run(*options, filter))?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -10,9 +10,10 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::admission::LastAnswer;
 use super::config_maps::AppliedMaps;
 use super::memory::Memory;
+use super::redis_url::RedisLocation;
 use crate::api::{SecretKeyRef, TokenBudget};
 use crate::leader::Leadership;
-use crate::ledger::Policy;
+use crate::ledger::{LedgerError, Policy, RedisLedger};
 use crate::ops::Metrics;
 
 /// What the operator was started with.
@@ -70,6 +71,15 @@ impl Context {
     /// The memory of this TokenBudget.
     pub fn memory(&self, tb: &TokenBudget) -> Arc<AsyncMutex<Memory>> {
         locked(&self.memories).entry(tb.uid().unwrap_or_default()).or_default().clone()
+    }
+
+    /// The ledger at a location, whose calls are measured.
+    ///
+    /// # Errors
+    /// When the URL or the certificate cannot be used.
+    pub fn connect(&self, location: &RedisLocation) -> Result<RedisLedger, LedgerError> {
+        let metrics = self.metrics.clone();
+        Ok(location.connect()?.telling(move |took| metrics.ledger_called(took)))
     }
 
     /// Forgets everything: another replica leads, and what was known is out of date.

@@ -81,7 +81,7 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
     if memory.ledger.is_none() && had_ledger {
         let observed = super::observe::observe(tb, ctx, world, memory).await.map_err(|e| e.to_string())?;
         if let Some(Ok(location)) = observed.redis {
-            let ledger = location.connect().map_err(|e| e.to_string())?;
+            let ledger = ctx.connect(&location).map_err(|e| e.to_string())?;
             memory.ledger = Some((location, ledger));
         }
     }

@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::redis_url::{NoRedis, RedisLocation};
 use crate::api::{ConditionKind, TokenBudget, TokenBudgetStatus};
 use crate::ledger::{BookId, Epoch, Policy, RedisLedger, Unit};
+use crate::ops::Outcome;
 use crate::plan::{Amounts, Outside, Worst};
 
 /// How long the fleet has to be whole before the promise holds: the 60 s window.
@@ -45,6 +46,8 @@ pub struct Memory {
     pub counters_failed: bool,
     /// Since when its clean-up is tried.
     pub detaches_since: Option<Timestamp>,
+    /// How the last pass ended.
+    pub outcome: Option<Outcome>,
     /// Failed passes in a row.
     pub failures: u32,
     /// Whether it was started from the status.

@@ -7,8 +7,9 @@ use kube::ResourceExt;
 use super::apply::Applied;
 use super::context::Context;
 use super::observe::Observed;
+use super::signed;
 use crate::api::{ConditionKind, TokenBudget, TokenBudgetStatus};
-use crate::ledger::{self, BookId, LedgerError, MemberRecord, MemberState, Observation};
+use crate::ledger::{self, BookId, LedgerError, MemberRecord, MemberState, Observation, PlannedBook};
 use crate::ops::{ConditionStatus, FleetReading, LedgerErrorKind, ProcessState, Reading, Unit};
 
 /// Sets the series of a TokenBudget from a pass, and counts failures of the ledger.
@@ -36,7 +37,8 @@ pub fn set(tb: &TokenBudget, ctx: &Context, observed: &Observed, applied: &Appli
                 pool: row.pool,
                 aside: row.aside,
                 safe_share: row.safe_share,
-                learning: learning(applied, &row.name, unit),
+                granted: book(applied, &row.name, unit).map(|book| signed(book.lent)),
+                learning: book(applied, &row.name, unit).map(|book| book.learning),
                 members: row.members,
                 denied: row.denied,
                 outside: outside(&row.name).map(|o| if unit == Unit::tokens { o.tokens } else { o.requests }),
@@ -50,14 +52,14 @@ pub fn set(tb: &TokenBudget, ctx: &Context, observed: &Observed, applied: &Appli
     ctx.metrics.set_fleet(&namespace, &name, &fleet(observed, status));
 }
 
-/// Whether a book lends nothing yet; `None` where the ledger did not say.
-fn learning(applied: &Applied, limit: &str, unit: Unit) -> Option<bool> {
+/// What the ledger said of a book in this pass.
+fn book<'a>(applied: &'a Applied, limit: &str, unit: Unit) -> Option<&'a PlannedBook> {
     let unit = match unit {
         Unit::tokens => ledger::Unit::Tokens,
         Unit::requests => ledger::Unit::Requests,
     };
     let planned = applied.ledger.as_ref()?.as_ref().ok()?;
-    planned.books.get(&BookId::new(limit, unit)).map(|book| book.learning)
+    planned.books.get(&BookId::new(limit, unit))
 }
 
 fn fleet(observed: &Observed, status: &TokenBudgetStatus) -> FleetReading {
@@ -111,10 +113,6 @@ fn processes(seen: &Observation) -> BTreeMap<ProcessState, i64> {
     states
 }
 
-fn signed(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
-}
-
 fn kind(error: &LedgerError) -> LedgerErrorKind {
     match error {
         LedgerError::Timeout { .. } => LedgerErrorKind::Timeout,
@@ -132,7 +130,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::ledger::{BookState, Planned, PlannedBook, Report};
+    use crate::ledger::{BookState, Planned, Report};
 
     fn report(state: &str) -> Report {
         serde_json::from_value(json!({"pod": "p", "podUid": "u", "container": "c", "worker": 1, "startedMs": 1,
@@ -201,14 +199,14 @@ mod tests {
     }
 
     #[test]
-    fn learning_is_the_books_and_unknown_without_the_ledger() {
-        let book = PlannedBook { clock_ms: 1, budget: 9, lent: 0, aside: 0, pool: 9, learning: true, created: true };
-        let books = BTreeMap::from([(BookId::new("gpt", ledger::Unit::Tokens), book)]);
+    fn what_is_lent_is_unknown_without_the_ledger() {
+        let lent = PlannedBook { clock_ms: 1, budget: 9, lent: 4, aside: 0, pool: 5, learning: true, created: true };
+        let books = BTreeMap::from([(BookId::new("gpt", ledger::Unit::Tokens), lent)]);
         let planned = Planned { books, ..Planned::default() };
         let applied = Applied { ledger: Some(Ok(planned)), unattached: Vec::new() };
-        assert_eq!(learning(&applied, "gpt", Unit::tokens), Some(true));
-        assert_eq!(learning(&applied, "gpt", Unit::requests), None);
+        assert_eq!(book(&applied, "gpt", Unit::tokens).map(|book| book.lent), Some(4));
+        assert!(book(&applied, "gpt", Unit::requests).is_none());
         let away = Applied { ledger: Some(Err(LedgerError::Fenced)), unattached: Vec::new() };
-        assert_eq!(learning(&away, "gpt", Unit::tokens), None);
+        assert!(book(&away, "gpt", Unit::tokens).is_none());
     }
 }

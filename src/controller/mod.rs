@@ -29,7 +29,7 @@ use kube::ResourceExt;
 use kube::runtime::Controller;
 use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::ObjectRef;
-use tracing::{Instrument, error, info_span, warn};
+use tracing::{Instrument, debug, error, info, info_span, warn};
 
 pub use context::{Context, Settings};
 pub use world::World;
@@ -116,6 +116,11 @@ pub async fn run(
         .await;
 }
 
+/// An amount as Kubernetes and Prometheus have it.
+fn signed(amount: impl TryInto<i64>) -> i64 {
+    amount.try_into().unwrap_or(i64::MAX)
+}
+
 /// The TokenBudgets that name this Deployment.
 fn naming(world: &World, namespace: Option<String>, deployment: Option<String>) -> Vec<ObjectRef<TokenBudget>> {
     let (Some(namespace), Some(deployment)) = (namespace, deployment) else {
@@ -145,6 +150,13 @@ async fn reconcile(tb: Arc<TokenBudget>, ctx: Arc<Context>, world: World) -> Res
         Err(error) => (Outcome::Failed, Err(error)),
     };
     ctx.metrics.reconciled(label, started.elapsed());
+    let (generation, duration_ms) = (tb.metadata.generation, started.elapsed().as_secs_f64() * 1e3);
+    // A line for each pass is too many for a fleet in good order.
+    if memory.outcome.replace(label) == Some(label) {
+        debug!(generation, outcome = ?label, duration_ms, "pass");
+    } else {
+        info!(generation, outcome = ?label, duration_ms, "pass");
+    }
     memory.failures = if action.is_ok() { 0 } else { memory.failures.saturating_add(1) };
     action
 }

@@ -71,7 +71,7 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
     }
     let redis = redis(tb, &namespace, &targets, ctx, memory).await?;
     let ledger = match &redis {
-        Some(Ok(location)) => Some(read_ledger(tb, location, memory).await),
+        Some(Ok(location)) => Some(read_ledger(tb, location, ctx, memory).await),
         _ => None,
     };
     let now = Timestamp::now();
@@ -195,13 +195,14 @@ async fn redis(
 async fn read_ledger(
     tb: &TokenBudget,
     location: &RedisLocation,
+    ctx: &Context,
     memory: &mut Memory,
 ) -> Result<Observation, LedgerError> {
     let uid = tb.uid().unwrap_or_default();
     let ledger = match &memory.ledger {
         Some((known, ledger)) if known == location => ledger.clone(),
         _ => {
-            let ledger = location.connect()?;
+            let ledger = ctx.connect(location)?;
             memory.ledger = Some((location.clone(), ledger.clone()));
             memory.epoch = None;
             ledger

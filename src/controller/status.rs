@@ -10,6 +10,7 @@ use super::arrange::Intent;
 use super::limits::Limits;
 use super::memory::{Memory, WINDOW};
 use super::observe::Observed;
+use super::signed;
 use super::traffic::Traffic;
 use super::validate::{Problem, Validated};
 use crate::api::{
@@ -86,7 +87,7 @@ fn limit_rows(
                 budget: signed(book.budget),
                 spent: signed(spent),
                 worst: signed(worst.note(u64::try_from(now.as_second()).unwrap_or(0), spent)),
-                denied: signed(living().map(|m| m.denied).sum()),
+                denied: signed(living().map(|m| m.denied).sum::<u64>()),
                 pool: book.pool,
                 pressure_percent: pressure_percent(book.pool, book.budget),
                 aside: signed(book.aside),
@@ -399,10 +400,6 @@ fn living(pod: &Pod) -> bool {
 fn is_ready(pod: &Pod) -> bool {
     let mut conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
     living(pod) && conditions.any(|c| c.type_ == "Ready" && c.status == "True")
-}
-
-fn signed(amount: u64) -> i64 {
-    i64::try_from(amount).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

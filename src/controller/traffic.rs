@@ -8,6 +8,7 @@ use super::evidence::Evidence;
 use super::limits::Limits;
 use super::memory::Memory;
 use super::observe::Observed;
+use super::signed;
 use super::validate::Validated;
 use crate::api::{LimitOutside, OutsideTraffic, ReservedPercent};
 use crate::ledger::{Observation, Report, outside_of_router, reserved_by, seen_by};
@@ -80,10 +81,6 @@ pub fn traffic(observed: &Observed, valid: &Validated, evidence: &Evidence, memo
         })
         .collect();
     traffic
-}
-
-fn signed(amount: u64) -> i64 {
-    i64::try_from(amount).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

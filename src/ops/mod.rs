@@ -8,4 +8,4 @@ pub use http::{Readiness, router, serve};
 pub use metrics::{
     BookLabels, ConditionStatus, FleetReading, LedgerErrorKind, Metrics, Outcome, ProcessState, Reading, Unit,
 };
-pub use telemetry::{TelemetryError, init};
+pub use telemetry::{Filter, TelemetryError, follow, init};

@@ -230,7 +230,6 @@ fn every_other_value_of_the_pod_does_something() {
         ("image.tag=t", pod("containers/0/image"), json!("ghcr.io/tokenbudget/tokenbudget:t")),
         ("image.pullPolicy=Never", pod("containers/0/imagePullPolicy"), json!("Never")),
         ("imagePullSecrets[0].name=pull", pod("imagePullSecrets/0/name"), json!("pull")),
-        ("logLevel=debug", pod("containers/0/env/0/value"), json!("debug")),
         ("serviceAccount.name=sa", pod("serviceAccountName"), json!("sa")),
         ("resources.limits.memory=1Gi", pod("containers/0/resources/limits/memory"), json!("1Gi")),
         ("nodeSelector.disk=ssd", pod("nodeSelector/disk"), json!("ssd")),
@@ -244,6 +243,7 @@ fn every_other_value_of_the_pod_does_something() {
         shows(value, "Deployment", &pointer, &what);
     }
     shows("serviceAccount.annotations.x=y", "ServiceAccount", "/metadata/annotations/x", &json!("y"));
+    shows("logLevel=debug", "ConfigMap", "/data/filter", &json!("debug"));
     assert!(of_kind(&objects(&render(&["serviceAccount.create=false"])), "ServiceAccount").is_empty());
     let digest = format!("image.digest=sha256:{}", "a".repeat(64));
     let text = render(&[&digest, "image.tag=t"]);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::fleet::{Fleet, conditions, text};
 use super::outsider::Outsider;
 use super::rig::{OPERATOR_NAMESPACE, Rig};
-use super::{admission, audit, failover, knobs, manners, releases, rights, shapes, uninstall};
+use super::{admission, audit, failover, knobs, logs, manners, releases, rights, shapes, uninstall};
 
 /// What the API server refuses at once: a spec, and words of the answer.
 const REFUSED: [(&str, &str, &str); 8] = [
@@ -94,6 +94,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     let outsider = Outsider::start(rig).await?;
     manners::run(rig).await?;
     knobs::run(rig).await?;
+    logs::run(rig).await?;
     releases::run(rig).await?;
     shapes::run(rig).await?;
     outsider.until_seen().await?;
@@ -249,7 +250,11 @@ fn http_get(host: &str, port: u16, path: &str) -> Result<String> {
     Ok(body.to_owned())
 }
 
-fn operator_restarts(rig: &Rig) -> Result<String> {
+/// How often the containers of the operator restarted, of each pod.
+///
+/// # Errors
+/// When kubectl fails.
+pub fn operator_restarts(rig: &Rig) -> Result<String> {
     rig.kubectl(&[
         "-n",
         OPERATOR_NAMESPACE,

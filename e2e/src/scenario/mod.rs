@@ -10,6 +10,7 @@ mod figures;
 mod fleet;
 pub mod footprint;
 mod knobs;
+mod logs;
 mod manners;
 mod newcomers;
 mod operator;

@@ -225,7 +225,7 @@ impl Rig {
     /// Runs Helm.
     ///
     /// # Errors
-    /// When it fails, with what it said and the state of the operator's pods.
+    /// When it fails, with the state of the operator's pods and what it said.
     pub fn helm(&self, args: &[&str]) -> Result<()> {
         self.helm_output(args).map(|_| ())
     }
@@ -239,7 +239,7 @@ impl Rig {
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             let pods = self.kubectl(&["-n", OPERATOR_NAMESPACE, "describe", "pods"]).unwrap_or_default();
-            bail!("helm {}: {}\n{pods}", args.join(" "), said.trim());
+            bail!("{pods}\nhelm {}: {}", args.join(" "), said.trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::aio::ConnectionManager;
 use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, Script, ServerErrorKind, Value};
@@ -50,7 +50,11 @@ impl Default for Timeouts {
 #[derive(Clone)]
 pub struct RedisLedger {
     inner: Arc<Inner>,
+    told: Option<Told>,
 }
+
+/// Hears how long each call took.
+type Told = Arc<dyn Fn(Duration) + Send + Sync>;
 
 struct Inner {
     nodes: Nodes,
@@ -86,6 +90,7 @@ impl RedisLedger {
     pub fn connect_trusting(url: &str, ca: Option<&str>, timeouts: Timeouts) -> Result<Self, LedgerError> {
         let nodes = Nodes::new(Address::read(url, ca)?, timeouts)?;
         Ok(Self {
+            told: None,
             inner: Arc::new(Inner {
                 nodes,
                 timeouts,
@@ -98,6 +103,12 @@ impl RedisLedger {
         })
     }
 
+    /// The same ledger; `told` hears how long each call took, whatever came of it.
+    #[must_use]
+    pub fn telling(self, told: impl Fn(Duration) + Send + Sync + 'static) -> Self {
+        Self { told: Some(Arc::new(told)), ..self }
+    }
+
     /// Host and port of the server that the URL names, or the Sentinels and their name for it; for logs.
     pub fn server(&self) -> String {
         self.inner.nodes.named()
@@ -108,7 +119,7 @@ impl RedisLedger {
         W: Fn(ConnectionManager) -> F + Send + Sync,
         F: Future<Output = RedisResult<T>> + Send,
     {
-        let (nodes, deadline) = (&self.inner.nodes, self.inner.timeouts.call);
+        let (nodes, deadline, began) = (&self.inner.nodes, self.inner.timeouts.call, Instant::now());
         let mut taken = None;
         let sent = async {
             let mut hops = 0;
@@ -126,6 +137,9 @@ impl RedisLedger {
         };
         if let (Some(route), Err(LedgerError::Timeout { .. } | LedgerError::Unreachable { .. })) = (&taken, &result) {
             nodes.failed(uid, route);
+        }
+        if let Some(told) = &self.told {
+            told(began.elapsed());
         }
         result
     }

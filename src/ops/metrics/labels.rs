@@ -67,6 +67,8 @@ pub struct Reading {
     pub worst: i64,
     /// Neither lent nor set aside; below zero after a cut.
     pub pool: i64,
+    /// Held by processes; `None` while the ledger does not answer.
+    pub granted: Option<i64>,
     /// Set aside for live processes that are not in the ledger.
     pub aside: i64,
     /// The most that a process may spend when it has lost the ledger.

@@ -14,7 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit as Measure};
 
 pub use labels::{BookLabels, ConditionStatus, FleetReading, LedgerErrorKind, Outcome, ProcessState, Reading, Unit};
 
@@ -31,6 +31,7 @@ pub struct Metrics {
     spent: Family<BookLabels, Gauge>,
     worst: Family<BookLabels, Gauge>,
     pool: Family<BookLabels, Gauge>,
+    granted: Family<BookLabels, Gauge>,
     aside: Family<BookLabels, Gauge>,
     safe_share: Family<BookLabels, Gauge>,
     learning: Family<BookLabels, Gauge>,
@@ -40,6 +41,8 @@ pub struct Metrics {
     reserved: Family<ReservedLabels, Gauge<f64, AtomicU64>>,
     fleets: Fleets,
     leader: Gauge,
+    leader_changes: Counter,
+    ledger_duration: Histogram,
     ledger_errors: Family<KindLabel, Counter>,
     /// The series that there are, for their removal.
     books: Arc<Mutex<Vec<BookLabels>>>,
@@ -66,9 +69,10 @@ impl Metrics {
         registry.register("reconcile", "Reconciliations of a TokenBudget by how they ended", reconciled.clone());
         // A pass is a few reads from memory and one Redis round trip; a slow API server takes seconds.
         let reconcile_seconds = Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]);
-        registry.register(
-            "reconcile_duration_seconds",
+        registry.register_with_unit(
+            "reconcile_duration",
             "How long a reconciliation of a TokenBudget took",
+            Measure::Seconds,
             reconcile_seconds.clone(),
         );
         let mut gauge = |name: &str, help: &str| {
@@ -82,6 +86,8 @@ impl Metrics {
         let worst =
             gauge("worst", "The most that the fleet spent in any 60 seconds of the last hour, as this replica saw it");
         let pool = gauge("pool", "Part of the budget that no process holds, below zero after a cut");
+        let granted =
+            gauge("granted", "Part of the budget that processes hold; missing while the ledger does not answer");
         let aside = gauge("aside", "Part of the budget that is kept for live processes that are not in the ledger");
         let safe_share =
             gauge("safe_share", "The most that a process may spend in 60 seconds when it has lost the ledger");
@@ -105,6 +111,16 @@ impl Metrics {
         let fleets = Fleets::register(&mut registry);
         let leader = Gauge::default();
         registry.register("leader", "1 while this replica leads", leader.clone());
+        let leader_changes = Counter::default();
+        registry.register("leader_changes", "How often this replica began or ceased to lead", leader_changes.clone());
+        // Redis answers in half a millisecond; a call is given up after 2.5 s.
+        let ledger_duration = Histogram::new([0.000_5, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]);
+        registry.register_with_unit(
+            "ledger_duration",
+            "How long a call of a ledger took, with its connection if it needed one",
+            Measure::Seconds,
+            ledger_duration.clone(),
+        );
         let ledger_errors = Family::default();
         registry.register("ledger_errors", "Commands to a ledger that failed, by how", ledger_errors.clone());
         registry.register("build", "The operator's version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -116,6 +132,7 @@ impl Metrics {
             spent,
             worst,
             pool,
+            granted,
             aside,
             safe_share,
             learning,
@@ -125,6 +142,8 @@ impl Metrics {
             reserved,
             fleets,
             leader,
+            leader_changes,
+            ledger_duration,
             ledger_errors,
             books: Arc::default(),
         }
@@ -141,9 +160,16 @@ impl Metrics {
         self.ledger_errors.get_or_create(&KindLabel { kind }).inc();
     }
 
+    /// Counts a call of a ledger, whatever came of it.
+    pub fn ledger_called(&self, took: Duration) {
+        self.ledger_duration.observe(took.as_secs_f64());
+    }
+
     /// Says whether this replica leads. One that does not shows no budgets: the leader does.
     pub fn set_leader(&self, leads: bool) {
-        self.leader.set(i64::from(leads));
+        if self.leader.set(i64::from(leads)) != i64::from(leads) {
+            self.leader_changes.inc();
+        }
         if !leads {
             self.keep(|_| false);
             self.fleets.clear();
@@ -169,8 +195,12 @@ impl Metrics {
             self.safe_share.get_or_create(book).set(reading.safe_share);
             self.members.get_or_create(book).set(reading.members);
             self.denied.get_or_create(book).set(reading.denied);
-            for (family, value) in [(&self.outside, reading.outside), (&self.learning, reading.learning.map(i64::from))]
-            {
+            let known = [
+                (&self.outside, reading.outside),
+                (&self.learning, reading.learning.map(i64::from)),
+                (&self.granted, reading.granted),
+            ];
+            for (family, value) in known {
                 if let Some(value) = value {
                     family.get_or_create(book).set(value);
                 } else {
@@ -212,6 +242,7 @@ impl Metrics {
                     &self.spent,
                     &self.worst,
                     &self.pool,
+                    &self.granted,
                     &self.aside,
                     &self.safe_share,
                     &self.learning,

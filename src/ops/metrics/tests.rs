@@ -18,12 +18,15 @@ fn every_family_has_its_name() {
     let metrics = Metrics::new();
     metrics.reconciled(Outcome::Applied, Duration::from_millis(2));
     metrics.ledger_error(LedgerErrorKind::Timeout);
+    metrics.ledger_called(Duration::from_micros(700));
+    metrics.set_leader(true);
     metrics.set_leader(true);
     let reading = Reading {
         budget: 1000,
         spent: 200,
         worst: 990,
         pool: -5,
+        granted: Some(994),
         aside: 11,
         safe_share: 250,
         learning: Some(true),
@@ -44,6 +47,7 @@ fn every_family_has_its_name() {
         format!("tokenbudget_spent{book} 200"),
         format!("tokenbudget_worst{book} 990"),
         format!("tokenbudget_pool{book} -5"),
+        format!("tokenbudget_granted{book} 994"),
         format!("tokenbudget_aside{book} 11"),
         format!("tokenbudget_safe_share{book} 250"),
         format!("tokenbudget_learning{book} 1"),
@@ -59,6 +63,10 @@ fn every_family_has_its_name() {
         format!("tokenbudget_processes{{{one},state=\"Degraded\"}} 0"),
         format!("tokenbudget_pods{{{one},agent=\"true\"}} 3"),
         format!("tokenbudget_pods{{{one},agent=\"false\"}} 1"),
+        "# UNIT tokenbudget_reconcile_duration_seconds seconds".to_owned(),
+        "tokenbudget_ledger_duration_seconds_bucket{le=\"0.0005\"} 0".to_owned(),
+        "tokenbudget_ledger_duration_seconds_bucket{le=\"0.001\"} 1".to_owned(),
+        "tokenbudget_leader_changes_total 1".to_owned(),
         "tokenbudget_leader 1".to_owned(),
         "tokenbudget_ledger_errors_total{kind=\"Timeout\"} 1".to_owned(),
         format!("tokenbudget_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
