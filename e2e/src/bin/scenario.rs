@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use rig::clock::interrupted;
+use rig::scenario::chaos::{self, Fault};
 use rig::scenario::{Paths, Rig, checks, demo, footprint, uninstall};
 
 /// The local cluster and the scenarios on it. `make up`, `make down`, `make demo` and `make test` call it.
@@ -28,6 +29,15 @@ enum Command {
     Test,
     /// Only `helm uninstall` while a TokenBudget is there (a minute).
     Uninstall,
+    /// What breaks in production, broken on purpose under load, and judged by the provider's count (50 minutes).
+    Chaos {
+        /// Only these faults, in this order.
+        #[arg(long, value_delimiter = ',', conflicts_with = "quick")]
+        only: Vec<Fault>,
+        /// Only those of `make test`.
+        #[arg(long)]
+        quick: bool,
+    },
     /// What the operator costs in memory, CPU and requests: one TokenBudget, 100, and 5,000 pods of others (6 minutes).
     Footprint,
 }
@@ -45,7 +55,7 @@ async fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Up => up().await,
         Command::Down => {
-            for name in ["up", "demo", "checks", "test", "uninstall", "footprint"] {
+            for name in ["up", "demo", "checks", "test", "chaos", "uninstall", "footprint"] {
                 Rig::down(&Paths::new(name)?)?;
             }
             Ok(ExitCode::SUCCESS)
@@ -53,6 +63,14 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Demo => on_a_cluster("demo", work(true, false)).await,
         Command::Checks => on_a_cluster("checks", work(false, true)).await,
         Command::Test => on_a_cluster("test", work(true, true)).await,
+        Command::Chaos { only, quick } => {
+            let faults = match (quick, only.is_empty()) {
+                (true, _) => Fault::QUICK.to_vec(),
+                (false, true) => Fault::value_variants().to_vec(),
+                (false, false) => only,
+            };
+            on_a_cluster("chaos", async |rig: &Rig| chaos::run(rig, &faults).await).await
+        }
         Command::Uninstall => {
             on_a_cluster("uninstall", async |rig: &Rig| uninstall::alone(rig).await.map(|()| true)).await
         }

@@ -15,13 +15,14 @@ pub struct Picker {
     /// Ready targets, those known longest first.
     ranked: Vec<Target>,
     hot: Option<Arc<str>>,
+    picks: usize,
 }
 
 impl Picker {
     /// A picker that knows no target yet.
     #[must_use]
     pub const fn new(skew: Skew, seed: u64) -> Self {
-        Self { skew, rng: SplitMix64::new(seed), ranked: Vec::new(), hot: None }
+        Self { skew, rng: SplitMix64::new(seed), ranked: Vec::new(), hot: None, picks: 0 }
     }
 
     /// Picks among the ready targets (sorted by name).
@@ -36,6 +37,10 @@ impl Picker {
             Skew::Even => self.rng.below(self.ranked.len()),
             Skew::Zipf(s) => self.zipf(s),
             Skew::Hot => return self.hot(ready),
+            Skew::Hopping(requests) => {
+                self.picks += 1;
+                (self.picks - 1) / requests.max(1) % self.ranked.len().max(1)
+            }
         };
         self.ranked.get(index).cloned()
     }
@@ -89,6 +94,15 @@ mod tests {
         let zipf = counts(Skew::Zipf(1.0), &ready);
         assert!((4_600..5_000).contains(&zipf["a"]), "{zipf:?}");
         assert!((1_050..1_350).contains(&zipf["d"]), "{zipf:?}");
+    }
+
+    #[test]
+    fn hopping_takes_the_next_after_so_many() {
+        let ready = targets(&["a", "b"]);
+        let mut picker = Picker::new(Skew::Hopping(2), 5);
+        let names: String = (0..6).map(|_| picker.pick(&ready).unwrap().name.to_string()).collect();
+        assert_eq!(names, "aabbaa");
+        assert!(picker.pick(&[]).is_none());
     }
 
     #[test]

@@ -44,16 +44,19 @@ pub enum Skew {
     Zipf(f64),
     /// All to one pod: the first by name, as long as it is Ready.
     Hot,
+    /// All to one pod, and to the next one after so many requests.
+    Hopping(usize),
 }
 
 impl FromStr for Skew {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || format!("{text:?} is not a skew; write even, hot, or zipf:1.1");
+        let wrong = || format!("{text:?} is not a skew; write even, hot, hopping:100, or zipf:1.1");
         match text.split_once(':') {
             None if text == "even" => Ok(Self::Even),
             None if text == "hot" => Ok(Self::Hot),
+            Some(("hopping", n)) => n.parse().ok().filter(|n| *n > 0).map(Self::Hopping).ok_or_else(wrong),
             Some(("zipf", s)) => match s.parse::<f64>() {
                 Ok(s) if s.is_finite() && s >= 0.0 => Ok(Self::Zipf(s)),
                 _ => Err(wrong()),

@@ -3,6 +3,7 @@
 mod admission;
 mod audit;
 pub mod bench;
+pub mod chaos;
 pub mod checks;
 pub mod demo;
 mod failover;

@@ -80,11 +80,7 @@ impl Rig {
 
         // Only now: a cluster does not start where marked processes are alive.
         let redis_port = free_port()?;
-        let mut redis = Command::new(paths.redis_server());
-        redis.args(["--port", &redis_port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        // Its title would be written over its environment, by which `down` finds it.
-        redis.args(["--set-proc-title", "no"]).arg("--dir").arg(&paths.dir);
-        paths.start("redis", redis)?;
+        start_redis(paths, redis_port)?;
 
         let provider_port = free_port()?;
         let provider_url = format!("http://127.0.0.1:{provider_port}");
@@ -178,6 +174,15 @@ impl Rig {
         Ok(kube::Client::try_from(config)?)
     }
 
+    /// Starts the ledger's server again, without data.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_redis(&self) -> Result<()> {
+        let port = self.redis_url.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        start_redis(&self.paths, port.context("no port in the URL of Redis")?)
+    }
+
     /// The provider's books.
     ///
     /// # Errors
@@ -257,6 +262,14 @@ impl Rig {
         args.extend(values.iter().flat_map(|value| ["--set", value]));
         self.helm(&args)
     }
+}
+
+fn start_redis(paths: &Paths, port: u16) -> Result<()> {
+    let mut redis = Command::new(paths.redis_server());
+    redis.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    // Its title would be written over its environment, by which `down` finds it.
+    redis.args(["--set-proc-title", "no"]).arg("--dir").arg(&paths.dir);
+    paths.start("redis", redis).map(drop)
 }
 
 fn free_port() -> Result<u16> {

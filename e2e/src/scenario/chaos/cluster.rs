@@ -1,0 +1,106 @@
+//! What the faults do to the cluster.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use super::process::{Process, Signal};
+use crate::scenario::fleet::{Fleet, text};
+use crate::scenario::operator::{holder, pod_of};
+use crate::scenario::rig::{OPERATOR_NAMESPACE, Rig};
+
+/// A LiteLLM process has to start, several at once on two cores.
+const BOOT: Duration = Duration::from_secs(240);
+
+/// Scales the fleet and waits for it.
+pub async fn scale(rig: &Rig, replicas: usize) -> Result<()> {
+    ask_for(rig, replicas)?;
+    Fleet::of(rig).until_ready(replicas, BOOT).await?;
+    Ok(())
+}
+
+/// Scales the fleet.
+pub fn ask_for(rig: &Rig, replicas: usize) -> Result<()> {
+    rig.kubectl(&["-n", "llm", "scale", "deployment/litellm", &format!("--replicas={replicas}")]).map(drop)
+}
+
+/// Makes all pods anew, and waits for them.
+pub async fn roll(rig: &Rig) -> Result<()> {
+    rig.kubectl(&["-n", "llm", "rollout", "restart", "deployment/litellm"])?;
+    rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/litellm", "--timeout=240s"])?;
+    Ok(())
+}
+
+/// How a rollout goes.
+pub fn strategy(rig: &Rig, surge: &str, unavailable: &str) -> Result<()> {
+    let patch = serde_json::json!({"spec": {"strategy": {"rollingUpdate":
+        {"maxSurge": surge, "maxUnavailable": unavailable}}}});
+    rig.kubectl(&["-n", "llm", "patch", "deployment", "litellm", "-p", &patch.to_string()]).map(drop)
+}
+
+/// Patches the spec of the fleet's TokenBudget.
+pub fn budget(rig: &Rig, spec: &serde_json::Value) -> Result<()> {
+    let patch = serde_json::json!({ "spec": spec }).to_string();
+    rig.kubectl(&["-n", "llm", "patch", "tokenbudget", "gpt-4o", "--type=merge", "-p", &patch]).map(drop)
+}
+
+/// A Ready pod of the fleet and its process.
+pub fn a_pod(rig: &Rig, index: usize) -> Result<(String, Process)> {
+    let pods = Fleet::of(rig).ready_pods()?;
+    let pod = pods.get(index % pods.len().max(1)).context("no pod is Ready")?;
+    let container = text(&pod["status"]["containerStatuses"][0]["containerID"]);
+    Ok((text(&pod["metadata"]["name"]).to_owned(), Process::of_container(container)?))
+}
+
+/// Sets the replicas of the operator, and waits for them.
+pub fn operators(rig: &Rig, replicas: u32) -> Result<()> {
+    let count = format!("--replicas={replicas}");
+    rig.kubectl(&["-n", OPERATOR_NAMESPACE, "scale", "deployment/tokenbudget", &count])?;
+    if replicas > 0 {
+        rig.kubectl(&["-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment/tokenbudget", "--timeout=60s"])?;
+    }
+    Ok(())
+}
+
+/// The operator's process that leads.
+pub fn leader(rig: &Rig) -> Result<Process> {
+    let leader = holder(rig)?;
+    let pod = rig.kubectl(&["-n", OPERATOR_NAMESPACE, "get", "pod", pod_of(&leader), "-o", "json"])?;
+    let pod: serde_json::Value = serde_json::from_str(&pod)?;
+    Process::of_container(text(&pod["status"]["containerStatuses"][0]["containerID"]))
+}
+
+/// The ledger's server.
+pub fn redis(rig: &Rig) -> Result<Process> {
+    Process::with_arguments("redis-server", &rig.paths.dir)
+}
+
+/// The API server.
+pub fn api_server(rig: &Rig) -> Result<Process> {
+    Process::with_arguments("kube-apiserver", &rig.paths.dir)
+}
+
+/// Sets a parameter of the ledger's server.
+pub async fn redis_config(rig: &Rig, name: &str, value: &str) -> Result<()> {
+    let address = rig.redis_url.trim_start_matches("redis://");
+    let talk = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(format!("CONFIG SET {name} {value}\r\n").as_bytes()).await?;
+        let mut answer = [0; 64];
+        let length = stream.read(&mut answer).await?;
+        anyhow::Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+    };
+    let answer = timeout(Duration::from_secs(5), talk).await??;
+    ensure!(answer.starts_with("+OK"), "CONFIG SET {name}: {answer}");
+    Ok(())
+}
+
+/// A process stands still for so long.
+pub async fn frozen(process: Process, time: Duration) -> Result<()> {
+    process.signal(Signal::Stop)?;
+    sleep(time).await;
+    process.signal(Signal::Continue)
+}

@@ -1,0 +1,230 @@
+//! The faults: what each does, and what is promised meanwhile.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::cluster::{
+    a_pod, api_server, ask_for, budget, frozen, leader, operators, redis, redis_config, roll, scale, strategy,
+};
+use super::process::Signal;
+use crate::clock::unix_ms;
+use crate::load::Skew;
+use crate::scenario::bench::BUDGET;
+use crate::scenario::fleet::Fleet;
+use crate::scenario::rig::Rig;
+
+/// The pods of the fleet before and after each fault.
+const PODS: usize = 3;
+
+/// A cut holds when the last token that was spent before it has left the window.
+const CUT: Duration = Duration::from_secs(65);
+
+/// What can be broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fault {
+    /// Scaled 2 -> 6 -> 2 in one step each.
+    Steps,
+    /// Rolling update with maxSurge 100 %.
+    Rollout,
+    /// `kill -9` of a LiteLLM process every 20 s for 3 minutes, every third time with its pod.
+    Kills,
+    /// A LiteLLM process frozen for 45 s.
+    Frozen,
+    /// A LiteLLM process frozen for 120 s.
+    FrozenLong,
+    /// No operator for 2 minutes.
+    OperatorAway,
+    /// No operator for 2 minutes, and 3 -> 4 pods meanwhile.
+    OperatorAwayScaleOut,
+    /// Leader killed, with a standby.
+    LeaderKilled,
+    /// Redis killed for 15 s, then empty.
+    RedisRestart,
+    /// Redis killed for 3 minutes, then empty; 3 -> 4 pods meanwhile.
+    RedisAway,
+    /// Redis hangs for 60 s.
+    RedisHangs,
+    /// Redis refuses writes for 60 s.
+    RedisFull,
+    /// API server away for 2 minutes, 3 -> 4 pods after it.
+    ApiServerAway,
+    /// Budget cut to 40 % for 2 minutes.
+    BudgetCut,
+    /// Demand jumps to another pod every 10 s.
+    Hopping,
+    /// Provider fails half of the requests for 60 s.
+    ProviderFails,
+    /// Provider takes 30 s to answer, for 60 s.
+    ProviderSlow,
+}
+
+/// A time in which another budget holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// From here on, in Unix milliseconds.
+    pub from_ms: u64,
+    /// Until here.
+    pub to_ms: u64,
+    /// Tokens per minute.
+    pub budget: u64,
+}
+
+impl Fault {
+    /// The short half, for `make test`.
+    pub const QUICK: [Self; 3] = [Self::RedisRestart, Self::Frozen, Self::BudgetCut];
+
+    /// Its name on the command line, and what is broken, as `--help` has them.
+    #[must_use]
+    pub fn told(self) -> (String, String) {
+        let value = self.to_possible_value().unwrap_or_default();
+        (value.get_name().to_owned(), value.get_help().map(ToString::to_string).unwrap_or_default())
+    }
+
+    /// The least part of what an ideal bucket would admit; `None` where nothing is promised.
+    #[must_use]
+    pub const fn least_use(self) -> Option<f64> {
+        match self {
+            Self::Steps
+            | Self::Rollout
+            | Self::OperatorAway
+            | Self::OperatorAwayScaleOut
+            | Self::LeaderKilled
+            | Self::RedisRestart
+            | Self::ApiServerAway
+            | Self::BudgetCut => Some(0.95),
+            Self::Hopping => Some(0.9),
+            Self::Kills | Self::Frozen | Self::FrozenLong | Self::RedisHangs | Self::RedisFull => Some(0.8),
+            Self::RedisAway => Some(0.6),
+            Self::ProviderFails | Self::ProviderSlow => None,
+        }
+    }
+
+    /// Where the load goes, at so many requests per second.
+    #[must_use]
+    pub fn skew(self, rate: f64) -> Skew {
+        if self == Self::Hopping { Skew::Hopping((rate * 10.0) as usize) } else { Skew::Even }
+    }
+}
+
+/// Breaks it, for as long as the fault lasts.
+///
+/// # Errors
+/// When it cannot be broken.
+pub async fn strike(rig: &Rig, fault: Fault) -> Result<Vec<Span>> {
+    let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+    match fault {
+        Fault::Steps => {
+            for replicas in [2, 6, 2] {
+                scale(rig, replicas).await?;
+                sleep(20 * second).await;
+            }
+        }
+        Fault::Rollout => {
+            strategy(rig, "100%", "0")?;
+            roll(rig).await?;
+        }
+        Fault::Kills => {
+            for index in 0..9 {
+                let (pod, process) = a_pod(rig, index)?;
+                process.signal(Signal::Kill)?;
+                if index % 3 == 2 {
+                    rig.kubectl(&["-n", "llm", "delete", "pod", &pod, "--grace-period=0", "--force"])?;
+                }
+                sleep(20 * second).await;
+            }
+            Fleet::of(rig).until_ready(PODS, 3 * minute).await?;
+        }
+        Fault::Frozen => frozen(a_pod(rig, 0)?.1, 45 * second).await?,
+        Fault::FrozenLong => frozen(a_pod(rig, 0)?.1, 2 * minute).await?,
+        Fault::OperatorAway => {
+            without_operator(rig)?;
+            sleep(2 * minute).await;
+            operators(rig, 1)?;
+        }
+        Fault::OperatorAwayScaleOut => {
+            without_operator(rig)?;
+            sleep(minute / 2).await;
+            scale(rig, PODS + 1).await?;
+            sleep(minute).await;
+            operators(rig, 1)?;
+        }
+        Fault::LeaderKilled => {
+            operators(rig, 2)?;
+            leader(rig)?.signal(Signal::Kill)?;
+            sleep(minute / 2).await;
+        }
+        Fault::RedisRestart => {
+            redis(rig)?.signal(Signal::Kill)?;
+            sleep(15 * second).await;
+            rig.start_redis()?;
+        }
+        Fault::RedisAway => {
+            // Room for one process more is set aside already when the fleet may have one more.
+            redis(rig)?.signal(Signal::Kill)?;
+            sleep(minute).await;
+            ask_for(rig, PODS + 1)?;
+            sleep(2 * minute).await;
+            rig.start_redis()?;
+        }
+        Fault::RedisHangs => frozen(redis(rig)?, minute).await?,
+        Fault::RedisFull => {
+            redis_config(rig, "maxmemory", "1").await?;
+            sleep(minute).await;
+            redis_config(rig, "maxmemory", "0").await?;
+        }
+        Fault::ApiServerAway => {
+            frozen(api_server(rig)?, 2 * minute).await?;
+            scale(rig, PODS + 1).await?;
+        }
+        Fault::BudgetCut => {
+            budget(rig, &json!({"headroomPercent": 60}))?;
+            let cut_ms = unix_ms();
+            sleep(2 * minute).await;
+            budget(rig, &json!({"headroomPercent": 0}))?;
+            let from_ms = cut_ms + u64::try_from(CUT.as_millis()).unwrap_or(0);
+            return Ok(vec![Span { from_ms, to_ms: unix_ms(), budget: BUDGET * 4 / 10 }]);
+        }
+        Fault::Hopping => sleep(2 * minute).await,
+        Fault::ProviderFails => {
+            rig.provider()?.set(&json!({"failures": {"probability": 0.5, "status": 500}})).await?;
+            sleep(minute).await;
+            rig.provider()?.set(&json!({"failures": {"probability": 0.0}})).await?;
+        }
+        Fault::ProviderSlow => {
+            let before = rig.provider()?.settings().await?;
+            rig.provider()?.set(&json!({"latency_ms": "30000"})).await?;
+            sleep(minute).await;
+            rig.provider()?.set(&json!({ "latency_ms": before.latency_ms })).await?;
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Puts the fleet back as it was, without a load.
+///
+/// # Errors
+/// When it does not become so.
+pub async fn mend(rig: &Rig, fault: Fault) -> Result<()> {
+    match fault {
+        Fault::Rollout => strategy(rig, "25%", "25%")?,
+        Fault::LeaderKilled => operators(rig, 1)?,
+        _ => {}
+    }
+    if Fleet::of(rig).ready_pods()?.len() != PODS {
+        scale(rig, PODS).await?;
+    }
+    Fleet::of(rig).until_condition("gpt-4o", "Ready", "True", None, Duration::from_secs(120)).await.map(drop)
+}
+
+/// The operator ends without a word, and none is started.
+fn without_operator(rig: &Rig) -> Result<()> {
+    let leader = leader(rig)?;
+    operators(rig, 0)?;
+    // SIGTERM is on its way, too; whichever is first, no pass runs after it.
+    let _ = leader.signal(Signal::Kill);
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! `make chaos`: what breaks in production, broken on purpose while the demand is five times the budget; the provider's count
+//! is the judge.
+
+mod cluster;
+mod faults;
+mod process;
+mod row;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+pub use faults::Fault;
+use row::Row;
+
+use super::bench::{BUDGET, Bench};
+use super::checks;
+use super::fleet::Fleet;
+use super::rig::Rig;
+use crate::clock::unix_ms;
+use crate::judge;
+use crate::load::LoadSpec;
+
+/// The demand before a fault: the fleet is saturated by then, as the step before has filled the window.
+const BEFORE: Duration = Duration::from_secs(15);
+
+/// And after it: one whole window.
+const AFTER: Duration = Duration::from_secs(65);
+
+/// The first load fills the window.
+const WARM: Duration = Duration::from_secs(70);
+
+/// Runs these faults one after the other, on a rig that has just been started; answers whether each reached its figures.
+///
+/// # Errors
+/// When a fault cannot be made or the provider cannot be asked. A figure that is missed is in the table.
+pub async fn run(rig: &Rig, faults: &[Fault]) -> Result<bool> {
+    checks::prepare(rig).await?;
+    let (bench, fleet) = (Bench::new(rig)?, Fleet::of(rig));
+    fleet.until_condition("gpt-4o", "Ready", "True", None, Duration::from_secs(120)).await?;
+    let enforcing_ms = unix_ms();
+    let spec = LoadSpec { progress: None, timeout: Duration::from_secs(45), ..bench.spec().await? };
+    bench.run("warming up", LoadSpec { duration: WARM, ..spec.clone() }, Some(enforcing_ms)).await?;
+    let mut rows = Vec::new();
+    for (fault, seed) in faults.iter().zip(1000..) {
+        let row = one(rig, &bench, *fault, LoadSpec { seed, ..spec.clone() }, enforcing_ms)
+            .await
+            .with_context(|| fault.told().1)?;
+        println!("{row}");
+        rows.push(row);
+    }
+    let table = row::table(&rows);
+    let path = rig.paths.root.join(".local/chaos.md");
+    std::fs::write(&path, &table)?;
+    println!("\n{table}\nwritten to {}", path.display());
+    Ok(rows.iter().all(|row| row.missed.is_empty()))
+}
+
+async fn one(rig: &Rig, bench: &Bench<'_>, fault: Fault, spec: LoadSpec, enforcing_ms: u64) -> Result<Row> {
+    let (name, title) = fault.told();
+    println!("\n== {title}");
+    let from_ms = unix_ms();
+    let spec = LoadSpec { skew: fault.skew(spec.rate), ..spec };
+    let (report, struck) = bench
+        .meanwhile(spec, async {
+            tokio::time::sleep(BEFORE).await;
+            let began_ms = unix_ms();
+            let spans = faults::strike(rig, fault).await?;
+            let ended_ms = unix_ms();
+            tokio::time::sleep(AFTER).await;
+            Ok((began_ms, ended_ms, spans))
+        })
+        .await?;
+    let (began_ms, ended_ms, spans) = struck;
+    // Tokens of the step before are in the first windows, and were promised too.
+    let step = bench.measure(&name, report, from_ms, enforcing_ms.max(from_ms - judge::WINDOW_MS)).await?;
+    let admitted = bench.admitted_since(from_ms - judge::WINDOW_MS).await?;
+    faults::mend(rig, fault).await?;
+    Ok(Row::new(fault, &step, &admitted, BUDGET, (began_ms, ended_ms), &spans))
+}
