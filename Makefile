@@ -60,6 +60,10 @@ test-alerts: ## What the chart's alerts fire on, by promtool (5 minutes to build
 	$(CACHE)/promtool/promtool check rules charts/tokenbudget/files/alerts.yaml
 	$(CACHE)/promtool/promtool test rules tests/chart/alerts.yaml
 
+.PHONY: chaos
+chaos: prepare build ## What breaks in production, broken on purpose under load: 17 faults, a table of figures (50 minutes)
+	target/release/scenario chaos
+
 .PHONY: check
 check: prepare-check ## The fast loop: format, lints, unit and property tests, Python lints; no cluster
 	cargo fmt --all --check

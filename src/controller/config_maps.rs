@@ -14,7 +14,7 @@ use super::validate::Target;
 use super::{Error, World};
 use crate::api::{FIELD_MANAGER, TokenBudget};
 use crate::ledger::PolicyFile;
-use crate::litellm::{agent_config_map, policy_config_map_name};
+use crate::litellm::{AGENT_CONFIG_MAP, agent_config_map, agent_digest, policy_config_map_name};
 
 /// How often an unchanged ConfigMap is applied again, in case that somebody deleted or changed it.
 const HEAL: Duration = Duration::from_secs(300);
@@ -28,9 +28,12 @@ pub type AppliedMaps = BTreeMap<(String, String), (Vec<u8>, Instant)>;
 /// When the API server refuses or does not answer.
 pub async fn keep(tb: &TokenBudget, ctx: &Context, world: &World, target: &Target) -> Result<(), Error> {
     let namespace = tb.namespace().unwrap_or_default();
-    apply(ctx, agent_config_map(&namespace)).await?;
+    // The agent is the same file in every namespace: it is not made, and hashed, again for each pass.
+    let digest = agent_digest().as_bytes().to_vec();
+    apply(ctx, &namespace, AGENT_CONFIG_MAP, digest, || agent_config_map(&namespace)).await?;
     if let Some(map) = policies(ctx, world, &namespace, target) {
-        apply(ctx, map).await?;
+        let digest = Sha256::digest(serde_json::to_vec(&map).unwrap_or_default()).to_vec();
+        apply(ctx, &namespace, &policy_config_map_name(&target.name()), digest, || map).await?;
     }
     Ok(())
 }
@@ -41,18 +44,17 @@ fn policies(ctx: &Context, world: &World, namespace: &str, target: &Target) -> O
     let deployment = target.name();
     let budgets = world.budgets_of(namespace, &deployment);
     let live: Vec<_> = budgets.iter().filter(|b| b.metadata.deletion_timestamp.is_none()).collect();
-    let planned = ctx.policies();
     let mut file = PolicyFile::default();
     for budget in &live {
         let uid = budget.uid()?;
         // A TokenBudget that cannot be planned (no ledger) has no policy, and holds up nobody else.
-        let Some(policy) = planned.get(&uid) else {
+        let Some(policy) = ctx.policy(&uid) else {
             if budget.status.as_ref().is_some_and(|s| !s.limits.is_empty()) {
                 return None;
             }
             continue;
         };
-        file.token_budgets.push(policy.clone());
+        file.token_budgets.push(policy);
     }
     let mut map = ConfigMap::default();
     map.metadata.name = Some(policy_config_map_name(&deployment));
@@ -66,16 +68,22 @@ fn policies(ctx: &Context, world: &World, namespace: &str, target: &Target) -> O
     Some(map)
 }
 
-async fn apply(ctx: &Context, map: ConfigMap) -> Result<(), Error> {
-    let (namespace, name) = (map.namespace().unwrap_or_default(), map.name_any());
-    let key = (namespace.clone(), name.clone());
-    let digest = Sha256::digest(serde_json::to_vec(&map).unwrap_or_default()).to_vec();
+/// Applies what `make` makes, unless what has this digest was applied lately.
+async fn apply(
+    ctx: &Context,
+    namespace: &str,
+    name: &str,
+    digest: Vec<u8>,
+    make: impl FnOnce() -> ConfigMap,
+) -> Result<(), Error> {
+    let key = (namespace.to_owned(), name.to_owned());
     let is_current = |(known, at): &(Vec<u8>, Instant)| *known == digest && at.elapsed() < HEAL;
     if ctx.applied_maps().get(&key).is_some_and(is_current) {
         return Ok(());
     }
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    Api::<ConfigMap>::namespaced(ctx.client.clone(), &namespace).patch(&name, &params, &Patch::Apply(&map)).await?;
+    let api = Api::<ConfigMap>::namespaced(ctx.client.clone(), namespace);
+    api.patch(name, &params, &Patch::Apply(&make())).await?;
     ctx.applied_maps().insert(key, (digest, Instant::now()));
     Ok(())
 }

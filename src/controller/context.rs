@@ -102,9 +102,9 @@ impl Context {
         locked(&self.policies).insert(tb.uid().unwrap_or_default(), policy.clone());
     }
 
-    /// The policies that were planned, by the TokenBudget's UID.
-    pub fn policies(&self) -> BTreeMap<String, Policy> {
-        locked(&self.policies).clone()
+    /// The policy that was planned for the TokenBudget of this UID.
+    pub fn policy(&self, uid: &str) -> Option<Policy> {
+        locked(&self.policies).get(uid).cloned()
     }
 
     /// What ConfigMaps were applied.

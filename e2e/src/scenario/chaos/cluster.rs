@@ -75,7 +75,9 @@ pub fn leader(rig: &Rig) -> Result<Process> {
 
 /// The ledger's server.
 pub fn redis(rig: &Rig) -> Result<Process> {
-    Process::with_arguments("redis-server", &rig.paths.dir)
+    let server = rig.paths.redis_server();
+    let program = server.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Process::with_arguments(&program, &rig.paths.dir)
 }
 
 /// The API server.

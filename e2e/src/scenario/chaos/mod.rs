@@ -15,7 +15,6 @@ use row::Row;
 
 use super::bench::{BUDGET, Bench};
 use super::checks;
-use super::fleet::Fleet;
 use super::rig::Rig;
 use crate::clock::unix_ms;
 use crate::judge;
@@ -36,8 +35,18 @@ const WARM: Duration = Duration::from_secs(70);
 /// When a fault cannot be made or the provider cannot be asked. A figure that is missed is in the table.
 pub async fn run(rig: &Rig, faults: &[Fault]) -> Result<bool> {
     checks::prepare(rig).await?;
-    let (bench, fleet) = (Bench::new(rig)?, Fleet::of(rig));
-    fleet.until_condition("gpt-4o", "Ready", "True", None, Duration::from_secs(120)).await?;
+    strike_all(rig, faults).await
+}
+
+/// The same on a rig whose fleet enforces already.
+///
+/// # Errors
+/// As [`run`].
+pub async fn strike_all(rig: &Rig, faults: &[Fault]) -> Result<bool> {
+    // Nobody else moves the replicas.
+    rig.kubectl(&["-n", "llm", "delete", "hpa", "litellm", "--ignore-not-found"])?;
+    faults::settle(rig).await?;
+    let bench = Bench::new(rig)?;
     let enforcing_ms = unix_ms();
     let spec = LoadSpec { progress: None, timeout: Duration::from_secs(45), ..bench.spec().await? };
     bench.run("warming up", LoadSpec { duration: WARM, ..spec.clone() }, Some(enforcing_ms)).await?;
