@@ -8,6 +8,7 @@ mod context;
 mod counters;
 mod detach;
 mod evidence;
+mod index;
 mod limits;
 mod memory;
 mod metrics;

@@ -14,6 +14,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use super::evidence::Evidence;
+use super::index::Index;
 use crate::api::TokenBudget;
 use crate::litellm::{ATTACHED_LABEL, ATTACHED_VALUE};
 
@@ -31,9 +32,18 @@ pub struct World {
     pub autoscalers: Store<HorizontalPodAutoscaler>,
     /// Pods that carry our label.
     pub pods: Store<Pod>,
+    indices: Arc<Indices>,
     /// What the kubelets said about ended containers.
     pub evidence: Arc<Evidence>,
     filling: Arc<Filling>,
+}
+
+/// Objects by the Deployment that they name.
+#[derive(Default)]
+struct Indices {
+    budgets: Index,
+    autoscalers: Index,
+    pods: Index,
 }
 
 /// Caches that are not whole yet. [`Store::wait_until_ready`] is not for this: kube-runtime 5.0.0 wakes only the last of
@@ -77,20 +87,30 @@ impl World {
         let evidence = Arc::new(Evidence::default());
         let noted = evidence.clone();
 
-        let (budgets, budget_changes) = cached(&from, everything.clone(), |_: &mut TokenBudget| {});
-        let (deployments, deployment_changes) = cached(&from, everything.clone(), |d: &mut Deployment| {
+        let indices = Arc::new(Indices::default());
+        let [of_budgets, of_autoscalers, of_pods] = [(); 3].map(|()| indices.clone());
+        let budget = |_: &mut TokenBudget| {};
+        let (budgets, budget_changes) =
+            cached(&from, everything.clone(), budget, move |event| of_budgets.budgets.take(event, targets));
+        let deployment = |d: &mut Deployment| {
             d.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
-        });
-        let (autoscalers, autoscaler_changes) = cached(&from, everything, |a: &mut HorizontalPodAutoscaler| {
+        };
+        let (deployments, deployment_changes) = cached(&from, everything.clone(), deployment, |_| {});
+        let autoscaler = |a: &mut HorizontalPodAutoscaler| {
             a.managed_fields_mut().clear();
             a.annotations_mut().clear();
             a.status = None;
-        });
-        let (pods, pod_changes) = cached(&from, ours, move |pod: &mut Pod| {
+        };
+        let (autoscalers, autoscaler_changes) =
+            cached(&from, everything, autoscaler, move |event| of_autoscalers.autoscalers.take(event, scaled));
+        let pod = move |pod: &mut Pod| {
             noted.note(pod, Timestamp::now());
             strip_pod(pod);
+        };
+        let (pods, pod_changes) = cached(&from, ours, pod, move |event| {
+            of_pods.pods.take(event, |pod| deployment_of(pod).into_iter().collect());
         });
-        let world = Self { budgets, deployments, autoscalers, pods, evidence, filling };
+        let world = Self { budgets, deployments, autoscalers, pods, indices, evidence, filling };
         let streams = Streams {
             budgets: budget_changes,
             deployments: deployment_changes,
@@ -115,42 +135,41 @@ impl World {
     /// `maxReplicas` of the autoscaler that scales this Deployment, if there is one (the largest, if there are several).
     #[must_use]
     pub fn most_replicas(&self, namespace: &str, deployment: &str) -> Option<i32> {
-        self.autoscalers
-            .state()
-            .iter()
-            .filter(|a| a.namespace().as_deref() == Some(namespace))
-            .map(|a| &a.spec)
-            .filter(|s| s.scale_target_ref.kind == "Deployment" && s.scale_target_ref.name == deployment)
-            .map(|s| s.max_replicas)
-            .max()
+        let names = self.indices.autoscalers.of(namespace, deployment);
+        found(&self.autoscalers, namespace, &names).map(|autoscaler| autoscaler.spec.max_replicas).max()
     }
 
     /// The pods of this Deployment that carry our label, by name.
     #[must_use]
     pub fn attached_pods(&self, namespace: &str, deployment: &str) -> Vec<Arc<Pod>> {
-        let mut pods: Vec<_> = self
-            .pods
-            .state()
-            .into_iter()
-            .filter(|p| p.namespace().as_deref() == Some(namespace) && deployment_of(p).as_deref() == Some(deployment))
-            .collect();
-        pods.sort_by_key(|p| p.name_any());
-        pods
+        found(&self.pods, namespace, &self.indices.pods.of(namespace, deployment)).collect()
     }
 
     /// The TokenBudgets that name this Deployment, by name.
     #[must_use]
     pub fn budgets_of(&self, namespace: &str, deployment: &str) -> Vec<Arc<TokenBudget>> {
-        let mut budgets: Vec<_> = self
-            .budgets
-            .state()
-            .into_iter()
-            .filter(|b| b.namespace().as_deref() == Some(namespace))
-            .filter(|b| b.spec.target_refs.iter().any(|t| t.name == deployment))
-            .collect();
-        budgets.sort_by_key(|b| b.name_any());
-        budgets
+        found(&self.budgets, namespace, &self.indices.budgets.of(namespace, deployment)).collect()
     }
+}
+
+/// The Deployments that a TokenBudget names.
+fn targets(budget: &TokenBudget) -> Vec<String> {
+    budget.spec.target_refs.iter().map(|target| target.name.clone()).collect()
+}
+
+/// The Deployment that an autoscaler scales.
+fn scaled(autoscaler: &HorizontalPodAutoscaler) -> Vec<String> {
+    let target = &autoscaler.spec.scale_target_ref;
+    if target.kind == "Deployment" { vec![target.name.clone()] } else { Vec::new() }
+}
+
+/// Those of these objects that the cache has.
+fn found<K>(store: &Store<K>, namespace: &str, names: &[String]) -> impl Iterator<Item = Arc<K>>
+where
+    K: Resource<Scope = kube::core::NamespaceResourceScope> + Clone + 'static,
+    K::DynamicType: Default + Eq + std::hash::Hash + Clone,
+{
+    names.iter().filter_map(move |name| store.get(&ObjectRef::new(name).within(namespace)))
 }
 
 /// The name of the Deployment that a pod belongs to: its ReplicaSet's name without the template's hash.
@@ -185,6 +204,7 @@ fn cached<K>(
     from: &Source<'_>,
     config: watcher::Config,
     strip: impl FnMut(&mut K) + Send + 'static,
+    index: impl Fn(&watcher::Event<K>) + Send + 'static,
 ) -> (Store<K>, Changes<K>)
 where
     K: Resource<Scope = kube::core::NamespaceResourceScope>
@@ -205,6 +225,9 @@ where
         .modify(strip)
         .reflect(writer)
         .inspect(move |event| {
+            if let Ok(event) = event {
+                index(event);
+            }
             if matches!(event, Ok(watcher::Event::InitDone))
                 && let Some(filling) = filling.take()
             {

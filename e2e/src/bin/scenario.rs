@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use rig::clock::interrupted;
 use rig::scenario::chaos::{self, Fault};
+use rig::scenario::compare::{self, Arm, Demand};
 use rig::scenario::{Paths, Rig, checks, demo, footprint, uninstall};
 
 /// The local cluster and the scenarios on it. `make up`, `make down`, `make demo` and `make test` call it.
@@ -38,6 +39,18 @@ enum Command {
         #[arg(long)]
         quick: bool,
     },
+    /// TokenBudget beside what LiteLLM has, on the same requests, with tables and a plot (25 minutes a way and round).
+    Bench {
+        /// Only these ways.
+        #[arg(long, value_delimiter = ',')]
+        arms: Vec<Arm>,
+        /// Only these demands.
+        #[arg(long, value_delimiter = ',')]
+        demands: Vec<Demand>,
+        /// How often, one way after the other each time.
+        #[arg(long, default_value_t = 1)]
+        rounds: u32,
+    },
     /// What the operator costs in memory, CPU and requests: one TokenBudget, 100, and 5,000 pods of others (6 minutes).
     Footprint,
 }
@@ -55,7 +68,7 @@ async fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Up => up().await,
         Command::Down => {
-            for name in ["up", "demo", "checks", "test", "chaos", "uninstall", "footprint"] {
+            for name in ["up", "demo", "checks", "test", "chaos", "bench", "uninstall", "footprint"] {
                 Rig::down(&Paths::new(name)?)?;
             }
             Ok(ExitCode::SUCCESS)
@@ -64,12 +77,13 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Checks => on_a_cluster("checks", work(false, true)).await,
         Command::Test => on_a_cluster("test", work(true, true)).await,
         Command::Chaos { only, quick } => {
-            let faults = match (quick, only.is_empty()) {
-                (true, _) => Fault::QUICK.to_vec(),
-                (false, true) => Fault::value_variants().to_vec(),
-                (false, false) => only,
-            };
+            let faults = if quick { Fault::QUICK.to_vec() } else { or_all(only) };
             on_a_cluster("chaos", async |rig: &Rig| chaos::run(rig, &faults).await).await
+        }
+        Command::Bench { arms, demands, rounds } => {
+            let (arms, demands) = (or_all(arms), or_all(demands));
+            let work = async |rig: &Rig| compare::run(rig, &arms, &demands, rounds).await.map(|()| true);
+            on_a_cluster("bench", work).await
         }
         Command::Uninstall => {
             on_a_cluster("uninstall", async |rig: &Rig| uninstall::alone(rig).await.map(|()| true)).await
@@ -78,6 +92,11 @@ async fn run(command: Command) -> Result<ExitCode> {
             on_a_cluster("footprint", async |rig: &Rig| footprint::run(rig).await.map(|()| true)).await
         }
     }
+}
+
+/// What was asked for, or everything there is.
+fn or_all<T: ValueEnum>(asked: Vec<T>) -> Vec<T> {
+    if asked.is_empty() { T::value_variants().to_vec() } else { asked }
 }
 
 /// Runs something on a cluster that is stopped afterwards whatever happens.

@@ -85,13 +85,21 @@ impl<'a> Bench<'a> {
         TargetWatch::deployment(self.rig.client().await?, "llm", "litellm", 4000).await
     }
 
+    /// Offers a load.
+    ///
+    /// # Errors
+    /// When it cannot be offered.
+    pub async fn offer(&self, spec: LoadSpec) -> Result<LoadReport> {
+        load::run_on(spec, self.pods().await?, CancellationToken::new()).await
+    }
+
     /// Offers a load and measures it. The worst 60 s are looked for from `since_ms` on.
     ///
     /// # Errors
     /// When the load cannot be offered, or the provider not be asked.
     pub async fn run(&self, name: &str, spec: LoadSpec, since_ms: Option<u64>) -> Result<Step> {
         let from_ms = unix_ms();
-        let report = load::run_on(spec, self.pods().await?, CancellationToken::new()).await?;
+        let report = self.offer(spec).await?;
         self.measure(name, report, from_ms, since_ms.unwrap_or(from_ms)).await
     }
 

@@ -14,7 +14,7 @@ use super::rig::Rig;
 const MARK: &str = "TOKENBUDGET_CLUSTER_DIR";
 
 /// The version of a part, as `e2e/versions.env` has it; empty for one that it does not name.
-fn version(name: &str) -> &'static str {
+pub(super) fn version(name: &str) -> &'static str {
     include_str!("../../versions.env")
         .lines()
         .filter_map(|line| line.split_once('='))
@@ -128,22 +128,26 @@ impl Paths {
         self.cache.join(format!("metrics-server-{}/metrics-server", version("METRICS_SERVER_VERSION")))
     }
 
-    pub(super) fn litellm(&self) -> PathBuf {
-        self.cache.join(format!("litellm/{}/bin/litellm", version("LITELLM_VERSION")))
+    pub(super) fn litellm(&self, version: &str) -> PathBuf {
+        self.cache.join(format!("litellm/{version}/bin/litellm"))
     }
 
     /// Which programs stand for which images: the manifests are those of a real cluster.
     pub(super) fn write_image_map(&self) -> Result<PathBuf> {
-        let litellm = json!({
-            "command": [self.litellm()],
-            "workdir": "/app",
-            "env": {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"},
-        });
+        let litellm = |version: &str| {
+            json!({
+                "command": [self.litellm(version)],
+                "workdir": "/app",
+                "env": {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"},
+            })
+        };
         let operator = json!({"command": [self.built("tokenbudget")], "workdir": "/"});
-        let map = json!({"images": {
-            format!("ghcr.io/berriai/litellm:v{}", version("LITELLM_VERSION")): litellm,
-            format!("ghcr.io/tokenbudget/tokenbudget:{}", env!("CARGO_PKG_VERSION")): operator,
-        }});
+        let mut images = serde_json::Map::new();
+        for version in version("LITELLM_VERSIONS").split_whitespace() {
+            images.insert(format!("ghcr.io/berriai/litellm:v{version}"), litellm(version));
+        }
+        images.insert(format!("ghcr.io/tokenbudget/tokenbudget:{}", env!("CARGO_PKG_VERSION")), operator);
+        let map = json!({ "images": images });
         let path = self.dir.join("images.json");
         fs::write(&path, serde_json::to_vec_pretty(&map)?)?;
         Ok(path)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::paths::Paths;
+use super::paths::{Paths, version};
 use crate::provider::Remote;
 
 /// How long the control plane may take to be ready, also on a busy machine.
@@ -48,7 +48,7 @@ impl Rig {
             (paths.helm(), "e2e/prepare helm"),
             (paths.metrics_server(), "e2e/prepare metrics-server"),
             (paths.prometheus_operator_crds(), "e2e/prepare crds"),
-            (paths.litellm(), "e2e/prepare litellm"),
+            (paths.litellm(version("LITELLM_VERSION")), "e2e/prepare litellm"),
             (paths.built("tokenbudget"), "cargo build --release --workspace"),
             (paths.built("provider"), "cargo build --release --workspace"),
         ] {

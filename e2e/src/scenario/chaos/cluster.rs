@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use anyhow::{Context, Result};
+use tokio::time::sleep;
 
 use super::process::{Process, Signal};
 use crate::scenario::fleet::{Fleet, text};
@@ -83,21 +81,6 @@ pub fn redis(rig: &Rig) -> Result<Process> {
 /// The API server.
 pub fn api_server(rig: &Rig) -> Result<Process> {
     Process::with_arguments("kube-apiserver", &rig.paths.dir)
-}
-
-/// Sets a parameter of the ledger's server.
-pub async fn redis_config(rig: &Rig, name: &str, value: &str) -> Result<()> {
-    let address = rig.redis_url.trim_start_matches("redis://");
-    let talk = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(format!("CONFIG SET {name} {value}\r\n").as_bytes()).await?;
-        let mut answer = [0; 64];
-        let length = stream.read(&mut answer).await?;
-        anyhow::Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
-    };
-    let answer = timeout(Duration::from_secs(5), talk).await??;
-    ensure!(answer.starts_with("+OK"), "CONFIG SET {name}: {answer}");
-    Ok(())
 }
 
 /// A process stands still for so long.

@@ -7,14 +7,13 @@ use clap::ValueEnum;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::cluster::{
-    a_pod, api_server, ask_for, budget, frozen, leader, operators, redis, redis_config, roll, scale, strategy,
-};
+use super::cluster::{a_pod, api_server, ask_for, budget, frozen, leader, operators, redis, roll, scale, strategy};
 use super::process::Signal;
 use crate::clock::unix_ms;
 use crate::load::Skew;
 use crate::scenario::bench::BUDGET;
 use crate::scenario::fleet::Fleet;
+use crate::scenario::redis::command;
 use crate::scenario::rig::Rig;
 
 /// The pods of the fleet before and after each fault.
@@ -172,9 +171,9 @@ pub async fn strike(rig: &Rig, fault: Fault) -> Result<Vec<Span>> {
         }
         Fault::RedisHangs => frozen(redis(rig)?, minute).await?,
         Fault::RedisFull => {
-            redis_config(rig, "maxmemory", "1").await?;
+            command(rig, "CONFIG SET maxmemory 1").await?;
             sleep(minute).await;
-            redis_config(rig, "maxmemory", "0").await?;
+            command(rig, "CONFIG SET maxmemory 0").await?;
         }
         Fault::ApiServerAway => {
             frozen(api_server(rig)?, 2 * minute).await?;

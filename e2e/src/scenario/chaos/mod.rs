@@ -65,6 +65,14 @@ pub async fn strike_all(rig: &Rig, faults: &[Fault]) -> Result<bool> {
     Ok(rows.iter().all(|row| row.missed.is_empty()))
 }
 
+/// Ends the ledger's server without a word.
+///
+/// # Errors
+/// When it is not there.
+pub fn kill_redis(rig: &Rig) -> Result<()> {
+    cluster::redis(rig)?.signal(process::Signal::Kill)
+}
+
 async fn one(rig: &Rig, bench: &Bench<'_>, fault: Fault, spec: LoadSpec, enforcing_ms: u64) -> Result<Row> {
     let (name, title) = fault.told();
     println!("\n== {title}");

@@ -1,0 +1,150 @@
+//! `make bench`: TokenBudget beside what LiteLLM has, on the same requests, judged by the provider's count.
+
+mod arms;
+mod run;
+mod table;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::time::sleep;
+
+pub use arms::{Arm, Demand};
+use run::Run;
+
+use super::bench::{BUDGET, Bench};
+use super::fleet::Fleet;
+use super::redis::command;
+use super::rig::Rig;
+use crate::clock::unix_ms;
+use crate::load::{Burst, LoadSpec, Skew};
+
+/// How long each demand lasts: over more than one edge of LiteLLM's minutes.
+const LOAD: Duration = Duration::from_secs(130);
+
+/// The window is empty after that.
+const EMPTY: Duration = Duration::from_secs(62);
+
+/// Five processes boot at once on two cores.
+const BOOT: Duration = Duration::from_secs(240);
+
+/// Requests of one burst, and how often.
+const BURST: Burst = Burst { requests: 200, every: Duration::from_secs(40) };
+
+/// Redis is there for so long in the demand without it.
+const WITH_REDIS: Duration = Duration::from_secs(30);
+
+/// Second of the clock's minute at which each load begins, so that no way has another edge than the others.
+const PHASE: Duration = Duration::from_secs(30);
+
+/// Runs all ways under all demands, so many times one after the other, and writes tables and a plot.
+///
+/// # Errors
+/// When something cannot be run.
+pub async fn run(rig: &Rig, arms: &[Arm], demands: &[Demand], rounds: u32) -> Result<()> {
+    for arm in arms {
+        let litellm = rig.paths.litellm(arm.version());
+        ensure!(litellm.exists(), "{} is missing: run e2e/prepare litellm-all", litellm.display());
+    }
+    rig.apply("litellm.yaml")?;
+    let bench = Bench::new(rig)?;
+    let mut runs = Vec::new();
+    for round in 1..=rounds {
+        for arm in arms {
+            let (name, what) = arm.told();
+            println!("\n== {what} (round {round} of {rounds})");
+            prepare(rig, &bench, *arm).await.with_context(|| name.clone())?;
+            for demand in demands {
+                let of = one(rig, &bench, *demand, u64::from(round)).await.with_context(|| name.clone())?;
+                println!(
+                    "{name}, {}: worst 60 s {}, {:.1}% used, {} lost",
+                    demand.told(),
+                    crate::judge::percent_up(of.worst_60s, BUDGET),
+                    of.used * 100.0,
+                    of.lost
+                );
+                runs.push((*demand, *arm, of));
+            }
+            rig.kubectl(&["-n", "llm", "delete", "tb", "gpt-4o", "--ignore-not-found"])?;
+        }
+    }
+    let text = table::tables(BUDGET, &runs);
+    let local = rig.paths.root.join(".local");
+    std::fs::write(local.join("benchmarks.md"), &text)?;
+    if let Some(svg) = table::plot(BUDGET, &runs) {
+        std::fs::write(local.join("benchmarks.svg"), svg)?;
+    }
+    println!("\n{text}\nwritten to {0}/benchmarks.md and {0}/benchmarks.svg", local.display());
+    Ok(())
+}
+
+/// Starts five processes anew with the configuration of this way, and an empty Redis.
+async fn prepare(rig: &Rig, bench: &Bench<'_>, arm: Arm) -> Result<()> {
+    let fleet = Fleet::of(rig);
+    let deployment = |args: &[&str]| rig.kubectl(&[&["-n", "llm"], args].concat());
+    deployment(&["scale", "deployment/litellm", "--replicas=0"])?;
+    fleet.until_ready(0, Duration::from_secs(90)).await?;
+    deployment(&["wait", "--for=delete", "pod", "-l", "app=litellm", "--timeout=90s"])?;
+    command(rig, "FLUSHALL").await?;
+    let spec = bench.spec().await?;
+    let input = spec.prompt_tokens.mean / spec.mean_tokens();
+    let config = serde_json::json!({"data": {"config.yaml": arm.config(input).to_string()}}).to_string();
+    deployment(&["patch", "configmap", "litellm-config", "-p", &config])?;
+    let image = format!("litellm=ghcr.io/berriai/litellm:v{}", arm.version());
+    deployment(&["set", "image", "deployment/litellm", &image])?;
+    if arm == Arm::TokenBudget {
+        rig.apply("tokenbudget.yaml")?;
+        fleet.until_condition("gpt-4o", "Accepted", "True", None, Duration::from_secs(30)).await?;
+    }
+    deployment(&["scale", "deployment/litellm", &format!("--replicas={}", arms::REPLICAS)])?;
+    fleet.until_ready(usize::try_from(arms::REPLICAS)?, BOOT).await?;
+    if arm == Arm::TokenBudget {
+        fleet.until_condition("gpt-4o", "Ready", "True", None, Duration::from_secs(120)).await?;
+    }
+    Ok(())
+}
+
+/// Offers one demand to a fleet whose window is empty.
+async fn one(rig: &Rig, bench: &Bench<'_>, demand: Demand, seed: u64) -> Result<Run> {
+    sleep(EMPTY).await;
+    let of_minute = Duration::from_millis(unix_ms() % 60_000);
+    sleep((PHASE + Duration::from_secs(60)).saturating_sub(of_minute)).await;
+    let spec = LoadSpec {
+        seed,
+        skew: Skew::Zipf(1.1),
+        duration: LOAD,
+        progress: None,
+        burst: (demand == Demand::Burst).then_some(BURST),
+        ..bench.spec().await?
+    }
+    .tokens_per_minute(BUDGET as f64 * demand.multiple());
+    let from_ms = unix_ms();
+    let before = commands(rig).await?;
+    let loses_redis = async {
+        if demand == Demand::WithoutRedis {
+            sleep(WITH_REDIS).await;
+            super::chaos::kill_redis(rig)?;
+        }
+        anyhow::Ok(())
+    };
+    let (report, gone) = tokio::join!(bench.offer(spec), loses_redis);
+    gone?;
+    let report = report?;
+    let after = if demand == Demand::WithoutRedis {
+        rig.start_redis()?;
+        None
+    } else {
+        Some(commands(rig).await?)
+    };
+    let admitted = bench.admitted_since(from_ms).await?;
+    Ok(Run::new(&report, admitted, BUDGET, after.map(|after| after.saturating_sub(before))))
+}
+
+/// The commands that Redis has run.
+async fn commands(rig: &Rig) -> Result<u64> {
+    let info = command(rig, "INFO stats").await?;
+    let line = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+    let count = line.context("Redis does not count commands")?.trim().parse()?;
+    ensure!(count > 0, "Redis has run no command");
+    Ok(count)
+}

@@ -1,0 +1,84 @@
+//! One run of one way under one demand.
+
+use std::collections::BTreeMap;
+
+use crate::judge::{self, Arrival, Ideal};
+use crate::load::LoadReport;
+
+/// What one run came to.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What the provider admitted, in Unix milliseconds.
+    pub admitted: Vec<Arrival>,
+    /// What one bucket with a rolling minute would have.
+    pub ideal: Ideal,
+    /// The fullest 60 s, in tokens.
+    pub worst_60s: u64,
+    /// The fullest minute of the clock, in tokens.
+    pub worst_minute: u64,
+    /// What was admitted of what the ideal bucket would have admitted, at most the budget in any 60 s.
+    pub used: f64,
+    /// Requests refused beyond what the ideal bucket refuses; negative where too much was admitted.
+    pub refused_beyond: i64,
+    /// Latency of what was answered: p50 and p99 in milliseconds.
+    pub latency_ms: Option<(f64, f64)>,
+    /// Commands that Redis ran for each request that was offered; `None` when Redis was gone.
+    pub commands: Option<f64>,
+    /// Requests that failed with anything but 429.
+    pub lost: u64,
+    /// When it began, in Unix milliseconds.
+    pub from_ms: u64,
+    /// When requests were refused, in Unix milliseconds.
+    pub refused_ms: Vec<u64>,
+}
+
+impl Run {
+    /// Judges a load by the provider's count.
+    #[must_use]
+    pub fn new(report: &LoadReport, admitted: Vec<Arrival>, budget: u64, commands: Option<u64>) -> Self {
+        let summary = report.summary();
+        let ideal = judge::ideal_admitted(&[], &report.arrivals(), budget, judge::WINDOW_MS);
+        let mine: u64 = admitted.iter().map(|a| a.tokens).sum();
+        let offered = report.offered.len();
+        let ideal_refused = offered - ideal.admitted.len().min(offered);
+        let limited = crate::load::Class::Limited;
+        Self {
+            worst_60s: judge::worst_60s_exact(&admitted).tokens,
+            worst_minute: worst_minute(&admitted),
+            used: judge::used(mine, ideal.tokens),
+            refused_beyond: signed(summary.counts.limited) - signed(ideal_refused as u64),
+            latency_ms: summary.ok_latency_ms.map(|latency| (latency.p50, latency.p99)),
+            commands: commands.map(|commands| commands as f64 / offered.max(1) as f64),
+            lost: summary.counts.lost,
+            from_ms: report.start_ms,
+            refused_ms: report.offered.iter().filter(|o| o.class == limited).map(|o| o.at_ms).collect(),
+            admitted,
+            ideal,
+        }
+    }
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// The fullest minute of the clock, which is what LiteLLM's limiters count by.
+fn worst_minute(admitted: &[Arrival]) -> u64 {
+    let mut minutes: BTreeMap<u64, u64> = BTreeMap::new();
+    for arrival in admitted {
+        *minutes.entry(arrival.at_ms / judge::WINDOW_MS).or_default() += arrival.tokens;
+    }
+    minutes.into_values().max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_minute_of_the_clock_can_hide_what_60_seconds_show() {
+        let admitted = [Arrival { at_ms: 59_000, tokens: 90 }, Arrival { at_ms: 61_000, tokens: 80 }];
+        assert_eq!(worst_minute(&admitted), 90);
+        assert_eq!(judge::worst_60s_exact(&admitted).tokens, 170);
+    }
+}

@@ -1,0 +1,107 @@
+//! The runs as tables and a plot for the documentation. Pure.
+
+use super::arms::{Arm, Demand};
+use super::run::Run;
+use crate::judge;
+use crate::plot::{Compared, Curve};
+
+const HEAD: &str = "| | Worst 60 s | Worst minute of the clock | Used | Refused beyond ideal | p50 | p99 | Redis commands a request | Lost |\n|---|---|---|---|---|---|---|---|---|\n";
+
+/// A table for each demand; a cell has the figures of all runs, the least and the greatest.
+pub fn tables(budget: u64, runs: &[(Demand, Arm, Run)]) -> String {
+    let mut demands: Vec<Demand> = Vec::new();
+    for (demand, ..) in runs {
+        if !demands.contains(demand) {
+            demands.push(*demand);
+        }
+    }
+    demands.into_iter().map(|demand| table(budget, demand, runs)).collect::<Vec<_>>().join("\n")
+}
+
+fn table(budget: u64, demand: Demand, runs: &[(Demand, Arm, Run)]) -> String {
+    let mut text = format!("## {}\n\n{HEAD}", capitalised(&demand.told()));
+    let mut arms: Vec<Arm> = Vec::new();
+    for (_, arm, _) in runs.iter().filter(|(of, ..)| *of == demand) {
+        if !arms.contains(arm) {
+            arms.push(*arm);
+        }
+    }
+    for arm in arms {
+        let of: Vec<&Run> = runs.iter().filter(|(d, a, _)| *d == demand && *a == arm).map(|(.., run)| run).collect();
+        let cell = |show: &dyn Fn(&Run) -> Option<f64>, digits: usize, unit: &str| span(&of, show, digits, unit);
+        // Rounded up: 100.0 % is never more than the budget.
+        let percent = |tokens: u64| Some((tokens as f64 * 1000.0 / budget as f64).ceil() / 10.0);
+        text += &format!(
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            arm.told().1,
+            cell(&|run| percent(run.worst_60s), 1, " %"),
+            cell(&|run| percent(run.worst_minute), 1, " %"),
+            cell(&|run| Some((run.used * 1000.0).floor() / 10.0), 1, " %"),
+            cell(&|run| Some(run.refused_beyond as f64), 0, ""),
+            cell(&|run| run.latency_ms.map(|(p50, _)| p50), 0, " ms"),
+            cell(&|run| run.latency_ms.map(|(_, p99)| p99), 0, " ms"),
+            cell(&|run| run.commands, 1, ""),
+            cell(&|run| Some(run.lost as f64), 0, ""),
+        );
+    }
+    text
+}
+
+fn span(runs: &[&Run], show: &dyn Fn(&Run) -> Option<f64>, digits: usize, unit: &str) -> String {
+    let mut values: Vec<f64> = runs.iter().filter_map(|run| show(run)).collect();
+    values.sort_by(f64::total_cmp);
+    let text = |value: f64| format!("{value:.digits$}");
+    match (values.first(), values.last()) {
+        (Some(least), Some(most)) if text(*least) != text(*most) => {
+            format!("{} to {}{unit}", text(*least), text(*most))
+        }
+        (Some(value), _) => format!("{}{unit}", text(*value)),
+        _ => "-".to_owned(),
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+}
+
+/// TokenBudget, the ideal bucket and the two limiters of LiteLLM that are used most, under 1.3 times the budget.
+pub fn plot(budget: u64, runs: &[(Demand, Arm, Run)]) -> Option<String> {
+    let of = |arm: Arm| runs.iter().find(|(d, a, _)| *d == Demand::Over && *a == arm).map(|(.., run)| run);
+    let ours = of(Arm::TokenBudget)?;
+    let from = |admitted: &[judge::Arrival], from_ms: u64| -> Vec<judge::Arrival> {
+        let since = |a: &judge::Arrival| judge::Arrival { at_ms: a.at_ms.saturating_sub(from_ms), ..*a };
+        let mut moved: Vec<_> = admitted.iter().map(since).collect();
+        moved.sort_by_key(|a| a.at_ms);
+        moved
+    };
+    let lines: Vec<(&str, Vec<judge::Arrival>, Vec<u64>)> = [
+        ("TokenBudget", Some((ours.admitted.as_slice(), ours))),
+        ("one ideal bucket", Some((ours.ideal.admitted.as_slice(), ours))),
+        ("enforce_model_rate_limits", of(Arm::Enforce).map(|run| (run.admitted.as_slice(), run))),
+        ("usage-based-routing-v2", of(Arm::UsageBased).map(|run| (run.admitted.as_slice(), run))),
+    ]
+    .into_iter()
+    .filter_map(|(name, of)| {
+        let (admitted, run) = of?;
+        let refused = if name == "one ideal bucket" { &[][..] } else { &run.refused_ms };
+        let refused = refused.iter().map(|at| at.saturating_sub(run.from_ms)).collect();
+        Some((name, from(admitted, run.from_ms), refused))
+    })
+    .collect();
+    let length_ms = lines.iter().flat_map(|(_, admitted, _)| admitted.last()).map(|a| a.at_ms).max()? + 1000;
+    let curves = lines.iter().map(|(name, admitted, refused)| Curve {
+        name,
+        admitted,
+        refused,
+        worst60s: judge::worst_60s_exact(admitted).tokens,
+    });
+    Some(crate::plot::compared(&Compared {
+        title: "Tokens that the provider admitted in the last 60 s".to_owned(),
+        subtitle: "5 replicas of LiteLLM, 1.3 times the budget, the same requests for each".to_owned(),
+        budgets: vec![(0.0, budget)],
+        length_ms,
+        curves: curves.collect(),
+        marks: Vec::new(),
+    }))
+}
