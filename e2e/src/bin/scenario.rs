@@ -51,7 +51,7 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         rounds: u32,
     },
-    /// What the operator costs in memory, CPU and requests: one TokenBudget, 100, and 5,000 pods of others (6 minutes).
+    /// What the operator costs in memory, CPU and requests: one TokenBudget, 1,000, and 5,000 pods of others (12 minutes).
     Footprint,
 }
 

@@ -4,12 +4,13 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::fleet::{Fleet, conditions, text};
+use super::operator::{Passes, restarts};
 use super::outsider::Outsider;
-use super::rig::{OPERATOR_NAMESPACE, Rig};
+use super::rig::Rig;
 use super::{admission, audit, failover, knobs, logs, manners, releases, rights, shapes, uninstall};
 
 /// What the API server refuses at once: a spec, and words of the answer.
@@ -76,7 +77,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     for (what, spec, words) in REFUSED {
         refused(rig, what, spec, words)?;
     }
-    let restarts = operator_restarts(rig)?;
+    let before = restarts(rig)?;
     for (name, spec, kind, reason, words) in ACCEPTED_FALSE {
         said(rig, name, spec, (kind, reason, words)).await?;
         // At once, or it would be an older claim on the next one's Deployment.
@@ -90,7 +91,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
     delete_within(rig, "nothing-declared", Duration::from_secs(30))?;
     untouched(&fleet, "plain")?;
-    ensure!(operator_restarts(rig)? == restarts, "the operator restarted on bad input");
+    ensure!(restarts(rig)? == before, "the operator restarted on bad input");
     let outsider = Outsider::start(rig).await?;
     manners::run(rig).await?;
     knobs::run(rig).await?;
@@ -205,10 +206,10 @@ async fn said(rig: &Rig, name: &str, spec: &str, (kind, reason, words): (&str, &
     let events: Value = serde_json::from_str(&events)?;
     let told = |event: &Value| event["involvedObject"]["name"] == name && event["reason"] == reason;
     ensure!(events["items"].as_array().is_some_and(|all| all.iter().any(told)), "{name}: there is no event {reason}");
-    let before = passes(rig)?;
+    let before = Passes::so_far(rig)?;
     let started = Instant::now();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let rate = (passes(rig)? - before) / started.elapsed().as_secs_f64();
+    let rate = Passes::so_far(rig)?.since(&before).count / started.elapsed().as_secs_f64();
     let known = rig.kubectl(&["get", "tb", "-A", "-o", "name"])?.lines().count();
     ensure!(rate <= MOST_PASSES * known as f64, "{name}: {rate:.1} passes a second with {known} TokenBudgets");
     println!("check: {name}: {reason}: {message}");
@@ -227,42 +228,6 @@ pub(super) fn delete_within(rig: &Rig, budget: &str, limit: Duration) -> Result<
     let timeout = format!("--timeout={}s", limit.as_secs());
     rig.kubectl(&["-n", "llm", "delete", "tb", budget, &timeout])?;
     Ok(())
-}
-
-/// Passes of the operator so far, by its own metrics.
-fn passes(rig: &Rig) -> Result<f64> {
-    let pods = rig.kubectl(&["-n", OPERATOR_NAMESPACE, "get", "pods", "-o", "jsonpath={.items[0].status.podIP}"])?;
-    let text = http_get(pods.trim(), 8080, "/metrics")?;
-    let counts = text.lines().filter(|line| line.starts_with("tokenbudget_reconcile_total{"));
-    Ok(counts.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).sum())
-}
-
-/// A GET without a client: the text after the headers.
-fn http_get(host: &str, port: u16, path: &str) -> Result<String> {
-    use std::io::Read;
-    let mut stream = std::net::TcpStream::connect((host, port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let Some((head, body)) = answer.split_once("\r\n\r\n") else { bail!("{host}:{port}{path} sent no answer") };
-    ensure!(head.contains(" 200 "), "{host}:{port}{path}: {}", head.lines().next().unwrap_or_default());
-    Ok(body.to_owned())
-}
-
-/// How often the containers of the operator restarted, of each pod.
-///
-/// # Errors
-/// When kubectl fails.
-pub fn operator_restarts(rig: &Rig) -> Result<String> {
-    rig.kubectl(&[
-        "-n",
-        OPERATOR_NAMESPACE,
-        "get",
-        "pods",
-        "-o",
-        "jsonpath={.items[*].status.containerStatuses[*].restartCount}",
-    ])
 }
 
 /// The last TokenBudget goes: the fleet rolls back to what it was, and the finalizer does not hang.

@@ -5,9 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::checks::operator_restarts;
 use super::fleet::until;
-use super::operator::{holder, pod_of};
+use super::operator::{holder, pod_of, restarts};
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 
 /// A kubelet shows a changed ConfigMap within a minute; the operator reads it every two seconds.
@@ -18,7 +17,7 @@ const SHOWN: Duration = Duration::from_secs(90);
 /// # Errors
 /// When no pass is logged, a line lacks what it should have, or the operator started anew.
 pub async fn run(rig: &Rig) -> Result<()> {
-    let (leader, restarts) = (holder(rig)?, operator_restarts(rig)?);
+    let (leader, before) = (holder(rig)?, restarts(rig)?);
     filter(rig, "info,tokenbudget=debug")?;
     let mut line = Value::Null;
     let took = until("the leader logs each pass", SHOWN, || {
@@ -31,7 +30,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     filter(rig, "info")?;
     let told = line["generation"].is_u64() && line["outcome"].is_string() && line["duration_ms"].is_f64();
     ensure!(told && line["span"]["tokenbudget"].is_string(), "a pass is logged as {line}");
-    ensure!(holder(rig)? == leader && operator_restarts(rig)? == restarts, "the operator started anew");
+    ensure!(holder(rig)? == leader && restarts(rig)? == before, "the operator started anew");
     println!("check: another logLevel holds after {:.0} s, without a restart", took.as_secs_f32());
     Ok(())
 }

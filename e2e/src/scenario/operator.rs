@@ -1,6 +1,6 @@
 //! The operator's pods and processes, as a scenario sees them.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 
@@ -30,6 +30,76 @@ pub fn process_of(pod: &str) -> Result<String> {
     };
     let process = std::fs::read_dir("/proc")?.flatten().find(has).with_context(|| format!("{pod} has no process"))?;
     Ok(process.file_name().to_string_lossy().into_owned())
+}
+
+/// How often the containers of the operator restarted, of each pod.
+///
+/// # Errors
+/// When kubectl fails.
+pub fn restarts(rig: &Rig) -> Result<String> {
+    rig.kubectl(&[
+        "-n",
+        OPERATOR_NAMESPACE,
+        "get",
+        "pods",
+        "-o",
+        "jsonpath={.items[*].status.containerStatuses[*].restartCount}",
+    ])
+}
+
+/// Passes by its own metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Passes {
+    /// How many.
+    pub count: f64,
+    /// How many took at most so long: upper bounds in seconds, `+Inf` last.
+    within: Vec<(f64, f64)>,
+}
+
+impl Passes {
+    /// Of the operator's first pod, since it started.
+    ///
+    /// # Errors
+    /// When it serves no metrics.
+    pub fn so_far(rig: &Rig) -> Result<Self> {
+        let address = "jsonpath={.items[0].status.podIP}";
+        let pod = rig.kubectl(&["-n", OPERATOR_NAMESPACE, "get", "pods", "-o", address])?;
+        let text = http_get(pod.trim(), 8080, "/metrics")?;
+        let value = |line: &str| line.split_whitespace().nth(1)?.parse::<f64>().ok();
+        let counts = text.lines().filter(|line| line.starts_with("tokenbudget_reconcile_total{"));
+        let buckets = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix("tokenbudget_reconcile_duration_seconds_bucket{le=\"")?;
+            Some((rest.split('"').next()?.parse().ok()?, value(line)?))
+        });
+        Ok(Self { count: counts.filter_map(value).sum(), within: buckets.collect() })
+    }
+
+    /// What came after `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let within = self.within.iter().zip(&before.within).map(|((le, now), (_, then))| (*le, now - then));
+        Self { count: self.count - before.count, within: within.collect() }
+    }
+
+    /// The bound in seconds that 99 % of them kept.
+    #[must_use]
+    pub fn p99_s(&self) -> Option<f64> {
+        let all = self.within.last()?.1;
+        self.within.iter().find(|(_, count)| *count >= all * 0.99).map(|(le, _)| *le)
+    }
+}
+
+/// A GET without a client: the text after the headers.
+fn http_get(host: &str, port: u16, path: &str) -> Result<String> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect((host, port))?;
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else { bail!("{host}:{port}{path} sent no answer") };
+    ensure!(head.contains(" 200 "), "{host}:{port}{path}: {}", head.lines().next().unwrap_or_default());
+    Ok(body.to_owned())
 }
 
 /// What a process has used so far.
