@@ -32,7 +32,7 @@ const WARM: Duration = Duration::from_secs(70);
 /// Runs these faults one after the other, on a rig that has just been started; answers whether each reached its figures.
 ///
 /// # Errors
-/// When a fault cannot be made or the provider cannot be asked. A figure that is missed is in the table.
+/// When the fleet is not as it was after a fault. A fault that cannot be made and a figure that is missed are in the table.
 pub async fn run(rig: &Rig, faults: &[Fault]) -> Result<bool> {
     checks::prepare(rig).await?;
     strike_all(rig, faults).await
@@ -52,11 +52,11 @@ pub async fn strike_all(rig: &Rig, faults: &[Fault]) -> Result<bool> {
     bench.run("warming up", LoadSpec { duration: WARM, ..spec.clone() }, Some(enforcing_ms)).await?;
     let mut rows = Vec::new();
     for (fault, seed) in faults.iter().zip(1000..) {
-        let row = one(rig, &bench, *fault, LoadSpec { seed, ..spec.clone() }, enforcing_ms)
-            .await
-            .with_context(|| fault.told().1)?;
+        let spec = LoadSpec { seed, ..spec.clone() };
+        let row = one(rig, &bench, *fault, spec, enforcing_ms).await.unwrap_or_else(|error| Row::failed(*fault, &error));
         println!("{row}");
         rows.push(row);
+        faults::mend(rig, *fault).await.with_context(|| format!("after {}", fault.told().0))?;
     }
     let table = row::table(&rows);
     let path = rig.paths.root.join(".local/chaos.md");
@@ -92,6 +92,5 @@ async fn one(rig: &Rig, bench: &Bench<'_>, fault: Fault, spec: LoadSpec, enforci
     // Tokens of the step before are in the first windows, and were promised too.
     let step = bench.measure(&name, report, from_ms, enforcing_ms.max(from_ms - judge::WINDOW_MS)).await?;
     let admitted = bench.admitted_since(from_ms - judge::WINDOW_MS).await?;
-    faults::mend(rig, fault).await?;
     Ok(Row::new(fault, &step, &admitted, BUDGET, (began_ms, ended_ms), &spans))
 }

@@ -57,6 +57,12 @@ impl Row {
         Self { title: fault.told().1, worst, used, lost: step.lost, recovered_s, missed }
     }
 
+    /// The row of a fault that could not be made or measured.
+    pub fn failed(fault: Fault, error: &anyhow::Error) -> Self {
+        let missed = vec![format!("{error:#}").lines().next().unwrap_or_default().to_owned()];
+        Self { title: fault.told().1, worst: "-".to_owned(), used: 0.0, lost: 0, recovered_s: None, missed }
+    }
+
     fn recovery(&self) -> String {
         self.recovered_s.map_or_else(|| "not in 65 s".to_owned(), |seconds| format!("{seconds:.0} s"))
     }
