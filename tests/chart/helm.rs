@@ -81,6 +81,15 @@ pub fn only(objects: &[Value], kind: &str) -> Value {
     found[0].clone()
 }
 
+/// The only ConfigMap whose name ends so.
+pub fn config_map(objects: &[Value], suffix: &str) -> Value {
+    let maps = of_kind(objects, "ConfigMap");
+    let named = |map: &&Value| map["metadata"]["name"].as_str().is_some_and(|name| name.ends_with(suffix));
+    let found: Vec<&Value> = maps.iter().filter(named).collect();
+    assert_eq!(found.len(), 1, "{suffix}");
+    found[0].clone()
+}
+
 pub fn args(objects: &[Value]) -> Vec<String> {
     let deployment = only(objects, "Deployment");
     let args = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap().clone();

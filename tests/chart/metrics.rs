@@ -21,8 +21,13 @@ pub fn registry() -> Registry {
         metrics.ledger_error(kind);
     }
     metrics.set_leader(true);
-    let reading =
-        Reading { learning: Some(false), outside: Some(1), reserved_percent: Some([100, 200]), ..Reading::default() };
+    let reading = Reading {
+        learning: Some(false),
+        granted: Some(1),
+        outside: Some(1),
+        reserved_percent: Some([100, 200]),
+        ..Reading::default()
+    };
     metrics.set_budget("llm", "tb", &[("gpt", Unit::tokens, reading), ("gpt", Unit::requests, reading)]);
     let conditions = ConditionKind::ALL.iter().map(|kind| (kind.as_str(), ConditionStatus::True)).collect();
     metrics.set_fleet(

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::helm::{CHART, objects, of_kind, only, render};
+use super::helm::{CHART, config_map, objects, of_kind, only, render};
 use super::metrics::{Registry, registry};
 
 fn word(text: &str) -> &str {
@@ -156,19 +156,19 @@ fn the_dashboard_asks_for_what_is_there() {
 
 #[test]
 fn the_dashboard_is_where_grafana_looks() {
-    assert!(of_kind(&objects(&render(&[])), "ConfigMap").is_empty());
-    let map = only(&objects(&render(&["dashboard.enabled=true"])), "ConfigMap");
+    assert_eq!(of_kind(&objects(&render(&[])), "ConfigMap").len(), 1, "only that of the log");
+    let map = config_map(&objects(&render(&["dashboard.enabled=true"])), "-dashboard");
     assert_eq!(map["metadata"]["labels"]["grafana_dashboard"], "1");
     let file = std::fs::read_to_string(format!("{CHART}/files/dashboard.json")).unwrap();
     let shown: Value = serde_json::from_str(map["data"]["tokenbudget.json"].as_str().unwrap()).unwrap();
     assert_eq!(shown, serde_json::from_str::<Value>(&file).unwrap());
-    let map = only(
+    let map = config_map(
         &objects(&render(&[
             "dashboard.enabled=true",
             "dashboard.labels.x=y",
             "dashboard.annotations.grafana_folder=LLM",
         ])),
-        "ConfigMap",
+        "-dashboard",
     );
     assert_eq!(
         (&map["metadata"]["labels"]["x"], &map["metadata"]["annotations"]["grafana_folder"]),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::helm::{CHART, EVERYTHING, args, helm, objects, of_kind, only, refusal, render};
+use super::helm::{CHART, EVERYTHING, args, config_map, helm, objects, of_kind, only, refusal, render};
 
 #[test]
 fn lint_finds_nothing() {
@@ -31,9 +31,11 @@ fn the_pod_is_restricted() {
         let pod = &deployment["spec"]["template"]["spec"];
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
         assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
-        for forbidden in ["hostNetwork", "hostPID", "hostIPC", "volumes", "initContainers"] {
+        for forbidden in ["hostNetwork", "hostPID", "hostIPC", "initContainers"] {
             assert!(pod.get(forbidden).is_none(), "{forbidden}");
         }
+        let volumes = pod["volumes"].as_array().unwrap();
+        assert!(volumes.len() == 1 && volumes[0]["configMap"].is_object(), "{volumes:?}");
         let container = &pod["containers"][0];
         assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
         assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
@@ -110,7 +112,9 @@ fn the_command_line_follows_the_values() {
             "--lease-namespace",
             "$(POD_NAMESPACE)",
             "--identity",
-            "$(POD_NAME)"
+            "$(POD_NAME)",
+            "--log-file",
+            "/etc/tokenbudget/log/filter"
         ]
     );
     let text = args(&objects(&render(&[
@@ -143,10 +147,12 @@ fn everything_on_is_there() {
         "Service",
         "ServiceAccount",
         "PrometheusRule",
-        "ConfigMap",
         "NetworkPolicy",
     ] {
         only(&objects, kind);
+    }
+    for suffix in ["-dashboard", "-log"] {
+        config_map(&objects, suffix);
     }
     for object in &objects {
         assert!(object["kind"] == "CustomResourceDefinition" || object["metadata"]["labels"].is_object());

@@ -12,11 +12,15 @@ use super::rig::{OPERATOR_NAMESPACE, Rig};
 /// A kubelet shows a changed ConfigMap within a minute; the operator reads it every two seconds.
 const SHOWN: Duration = Duration::from_secs(90);
 
+const LED: Duration = Duration::from_secs(20);
+
 /// Asks for each pass through the chart's ConfigMap, and looks for one.
 ///
 /// # Errors
 /// When no pass is logged, a line lacks what it should have, or the operator started anew.
 pub async fn run(rig: &Rig) -> Result<()> {
+    // The replica before this one may have given the lease back just now.
+    until("a replica leads", LED, || Ok(!holder(rig)?.is_empty())).await?;
     let (leader, before) = (holder(rig)?, restarts(rig)?);
     filter(rig, "info,tokenbudget=debug")?;
     let mut line = Value::Null;

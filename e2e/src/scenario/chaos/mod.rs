@@ -53,7 +53,8 @@ pub async fn strike_all(rig: &Rig, faults: &[Fault]) -> Result<bool> {
     let mut rows = Vec::new();
     for (fault, seed) in faults.iter().zip(1000..) {
         let spec = LoadSpec { seed, ..spec.clone() };
-        let row = one(rig, &bench, *fault, spec, enforcing_ms).await.unwrap_or_else(|error| Row::failed(*fault, &error));
+        let row =
+            one(rig, &bench, *fault, spec, enforcing_ms).await.unwrap_or_else(|error| Row::failed(*fault, &error));
         println!("{row}");
         rows.push(row);
         faults::mend(rig, *fault).await.with_context(|| format!("after {}", fault.told().0))?;
