@@ -87,7 +87,11 @@ fn keys(rig: &Rig) -> Result<Vec<String>> {
             Ok(version.contains("detached") && ends.trim() != ":-1")
         };
         if !name.ends_with(":meta") || !closed()? {
-            kept.push(name.to_owned());
+            kept.push(format!(
+                "{name}: {}, ends in {}",
+                redis.ask(&format!("HGETALL {name}"))?,
+                redis.ask(&format!("TTL {name}"))?
+            ));
         }
     }
     Ok(kept)
