@@ -1,34 +1,41 @@
-//! A command to the rig's Redis, as one types it.
+//! Commands to the rig's Redis, as one types them.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use anyhow::{Context, Result};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, FromRedisValue};
 
 use super::rig::Rig;
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Sends a command, and answers with the text of a simple or bulk reply.
+/// A connection on which Redis has 5 s for each answer.
 ///
 /// # Errors
-/// When Redis does not answer, or with an error.
-pub async fn command(rig: &Rig, line: &str) -> Result<String> {
-    let address = rig.redis_url.trim_start_matches("redis://");
-    let talk = async {
-        let mut stream = BufReader::new(TcpStream::connect(address).await?);
-        stream.write_all(format!("{line}\r\n").as_bytes()).await?;
-        let mut first = String::new();
-        stream.read_line(&mut first).await?;
-        ensure!(!first.starts_with('-'), "{line}: {}", first.trim());
-        let Some(length) = first.strip_prefix('$') else {
-            return Ok(first.trim_start_matches('+').trim().to_owned());
-        };
-        let mut bulk = vec![0; length.trim().parse()?];
-        stream.read_exact(&mut bulk).await?;
-        Ok(String::from_utf8(bulk)?)
-    };
-    timeout(DEADLINE, talk).await.with_context(|| format!("{line}: no answer"))?
+/// When there is no Redis.
+pub async fn connect(rig: &Rig) -> Result<MultiplexedConnection> {
+    let config =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(DEADLINE)).set_response_timeout(Some(DEADLINE));
+    let client = Client::open(rig.redis_url.as_str())?;
+    client.get_multiplexed_async_connection_with_config(&config).await.context("the rig's Redis")
+}
+
+/// The answer to a command whose arguments have no spaces.
+///
+/// # Errors
+/// When Redis does not answer, or with an error, or with another type.
+pub async fn ask<T: FromRedisValue>(redis: &mut MultiplexedConnection, line: &str) -> Result<T> {
+    let mut words = line.split_whitespace();
+    let mut command = redis::cmd(words.next().context("an empty command")?);
+    command.arg(words.collect::<Vec<_>>());
+    command.query_async(redis).await.with_context(|| line.to_owned())
+}
+
+/// [`ask`] on a connection of its own.
+///
+/// # Errors
+/// As [`connect`] and [`ask`].
+pub async fn command<T: FromRedisValue>(rig: &Rig, line: &str) -> Result<T> {
+    ask(&mut connect(rig).await?, line).await
 }

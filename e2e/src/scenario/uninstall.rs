@@ -1,17 +1,20 @@
 //! `helm uninstall` while a TokenBudget is still there: nothing hangs, nothing is left.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use super::checks::{apply_text, delete_within, manifest, untouched};
 use super::fleet::{Fleet, until};
+use super::redis::{ask, connect};
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 
 const NAME: &str = "stays";
+
+/// What Redis answers to TTL when there is no such key.
+const GONE: i64 = -2;
 
 /// [`run`] on a rig that has just been started.
 ///
@@ -45,7 +48,7 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
         Ok(rows.iter().any(|row| row["state"] == "Enforcing"))
     })
     .await?;
-    ensure!(!keys(rig)?.is_empty(), "a TokenBudget that enforces has no key in Redis: the check below is void");
+    ensure!(!keys(rig).await?.is_empty(), "a TokenBudget that enforces has no key in Redis: the check below is void");
 
     let started = Instant::now();
     rig.helm(&["uninstall", "tokenbudget", "--namespace", OPERATOR_NAMESPACE, "--timeout", "120s"])?;
@@ -56,7 +59,7 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     untouched(fleet, "plain")?;
     let maps = rig.kubectl(&["-n", "llm", "get", "configmaps", "-o", "name"])?;
     ensure!(!maps.contains("tokenbudget-plain"), "a ConfigMap is left: {maps}");
-    let keys = keys(rig)?;
+    let keys = keys(rig).await?;
     ensure!(keys.is_empty(), "keys are left in Redis: {keys:?}");
     for (namespaced, kinds) in [
         (true, "deployments,jobs,serviceaccounts,roles,rolebindings,services,networkpolicies,poddisruptionbudgets"),
@@ -76,51 +79,21 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
 }
 
 /// Our keys in Redis, but for those that tell processes that they are detached and end by themselves.
-fn keys(rig: &Rig) -> Result<Vec<String>> {
-    let mut redis = Redis::connect(rig)?;
-    let answer = redis.ask("KEYS tokenbudget:*")?;
-    let names = answer.lines().filter(|line| line.starts_with("tokenbudget:"));
+async fn keys(rig: &Rig) -> Result<Vec<String>> {
+    let mut redis = connect(rig).await?;
     let mut kept = Vec::new();
-    for name in names {
-        let mut closed = || -> Result<bool> {
-            let (version, ends) = (redis.ask(&format!("HGET {name} version"))?, redis.ask(&format!("TTL {name}"))?);
-            Ok(version.contains("detached") && ends.trim() != ":-1")
+    for name in ask::<Vec<String>>(&mut redis, "KEYS tokenbudget:*").await? {
+        let kind: String = ask(&mut redis, &format!("TYPE {name}")).await?;
+        let says: BTreeMap<String, String> = match kind.as_str() {
+            "hash" => ask(&mut redis, &format!("HGETALL {name}")).await?,
+            _ => BTreeMap::new(),
         };
-        if !name.ends_with(":meta") || !closed()? {
-            kept.push(format!(
-                "{name}: {}, ends in {}",
-                redis.ask(&format!("HGETALL {name}"))?,
-                redis.ask(&format!("TTL {name}"))?
-            ));
+        // Asked last, since a key may end between two questions.
+        let ttl: i64 = ask(&mut redis, &format!("TTL {name}")).await?;
+        let closed = name.ends_with(":meta") && ttl > 0 && says.get("version").is_some_and(|v| v == "detached");
+        if ttl != GONE && !closed {
+            kept.push(format!("{name}, which ends in {ttl} s: {says:?}"));
         }
     }
     Ok(kept)
-}
-
-/// Redis' inline protocol, which is enough for two questions.
-struct Redis(TcpStream);
-
-impl Redis {
-    fn connect(rig: &Rig) -> Result<Self> {
-        let address = rig.redis_url.strip_prefix("redis://").context("not redis://")?;
-        let stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
-        Ok(Self(stream))
-    }
-
-    /// The answer as it came, which ends when nothing more comes.
-    fn ask(&mut self, command: &str) -> Result<String> {
-        self.0.write_all(format!("{command}\r\n").as_bytes())?;
-        let mut answer = Vec::new();
-        let mut part = [0; 65536];
-        loop {
-            match self.0.read(&mut part) {
-                Ok(0) => break,
-                Ok(count) => answer.extend_from_slice(&part[..count]),
-                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock) && !answer.is_empty() => break,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(String::from_utf8(answer)?)
-    }
 }

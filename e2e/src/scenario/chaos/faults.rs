@@ -171,9 +171,9 @@ pub async fn strike(rig: &Rig, fault: Fault) -> Result<Vec<Span>> {
         }
         Fault::RedisHangs => frozen(redis(rig)?, minute).await?,
         Fault::RedisFull => {
-            command(rig, "CONFIG SET maxmemory 1").await?;
+            command::<()>(rig, "CONFIG SET maxmemory 1").await?;
             sleep(minute).await;
-            command(rig, "CONFIG SET maxmemory 0").await?;
+            command::<()>(rig, "CONFIG SET maxmemory 0").await?;
         }
         Fault::ApiServerAway => {
             frozen(api_server(rig)?, 2 * minute).await?;

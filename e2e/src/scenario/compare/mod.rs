@@ -85,7 +85,7 @@ async fn prepare(rig: &Rig, bench: &Bench<'_>, arm: Arm) -> Result<()> {
     deployment(&["scale", "deployment/litellm", "--replicas=0"])?;
     fleet.until_ready(0, Duration::from_secs(90)).await?;
     deployment(&["wait", "--for=delete", "pod", "-l", "app=litellm", "--timeout=90s"])?;
-    command(rig, "FLUSHALL").await?;
+    command::<()>(rig, "FLUSHALL").await?;
     let spec = bench.spec().await?;
     let input = spec.prompt_tokens.mean / spec.mean_tokens();
     let config = serde_json::json!({"data": {"config.yaml": arm.config(input).to_string()}}).to_string();
@@ -142,7 +142,7 @@ async fn one(rig: &Rig, bench: &Bench<'_>, demand: Demand, seed: u64) -> Result<
 
 /// The commands that Redis has run.
 async fn commands(rig: &Rig) -> Result<u64> {
-    let info = command(rig, "INFO stats").await?;
+    let info: String = command(rig, "INFO stats").await?;
     let line = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
     let count = line.context("Redis does not count commands")?.trim().parse()?;
     ensure!(count > 0, "Redis has run no command");
