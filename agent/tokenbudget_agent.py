@@ -93,8 +93,9 @@ FULL = 0.2  # and as enough: none (slack 1)
 WORTH = 5000  # under pressure a beat is sent as soon as this part of the budget has left the window
 BEAT_GAP = 0.1  # least time between two beats
 TOUCH = 4.0  # a ledger that has not answered for so long is out of touch: nobody can take what is given up
-LEAVE_STEP = 5.0  # the final call says how much leaves the window in each of the next steps
+LEAVE_STEP = 5.0  # a call says how much leaves the window in each of the next steps
 LEAVE_STEPS = 12  # together a window
+LEAVES_EVERY = 1.0  # that is looked up so often
 DRAW_GAP = 0.05  # least time between two calls of one TokenBudget
 UNSENT_BOUND = 120.0  # a reservation without a stamp is taken as sent after this long
 ATTEMPT_BOUND = 900.0  # and forgotten (what it charged stays) after this long
@@ -143,14 +144,15 @@ class Clock:
 class Slot:
     """What was sent in one slot of time, or may have left as late as that."""
 
-    __slots__ = ("index", "amount", "gone", "turns")
+    __slots__ = ("index", "amount", "settled", "gone", "turns")
     index: int
     amount: float
+    settled: float  # of charges that are: it can neither be sent again nor cost less
     gone: bool
     turns: int  # of the event loop, that took long, since it was stamped
 
     def __init__(self, index: int) -> None:
-        self.index, self.amount, self.gone, self.turns = index, 0.0, False, 0
+        self.index, self.amount, self.settled, self.gone, self.turns = index, 0.0, 0.0, False, 0
 
 
 class Charge:
@@ -221,8 +223,10 @@ class Ring:
                 self.sent += charge.amount
             else:
                 old.amount -= charge.amount
+                old.settled -= charge.amount if charge.closed else 0.0
         charge.slot = self._slot(now)
         charge.slot.amount += charge.amount
+        charge.slot.settled += charge.amount if charge.closed else 0.0
 
     def settle(self, charge: Charge, actual: float, now: float) -> None:
         """The actual amount is known. Down only in the slot it was charged in, while that is in the ring; up
@@ -237,13 +241,17 @@ class Ring:
             charge.closed = False
             self.stamp(charge, now)
             charge.closed = True
+            if charge.slot is not None:
+                charge.slot.settled += charge.amount
             return
-        slot = charge.slot
+        slot, settled = charge.slot, charge.amount + delta
         if slot.gone:
             if delta <= 0:
                 return
-            slot = charge.slot = self._slot(now)
+            slot, settled = self._slot(now), delta
+            charge.slot = slot
         slot.amount += delta
+        slot.settled += settled
         self.sent += delta
         charge.amount += delta
 
@@ -281,13 +289,14 @@ class Ring:
                 return self.leaves(slot)
         return None
 
-    def leaving(self, now: float) -> list[float]:
-        """How much of it leaves in each step from now on; what is unsent or leaves later is not in it."""
+    def leaving(self, now: float, everything: bool) -> list[float]:
+        """How much of it leaves in each step from now on; what is unsent or leaves later is not in it.
+        `everything`: no request is running any more. Otherwise only what is settled counts."""
         steps = [0.0] * LEAVE_STEPS
         for slot in self.slots:
             step = max(0, int((self.leaves(slot) - now) / LEAVE_STEP))
             if step < LEAVE_STEPS:
-                steps[step] += slot.amount
+                steps[step] += slot.amount if everything else slot.settled
         return steps
 
     def room_at(self, need: float, limit: float) -> float | None:
@@ -411,13 +420,14 @@ class Outside:
 class Sent:
     """What a call carried, kept until its answer."""
 
-    __slots__ = ("keep", "want", "least", "spent", "denied", "off", "leaves", "boot", "wall")
+    __slots__ = ("keep", "want", "least", "spent", "denied", "off", "as_of_ms", "leaves", "boot", "wall")
     keep: int
     want: int
     least: int
     spent: int
     denied: int
     off: int
+    as_of_ms: int
     leaves: Sequence[int]
     boot: float
     wall: float
@@ -430,15 +440,20 @@ class Sent:
         spent: int,
         denied: int,
         off: int,
+        as_of_ms: int,
         leaves: Sequence[int],
         boot: float,
         wall: float,
     ) -> None:
         self.keep, self.want, self.least, self.spent = keep, want, least, spent
-        self.denied, self.off, self.leaves, self.boot, self.wall = denied, off, leaves, boot, wall
+        self.denied, self.off, self.as_of_ms, self.leaves = denied, off, as_of_ms, leaves
+        self.boot, self.wall = boot, wall
 
     def args(self) -> list[int]:
         return [self.keep, self.want, self.least, self.spent, self.denied, self.off]
+
+    def leaving(self) -> str:
+        return " ".join(map(str, (self.as_of_ms, *self.leaves)))
 
 
 class Book:
@@ -458,6 +473,8 @@ class Book:
         self.boot = self.wall = None  # when the call that renewed the lease was sent
         self.slack, self.yielded = 1.0, 0.0  # slack: how full the pool is, 0 to 1
         self.pending = 0.0  # what draws are to ask for, beyond the waiting requests
+        self.leaves: list[int] = []
+        self.as_of_ms, self.leaves_at = 0, started  # as of when, and in boot time when it is looked up again
 
     def lease_over(self, boot: float, wall: float) -> bool:
         return self.boot is None or boot - self.boot >= self.lease or wall - self.wall >= self.lease
@@ -529,11 +546,12 @@ class Book:
         self.denied.advance(boot)
         spent = math.ceil(self.ring.spent - 1e-6)
         keep = max(self.grant, spent)
-        leaves: Sequence[int]
-        want, least, leaves = keep, 0, ()
+        want, least = keep, 0
+        if final or boot >= self.leaves_at:
+            self.leaves = [math.floor(max(0.0, amount)) for amount in self.ring.leaving(boot, final)]
+            self.as_of_ms, self.leaves_at = math.floor(wall * 1000), boot + LEAVES_EVERY
         if final:
             keep = want = spent
-            leaves = [math.floor(max(0.0, amount)) for amount in self.ring.leaving(boot)]
             self.left = True
         elif not self.answered:
             if self.on_its_own(boot):
@@ -550,7 +568,8 @@ class Book:
         self.grant, self.off = min(self.grant, keep), min(self.off, off)
         self.yielded = self.pending = 0.0
         denied = math.ceil(self.denied.total - 1e-6)
-        return Sent(keep, 0 if final else want, least, spent, denied, off, leaves, boot, wall)
+        want = 0 if final else want
+        return Sent(keep, want, least, spent, denied, off, self.as_of_ms, self.leaves, boot, wall)
 
     def aim(self, spent: int, keep: int) -> tuple[int, int]:
         """What a beat keeps and wants. Under pressure what is not used goes back (rule 3)."""
@@ -1622,8 +1641,7 @@ class Ledger(threading.Thread):
             args: list[str | int] = [agent.member, self.seq, int(final), version, report]
             for one in sent:
                 args += one.args()
-            if final:
-                args += [" ".join(map(str, one.leaves)) for one in sent]
+            args += [one.leaving() for one in sent]
             try:
                 version, policy, answers, ledger_ms = self.execute(governor, keys, args)
                 received = agent.clock.boot()

@@ -40,7 +40,7 @@ impl Loaded {
         let mut redis = server.connection().await;
         let ids: Vec<String> = (0..members).map(|i| format!("5f2d9c60-1111-2222-3333-{i:012x}.7.abcd1234")).collect();
         let shares: BTreeMap<_, _> =
-            ids.iter().map(|id| (id.clone(), MemberPlan { share: 100, gone: false })).collect();
+            ids.iter().map(|id| (id.clone(), MemberPlan { share: 100, finished_ms: None })).collect();
         let ledger =
             RedisLedger::connect(&server.url(), Timeouts { call: Duration::from_secs(9), ..Timeouts::default() });
         let ledger = ledger.unwrap();

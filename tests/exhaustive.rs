@@ -43,7 +43,8 @@ struct State {
     /// How long the first process's machine was suspended.
     slept: f64,
     seqs: [u64; 2],
-    killed: bool,
+    /// As `finishedAt` says, unix ms.
+    killed: Option<u64>,
     ledger: BookState,
     before: BookState,
     server: u8,
@@ -52,11 +53,11 @@ struct State {
 }
 
 /// What the operator writes: a safe share is set aside for a live process that the ledger does not know.
-fn write(killed: bool, first: bool, unknown: u64) -> PlanWrite {
+fn write(finished_ms: Option<u64>, first: bool, unknown: u64) -> PlanWrite {
     let members: BTreeMap<String, MemberPlan> = NAMES
         .iter()
         .enumerate()
-        .map(|(who, name)| ((*name).to_owned(), MemberPlan { share: 1, gone: who == 0 && killed }))
+        .map(|(who, name)| ((*name).to_owned(), MemberPlan { share: 1, finished_ms: finished_ms.filter(|_| who == 0) }))
         .collect();
     let book = BookId::new("b", Unit::Tokens);
     PlanWrite {
@@ -73,7 +74,7 @@ fn write(killed: bool, first: bool, unknown: u64) -> PlanWrite {
 
 impl State {
     fn new(rules: Rules) -> Self {
-        let ledger = BookState::create(&write(false, true, 2), &Moment { time_ms: 1_000_000, replid: "0" }, &rules);
+        let ledger = BookState::create(&write(None, true, 2), &Moment { time_ms: 1_000_000, replid: "0" }, &rules);
         let book = || Book::new(BUDGET, 1, LEASE, 1000.0, rules);
         Self {
             now: 1000.0,
@@ -81,7 +82,7 @@ impl State {
             late: [None; 2],
             slept: 0.0,
             seqs: [0; 2],
-            killed: false,
+            killed: None,
             before: ledger.clone(),
             ledger,
             server: 0,
@@ -117,15 +118,16 @@ impl State {
             }
             Action::Admit(who) => {
                 let clocks = self.clocks(who);
-                if (who == 0 && self.killed) || !next.books[who].fits(1.0, clocks) {
+                if (who == 0 && self.killed.is_some()) || !next.books[who].fits(1.0, clocks) {
                     return None;
                 }
                 let mut charge = next.books[who].ring.charge(1.0);
                 next.books[who].ring.stamp(&mut charge, clocks.boot);
+                next.books[who].ring.settle(&mut charge, 1.0, clocks.boot);
                 next.arrived.push(self.now);
             }
             Action::Call { who, draw, arrives, answered } => {
-                if who == 0 && self.killed {
+                if who == 0 && self.killed.is_some() {
                     return None;
                 }
                 let clocks = self.clocks(who);
@@ -147,7 +149,7 @@ impl State {
                 let (seq, sent, answer) = next.late[who].take()?;
                 let received = self.clocks(who);
                 let late = received.boot - sent.at.boot > TIMEOUT || seq < self.seqs[who];
-                if (late && rules.hold(Rule::DropLate)) || (who == 0 && self.killed) {
+                if (late && rules.hold(Rule::DropLate)) || (who == 0 && self.killed.is_some()) {
                     return None;
                 }
                 next.books[who].apply(&sent, &answer, received);
@@ -156,10 +158,10 @@ impl State {
                 next.plan(rules);
             }
             Action::Kill => {
-                if self.killed {
+                if self.killed.is_some() {
                     return None;
                 }
-                next.killed = true;
+                next.killed = Some(self.now as u64 * 1000);
             }
             Action::FailOver => {
                 if self.server > 0 {
@@ -174,7 +176,7 @@ impl State {
 
     fn plan(&mut self, rules: &Rules) {
         self.before = self.ledger.clone();
-        let known = |who: usize| self.ledger.members.contains_key(NAMES[who]) || (who == 0 && self.killed);
+        let known = |who: usize| self.ledger.members.contains_key(NAMES[who]) || (who == 0 && self.killed.is_some());
         let unknown = (0..2).filter(|who| !known(*who)).count() as u64;
         let server = self.server.to_string();
         let at = Moment { time_ms: (self.now * 1000.0) as u64, replid: &server };

@@ -23,6 +23,9 @@ use tokenbudget::ledger::{
 const MEMBERS: usize = 4;
 const BOOKS: usize = 3;
 
+/// As of when, and what leaves in each step.
+type Leaves = (u64, [u64; LEAVE_STEPS]);
+
 #[derive(Clone, Debug)]
 enum Op {
     Call {
@@ -31,7 +34,7 @@ enum Op {
         stale: bool,
         known: bool,
         report: bool,
-        books: Vec<(bool, [u64; 6], [u64; LEAVE_STEPS])>,
+        books: Vec<(bool, [u64; 6], Leaves)>,
     },
     Plan {
         old_epoch: bool,
@@ -39,7 +42,8 @@ enum Op {
         lease: u64,
         books: Vec<[u64; 4]>,
         shares: Vec<u64>,
-        gone: Vec<bool>,
+        /// 0: it runs.
+        finished: Vec<u64>,
     },
     Publish {
         old_epoch: bool,
@@ -69,7 +73,8 @@ fn leaves() -> impl Strategy<Value = u64> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let ask = (prop::bool::weighted(0.9), prop::array::uniform6(amount()), prop::array::uniform12(leaves()));
+    let leaves = (0..70_000_u64, prop::array::uniform12(leaves()));
+    let ask = (prop::bool::weighted(0.9), prop::array::uniform6(amount()), leaves);
     prop_oneof![
         14 => (0..MEMBERS, prop::bool::weighted(0.08), prop::bool::weighted(0.1), any::<bool>(), any::<bool>(), prop::collection::vec(ask, BOOKS))
             .prop_map(|(member, leave, stale, known, report, books)| Op::Call { member, leave, stale, known, report, books }),
@@ -79,9 +84,9 @@ fn op() -> impl Strategy<Value = Op> {
             prop_oneof![Just(5_000_u64), Just(30_000), Just(100_000)],
             prop::collection::vec(prop::array::uniform4(amount()), BOOKS),
             prop::collection::vec(amount(), MEMBERS),
-            prop::collection::vec(prop::bool::weighted(0.3), MEMBERS),
+            prop::collection::vec(prop_oneof![7 => Just(0), 1 => 1..3_000_u64, 2 => 1..70_000_u64], MEMBERS),
         )
-            .prop_map(|(old_epoch, first, lease, books, shares, gone)| Op::Plan { old_epoch, first, lease, books, shares, gone }),
+            .prop_map(|(old_epoch, first, lease, books, shares, finished)| Op::Plan { old_epoch, first, lease, books, shares, finished }),
         1 => (prop::bool::weighted(0.1), 0..3_u8, prop::collection::vec(prop::bool::weighted(0.2), BOOKS))
             .prop_map(|(old_epoch, version, removed)| Op::Publish { old_epoch, version, removed }),
         1 => prop_oneof![9 => Just(None), 1 => any::<bool>().prop_map(Some)].prop_map(|old| match old {
@@ -167,9 +172,9 @@ impl Both {
                     .iter()
                     .zip(books)
                     .filter(|(_, (asks, ..))| *asks)
-                    .map(|(book, (_, figures, leaves))| BookCall {
+                    .map(|(book, (_, figures, (as_of_ms, leaves)))| BookCall {
                         book: book.clone(),
-                        ask: Ask { leaves: if *leave { *leaves } else { [0; LEAVE_STEPS] }, ..ask(*figures) },
+                        ask: Ask { as_of_ms: *as_of_ms, leaves: *leaves, ..ask(*figures) },
                     })
                     .collect();
                 let (id, own, version) = (format!("m{member}"), report(*member), policy(1).version);
@@ -185,9 +190,11 @@ impl Both {
                 self.at(answer.time_ms);
                 assert_eq!(self.rules.call(&self.uid, &call).await.unwrap(), answer, "{call:?}");
             }
-            Op::Plan { old_epoch, first, lease, books, shares, gone } => {
-                let members: BTreeMap<String, MemberPlan> =
-                    (0..MEMBERS).map(|i| (format!("m{i}"), MemberPlan { share: shares[i], gone: gone[i] })).collect();
+            Op::Plan { old_epoch, first, lease, books, shares, finished } => {
+                let finished = |i: usize| Some(finished[i]).filter(|at| *at > 0);
+                let members: BTreeMap<String, MemberPlan> = (0..MEMBERS)
+                    .map(|i| (format!("m{i}"), MemberPlan { share: shares[i], finished_ms: finished(i) }))
+                    .collect();
                 let writes: Vec<PlanWrite> = self
                     .ids
                     .iter()
@@ -331,7 +338,7 @@ fn scripts_and_rules_agree() {
                 lease: 30_000,
                 books: vec![[1_000, 0, 300, 100], [1_000_000_000_000, 7, 0, 1_000], [500, 20, 0, 50]],
                 shares: vec![100; MEMBERS],
-                gone: vec![false; MEMBERS],
+                finished: vec![0; MEMBERS],
             })
             .await;
             for op in &ops {

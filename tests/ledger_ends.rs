@@ -190,6 +190,42 @@ async fn what_a_leaver_spent_comes_back_as_it_leaves_the_window() {
 }
 
 #[tokio::test]
+async fn what_a_killed_member_spent_comes_back_as_it_leaves_the_window_after_its_end() {
+    let mut fleet = Fleet::start().await;
+    fleet.write.lease_ms = 5_000;
+    fleet.plan().await;
+    let mut last = amounts(0, 400, 300, 0);
+    last.ask.as_of_ms = 1_000_000;
+    last.ask.leaves[..5].copy_from_slice(&[100, 10, 20, 0, 150]);
+    fleet.send("a", false, last).await;
+    // It ended 6 s later, at most: 8 s with the slack. What had left in these two steps it may have spent again.
+    fleet.write.members.insert("a".into(), MemberPlan { share: 100, finished_ms: Some(1_006_000) });
+    for (after_ms, record) in [(0, 400), (19_900, 400), (200, 380), (5_000, 380), (4_900, 230), (30_000, 230)] {
+        fleet.pass(after_ms).await;
+        fleet.plan().await;
+        assert_eq!((fleet.record("a").await, fleet.book().await.lent), (Some(record), record), "{after_ms} ms later");
+    }
+    fleet.pass(5_100).await;
+    fleet.plan().await;
+    assert_eq!((fleet.record("a").await, fleet.book().await.lent), (None, 0));
+}
+
+#[tokio::test]
+async fn what_leaves_is_not_counted_while_the_lease_is_ahead() {
+    let mut fleet = Fleet::start().await;
+    let mut last = amounts(0, 400, 300, 0);
+    last.ask.leaves[1] = 300;
+    fleet.send("a", false, last).await;
+    fleet.member("a", 100, true);
+    fleet.plan().await;
+    for (after_ms, record) in [(29_900, 400), (200, 100)] {
+        fleet.pass(after_ms).await;
+        fleet.plan().await;
+        assert_eq!(fleet.record("a").await, Some(record), "{after_ms} ms later");
+    }
+}
+
+#[tokio::test]
 async fn a_leaver_gives_back_no_more_than_it_held() {
     let mut fleet = Fleet::start().await;
     fleet.beat("b", 0, 500, 0, 0).await;
@@ -280,7 +316,7 @@ async fn a_member_is_forgotten_when_the_last_book_lets_it_go() {
     for write in &mut writes {
         // Many more members than one run of the script takes.
         write.members = (0..1_500).map(|i| (format!("x{i}"), MemberPlan::default())).collect();
-        write.members.insert("a".into(), MemberPlan { share: 1, gone: true });
+        write.members.insert("a".into(), MemberPlan { share: 1, finished_ms: Some(1) });
     }
     fleet.ledger.plan(UID, fleet.epoch, &writes).await.unwrap();
     let mut redis = fleet.redis.clone();

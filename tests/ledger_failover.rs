@@ -97,7 +97,7 @@ impl Fleet {
         let unknown = self.members.iter().filter(|(id, member)| member.lost && !known.contains_key(*id)).count();
         self.write.aside = SAFE * unknown as u64;
         let share = BUDGET / (self.members.len() as u64).max(1);
-        self.write.members = known.keys().map(|id| (id.clone(), MemberPlan { share, gone: false })).collect();
+        self.write.members = known.keys().map(|id| (id.clone(), MemberPlan { share, finished_ms: None })).collect();
         self.ledger.plan(UID, self.epoch, std::slice::from_ref(&self.write)).await.unwrap();
         self.check().await;
     }

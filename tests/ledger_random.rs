@@ -219,7 +219,7 @@ impl World {
                 lease_ms: lease,
                 first: !self.ever,
                 members: (0..MEMBERS)
-                    .map(|i| (format!("m{i}"), MemberPlan { share: shares[i], gone: gone[i] }))
+                    .map(|i| (format!("m{i}"), MemberPlan { share: shares[i], finished_ms: gone[i].then_some(1) }))
                     .collect(),
             })
             .collect();
@@ -245,7 +245,7 @@ impl World {
             assert!(new.learn_until_ms >= old.learn_until_ms);
             for (id, was) in &old.members {
                 let plan = write.members[id];
-                let ended = was.ended_ms.or(plan.gone.then_some(now));
+                let ended = was.ended_ms.or(plan.finished_ms.map(|_| now));
                 let drop = ended.is_some_and(|at| now >= at + HOLD_MS) && now >= was.until_ms;
                 assert_eq!(new.members.contains_key(id), !drop, "{id} {was:?} at {now}");
                 let Some(is) = new.members.get(id) else {

@@ -161,6 +161,25 @@ fn no_record_goes_while_its_lease_may_last() {
     breaks_without(&[Rule::KeepWhileLeased], &idle_until(222.0), world);
 }
 
+/// A process that spends on without the ledger, and is killed before its lease is over.
+const CUT_OFF_AND_KILLED: [(f64, Fault); 2] = [(200.0, Fault::CutOff(0, 95.0)), (226.0, Fault::Kill(0))];
+
+#[test]
+fn what_left_before_a_process_was_killed_frees_nothing() {
+    breaks_without(&[Rule::LeavesAfterEnd], &busy(), fleet(&CUT_OFF_AND_KILLED));
+}
+
+#[test]
+fn what_was_not_settled_when_a_killed_process_said_so_frees_nothing() {
+    // All of the budget is reserved for requests that cost a quarter of it, which they say after the process's last call.
+    let rush = Demand { load: 30.0, ..DEMAND };
+    let mut trace = Demand { over: 4.0, latency: Size::fixed(46.0), ..rush }.trace(159.0, 1);
+    trace.retain(|offered| offered.at >= 155.0);
+    trace.extend(rush.trace(300.0, 1).into_iter().filter(|offered| offered.at >= 200.0));
+    let faults = [(200.0, Fault::CutOff(0, 95.0)), (208.0, Fault::Kill(0))];
+    breaks_without(&[Rule::LeavesSettled], &trace, fleet(&faults));
+}
+
 #[test]
 fn steps_of_the_servers_clock_end_nothing_early() {
     let steps = [1.0, 2.0, 3.0].map(|after| (200.0 + after, Fault::SetServer(25.0)));

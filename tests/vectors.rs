@@ -114,7 +114,7 @@ impl Sequence {
         let ask = sent.ask;
         json!({"do": "call", "beat": beat, "pending": pending, "smallest": smallest, "leave": leave,
                "asks": [ask.keep, ask.want, ask.least, ask.spent, ask.denied, ask.off],
-               "leaves": if leave { ask.leaves.to_vec() } else { vec![] }})
+               "asOfMs": ask.as_of_ms, "leaves": ask.leaves})
     }
 
     fn answer(&mut self) -> Value {

@@ -55,8 +55,8 @@ pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: 
 struct Fleet<'a> {
     /// How many processes it may come to.
     size: FleetSize,
-    /// Every process that has reported: whether it has ended.
-    reported: BTreeMap<&'a str, bool>,
+    /// Every process that has reported: when it ended, if it has.
+    reported: BTreeMap<&'a str, Option<u64>>,
     /// Pods that are old enough to come to a safe share without the ledger.
     grown: Vec<GrownPod<'a>>,
 }
@@ -73,7 +73,7 @@ impl<'a> Fleet<'a> {
     fn of(valid: &'a Validated, now: Timestamp) -> Self {
         let sizes: Vec<_> = valid.targets.iter().map(|t| t.size).collect();
         let mut by_pod: HashMap<&str, Vec<&str>> = HashMap::new();
-        for member in valid.members.iter().filter(|m| !m.ended) {
+        for member in valid.members.iter().filter(|m| m.finished_ms.is_none()) {
             by_pod.entry(&member.report.pod_uid).or_default().push(&member.id);
         }
         let pods = valid.targets.iter().flat_map(|target| target.pods.iter().map(move |pod| (target, pod)));
@@ -88,13 +88,17 @@ impl<'a> Fleet<'a> {
             .collect();
         Self {
             size: FleetSize::of(&sizes),
-            reported: valid.members.iter().map(|m| (m.id.as_str(), m.ended)).collect(),
+            reported: valid.members.iter().map(|m| (m.id.as_str(), m.finished_ms)).collect(),
             grown,
         }
     }
 
+    fn finished_ms(&self, id: &str) -> Option<u64> {
+        *self.reported.get(id)?
+    }
+
     fn has_ended(&self, id: &str) -> bool {
-        self.reported.get(id).is_some_and(|ended| *ended)
+        self.finished_ms(id).is_some()
     }
 
     /// Processes of the grown pods that have no record in this book.
@@ -127,7 +131,7 @@ fn write(tb: &TokenBudget, observed: &Observed, fleet: &Fleet<'_>, book: BookId,
         members: state.map(|state| state.demands(|id| fleet.has_ended(id))).unwrap_or_default(),
     };
     let plan = plan_book(&demand);
-    let member_plan = |id: &str, share| (id.to_owned(), MemberPlan { share, gone: fleet.has_ended(id) });
+    let member_plan = |id: &str, share| (id.to_owned(), MemberPlan { share, finished_ms: fleet.finished_ms(id) });
     // One that has reported and has no record has no share, but goes from the reports when it is gone.
     let unrecorded = fleet.reported.keys().filter(|id| state.is_none_or(|s| !s.members.contains_key(**id)));
     let recorded = demand.members.iter().zip(plan.shares).map(|(m, share)| member_plan(m.member, share));
@@ -225,7 +229,7 @@ mod tests {
         let report: Report =
             json(serde_json::json!({"pod": "p", "podUid": pod_uid, "container": "litellm", "worker": 1,
             "startedMs": 0, "agent": "0.1.0", "state": "Enforcing"}));
-        Member { id: id.to_owned(), report, ended }
+        Member { id: id.to_owned(), report, finished_ms: ended.then_some(1) }
     }
 
     /// One Deployment of four pods with one limit of 60,000 tokens.
@@ -262,7 +266,7 @@ mod tests {
     }
 
     fn shares(write: &PlanWrite) -> Vec<(&str, u64, bool)> {
-        write.members.iter().map(|(id, m)| (id.as_str(), m.share, m.gone)).collect()
+        write.members.iter().map(|(id, m)| (id.as_str(), m.share, m.finished_ms.is_some())).collect()
     }
 
     #[test]

@@ -44,14 +44,13 @@ impl Evidence {
         ended.retain(|_, e| now.duration_since(e.seen) < KEEP);
     }
 
-    /// Whether a process that started at `started_ms` (wall clock of its node, unix ms) in this container has ended: the
-    /// container ended after that. The kubelet cuts `finishedAt` to whole seconds, so a process of the next container
+    /// When a process that started at `started_ms` in this container ended: the container ended after that. Both by the
+    /// wall clock of the node, unix ms. The kubelet cuts `finishedAt` to whole seconds, so a process of the next container
     /// never starts before it.
-    pub fn has_ended(&self, pod_uid: &str, container: &str, started_ms: u64) -> bool {
+    pub fn finished_ms(&self, pod_uid: &str, container: &str, started_ms: u64) -> Option<u64> {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        ended
-            .get(&(pod_uid.to_owned(), container.to_owned()))
-            .is_some_and(|e| i64::try_from(started_ms).is_ok_and(|started| started < e.finished.as_millisecond()))
+        let finished = ended.get(&(pod_uid.to_owned(), container.to_owned()))?.finished.as_millisecond();
+        u64::try_from(finished).ok().filter(|finished| started_ms < *finished)
     }
 }
 
@@ -81,10 +80,11 @@ mod tests {
         let now: Timestamp = "2026-01-01T00:00:12Z".parse().unwrap();
         evidence.note(&restarted, now);
         let at = |text: &str| u64::try_from(text.parse::<Timestamp>().unwrap().as_millisecond()).unwrap();
-        assert!(evidence.has_ended("u1", "litellm", at("2026-01-01T00:00:02Z")));
-        assert!(!evidence.has_ended("u1", "litellm", at("2026-01-01T00:00:10.5Z")));
-        assert!(!evidence.has_ended("u1", "other", at("2026-01-01T00:00:02Z")));
-        assert!(!evidence.has_ended("u2", "litellm", at("2026-01-01T00:00:02Z")));
+        let early = at("2026-01-01T00:00:02Z");
+        assert_eq!(evidence.finished_ms("u1", "litellm", early), Some(at("2026-01-01T00:00:10Z")));
+        assert_eq!(evidence.finished_ms("u1", "litellm", at("2026-01-01T00:00:10.5Z")), None);
+        assert_eq!(evidence.finished_ms("u1", "other", early), None);
+        assert_eq!(evidence.finished_ms("u2", "litellm", early), None);
     }
 
     #[test]
@@ -97,6 +97,6 @@ mod tests {
               - {name: litellm, image: x, imageID: x, ready: true, restartCount: 0, state: {running: {startedAt: "2026-01-01T00:00:00Z"}}}
         "#);
         evidence.note(&running, Timestamp::UNIX_EPOCH);
-        assert!(!evidence.has_ended("u1", "litellm", 0));
+        assert_eq!(evidence.finished_ms("u1", "litellm", 0), None);
     }
 }

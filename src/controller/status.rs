@@ -113,7 +113,7 @@ fn limit_rows(
 fn pod_rows(valid: &Validated, books: &Books<'_>) -> Vec<PodStatus> {
     let mut rows: BTreeMap<(String, String, &str), PodStatus> = BTreeMap::new();
     for ((limit, unit), state) in books {
-        for member in valid.members.iter().filter(|m| !m.ended) {
+        for member in valid.members.iter().filter(|m| m.finished_ms.is_none()) {
             let Some(record) = state.members.get(&member.id).filter(|r| r.ended_ms.is_none()) else {
                 continue;
             };
@@ -304,12 +304,11 @@ fn enforcing(
     // Lookups, as there may be thousands of pods and members.
     let present: BTreeSet<&str> =
         valid.targets.iter().flat_map(|t| &t.pods).filter_map(|p| p.metadata.uid.as_deref()).collect();
-    let degraded = valid
-        .members
-        .iter()
-        .find(|m| !m.ended && m.report.state == MemberState::Degraded && present.contains(&*m.report.pod_uid));
+    let degraded = valid.members.iter().find(|m| {
+        m.finished_ms.is_none() && m.report.state == MemberState::Degraded && present.contains(&*m.report.pod_uid)
+    });
     let mut in_state: BTreeMap<&str, u32> = BTreeMap::new();
-    for member in valid.members.iter().filter(|m| !m.ended && m.report.state == wanted) {
+    for member in valid.members.iter().filter(|m| m.finished_ms.is_none() && m.report.state == wanted) {
         *in_state.entry(&member.report.pod_uid).or_default() += 1;
     }
     let serving = || valid.targets.iter().flat_map(|t| t.pods.iter().map(move |p| (t, p))).filter(|(_, p)| is_ready(p));

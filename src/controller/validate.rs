@@ -59,8 +59,8 @@ pub struct Member {
     pub id: String,
     /// What it said.
     pub report: Report,
-    /// The kubelet says that it has ended.
-    pub ended: bool,
+    /// When the kubelet says that it ended, by the wall clock of its node, unix ms.
+    pub finished_ms: Option<u64>,
 }
 
 /// Something that the user has to mend.
@@ -131,7 +131,7 @@ pub fn validate(tb: &TokenBudget, observed: &Observed, evidence: &Evidence) -> V
 
     let members = members(observed, evidence);
     let before = tb.status.as_ref().map_or(&[][..], |s| s.limits.as_slice());
-    let live = members.iter().filter(|m| !m.ended).map(|m| &m.report);
+    let live = members.iter().filter(|m| m.finished_ms.is_none()).map(|m| &m.report);
     let limits = effective(&tb.spec, live, before);
     if limits == Limits::NoneDeclared {
         let message =
@@ -150,7 +150,7 @@ fn members(observed: &Observed, evidence: &Evidence) -> Vec<Member> {
         .iter()
         .map(|(id, report)| Member {
             id: id.clone(),
-            ended: evidence.has_ended(&report.pod_uid, &report.container, report.started_ms),
+            finished_ms: evidence.finished_ms(&report.pod_uid, &report.container, report.started_ms),
             report: report.clone(),
         })
         .collect()

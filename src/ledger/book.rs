@@ -31,7 +31,9 @@ pub struct MemberRecord {
     pub claim_slot: u64,
     /// The learning that it registered in: see [`BookState::round`]; one less after its first call in it.
     pub round: u64,
-    /// After its last call: see [`Ask::leaves`](super::Ask::leaves). What has left is 0 here, and gone from `record`.
+    /// See [`Ask::as_of_ms`](super::Ask::as_of_ms).
+    pub as_of_ms: u64,
+    /// See [`Ask::leaves`](super::Ask::leaves). Once the member has ended: what has left is 0 here, and gone from `record`.
     pub leaves: [u64; LEAVE_STEPS],
 }
 
@@ -51,6 +53,7 @@ impl MemberRecord {
             claim: next()?,
             claim_slot: next()?,
             round: next()?,
+            as_of_ms: next()?,
             leaves: [0; LEAVE_STEPS],
         };
         let mut steps = record.leaves.iter_mut();

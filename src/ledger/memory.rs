@@ -76,7 +76,8 @@ impl Stored {
         let mut planned = Planned::default();
         let mut leaving = Vec::new();
         for write in writes {
-            leaving.extend(write.members.iter().filter(|(_, plan)| plan.gone).map(|(id, _)| id.clone()));
+            leaving
+                .extend(write.members.iter().filter(|(_, plan)| plan.finished_ms.is_some()).map(|(id, _)| id.clone()));
             let outcome = match self.books.get_mut(&write.book) {
                 Some(book) => {
                     let (outcome, dropped) = book.plan(write, at, rules);

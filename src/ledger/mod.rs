@@ -62,8 +62,9 @@ pub struct Observation {
 pub struct MemberPlan {
     /// Its fair part of the budget, in the book's unit.
     pub share: u64,
-    /// There is evidence that the process has ended (the kubelet reports its container terminated).
-    pub gone: bool,
+    /// When the kubelet says that its container ended, by the wall clock of its node, unix ms: the only evidence that the
+    /// process is gone.
+    pub finished_ms: Option<u64>,
 }
 
 /// The operator's word on one book.
@@ -179,8 +180,11 @@ pub struct Ask {
     pub denied: u64,
     /// What the member admits up to once its lease is over.
     pub off: u64,
-    /// At its last call: what of `spent` leaves the window in each [`LEAVE_STEP_MS`] from now on. The rest stays as long as
-    /// a whole window may.
+    /// When `leaves` was made, by the wall clock of the member's node, unix ms.
+    pub as_of_ms: u64,
+    /// What of `spent` leaves the window in each [`LEAVE_STEP_MS`] from `as_of_ms` on, and can neither be sent again nor cost
+    /// less any more: of a process that ends, so much of its record is free by then. The rest stays as long as a whole window
+    /// may.
     pub leaves: [u64; LEAVE_STEPS],
 }
 

@@ -10,6 +10,10 @@ const MOST_STEP_MS: u64 = 3_000;
 /// A claim is kept by slots of this length, ms.
 const CLAIM_SLOT_MS: u64 = 250;
 
+/// The kubelet cuts `finishedAt` to whole seconds, and a member's guard may have become shorter by so much since it said
+/// what leaves when, ms.
+const END_SLACK_MS: u64 = 2_000;
+
 /// Slots that a claim lasts for after its own.
 const CLAIM_SLOTS: u64 = 4;
 
@@ -30,10 +34,14 @@ pub enum Rule {
     LowerToOffline,
     /// A gone member's record stays for a window.
     HoldGone,
-    /// No record goes while its lease may last.
+    /// No record goes or falls while its lease may last.
     KeepWhileLeased,
     /// A new server, or one that was silent for a lease, lends nothing for a while.
     Learn,
+    /// What left before a process was killed, and after its last call, frees nothing.
+    LeavesAfterEnd,
+    /// Of a live process only what is settled counts as leaving.
+    LeavesSettled,
     /// Learning lends only what members that have registered since give back.
     LendGivenBack,
     /// A step of the server's clock ends nothing early.
@@ -204,7 +212,8 @@ impl BookState {
             claim,
             claim_slot,
             round: registers,
-            leaves: if leave { ask.leaves } else { Default::default() },
+            as_of_ms: ask.as_of_ms,
+            leaves: ask.leaves,
         };
         match self.members.get_mut(member) {
             Some(place) => *place = stored,
@@ -246,8 +255,12 @@ impl BookState {
         let Some(member) = self.members.get_mut(id) else {
             return false;
         };
-        if plan.gone && member.ended_ms.is_none() {
+        if let (Some(finished_ms), None) = (plan.finished_ms, member.ended_ms) {
             member.ended_ms = Some(clock);
+            // What left before the process ended made room for what it may have spent since it said so.
+            let passed = (finished_ms + END_SLACK_MS).saturating_sub(member.as_of_ms).div_ceil(LEAVE_STEP_MS);
+            let passed = if rules.hold(Rule::LeavesAfterEnd) { passed } else { 0 };
+            member.leaves.iter_mut().take(usize::try_from(passed).unwrap_or(usize::MAX)).for_each(|step| *step = 0);
         }
         let hold = if rules.hold(Rule::HoldGone) { HOLD_MS } else { 0 };
         let leased = clock < member.until_ms && rules.hold(Rule::KeepWhileLeased);
@@ -255,7 +268,7 @@ impl BookState {
             self.lent -= member.record;
             return true;
         }
-        if let Some(ended) = member.ended_ms {
+        if let Some(ended) = member.ended_ms.filter(|_| !leased) {
             let passed = clock.saturating_sub(ended + hold.saturating_sub(WINDOW_MS)) / LEAVE_STEP_MS;
             let steps = member.leaves.iter_mut().take(usize::try_from(passed).unwrap_or(usize::MAX));
             let gone = steps.map(std::mem::take).fold(0, u64::saturating_add).min(member.record);

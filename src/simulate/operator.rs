@@ -1,7 +1,7 @@
 //! The operator in the simulation: what it sees of Kubernetes and of the ledger, and what it writes each second, by the same
 //! plan as the real one.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::server::Server;
@@ -19,8 +19,8 @@ pub struct Seen {
     pub member: Rc<str>,
     /// When its container started.
     pub since: f64,
-    /// The kubelet says that it has ended.
-    pub ended: bool,
+    /// The kubelet says that it has ended, at this time of its node's wall clock, unix ms.
+    pub finished_ms: Option<u64>,
     /// The pod's object is gone, without a word of an end.
     pub vanished: bool,
 }
@@ -59,9 +59,10 @@ impl Operator {
             None if leads => *self.epoch.insert(server.claim(now)),
             None => return false,
         };
-        let gone = |pod: &&Seen| pod.ended || (pod.vanished && !self.rules.hold(Rule::Evidence));
-        let gone: BTreeSet<&str> = pods.iter().filter(gone).map(|pod| &*pod.member).collect();
-        let ended = |id: &str| gone.contains(id);
+        let taken = |pod: &Seen| (pod.vanished && !self.rules.hold(Rule::Evidence)).then_some(1);
+        let gone = pods.iter().filter_map(|pod| Some((&*pod.member, pod.finished_ms.or_else(|| taken(pod))?)));
+        let gone: BTreeMap<&str, u64> = gone.collect();
+        let ended = |id: &str| gone.contains_key(id);
         let writes: Vec<PlanWrite> = wish
             .budgets
             .iter()
@@ -71,7 +72,7 @@ impl Operator {
                 let members = book.map(|book| book.demands(ended)).unwrap_or_default();
                 let unrecorded = pods
                     .iter()
-                    .filter(|p| !p.ended && !p.vanished && now - p.since > COUNTED_FROM)
+                    .filter(|p| p.finished_ms.is_none() && !p.vanished && now - p.since > COUNTED_FROM)
                     .filter(|p| book.is_none_or(|book| !book.members.contains_key(&*p.member)))
                     .count();
                 let unrecorded =
@@ -80,7 +81,9 @@ impl Operator {
                 let plan = plan_book(&demand);
                 let members = demand.members.iter().zip(plan.shares);
                 let members = members
-                    .map(|(m, share)| (m.member.to_owned(), MemberPlan { share, gone: ended(m.member) }))
+                    .map(|(m, share)| {
+                        (m.member.to_owned(), MemberPlan { share, finished_ms: gone.get(m.member).copied() })
+                    })
                     .collect();
                 PlanWrite {
                     book: BookId::new(place.to_string(), Unit::Tokens),

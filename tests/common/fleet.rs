@@ -51,7 +51,7 @@ impl Fleet {
     }
 
     pub fn member(&mut self, id: &str, share: u64, gone: bool) {
-        self.write.members.insert(id.into(), MemberPlan { share, gone });
+        self.write.members.insert(id.into(), MemberPlan { share, finished_ms: gone.then_some(1) });
     }
 
     pub async fn shares(&mut self, shares: &[(&str, u64)]) {

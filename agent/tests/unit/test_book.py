@@ -1,5 +1,7 @@
 """One book: the give-back rules, the lease by two clocks, debt."""
 
+import math
+
 import pytest
 
 
@@ -122,6 +124,31 @@ def test_the_final_call_says_when_what_it_spent_leaves(book, clock):
     sent = book.prepare(True, 0, 0, clock.boot(), clock.wall(), final=True)
     assert sent.spent == 120
     assert list(sent.leaves) == [0, 100, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0], "the rest stays for a whole window"
+
+
+def test_a_call_says_when_what_is_settled_leaves_as_of_a_second_ago_at_most(book, clock, give):
+    give(book, 20000, share=20000, pool=0)
+
+    def call():
+        sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
+        return sent.leaving().split()[1:], sent.as_of_ms
+
+    def seconds():
+        return math.floor(clock.wall() * 1000)
+
+    spend(book, 100, clock.boot())
+    settled = book.ring.charge(50)
+    book.ring.stamp(settled, clock.boot())
+    first = call()
+    clock.now += 0.5
+    book.ring.settle(settled, 30, clock.boot())
+    assert call() == first, "it is looked up once a second"
+    clock.now += 0.5
+    assert call() == (["0"] * 12, seconds()), "it stays for a bit more than a window"
+    clock.now += 20
+    assert call() == ([*["0"] * 8, "30", *["0"] * 3], seconds()), (
+        "what runs on may be sent again, or cost less"
+    )
 
 
 def test_contended_admits_only_up_to_the_smaller_of_grant_and_share(book, clock, give):

@@ -18,7 +18,9 @@ def call(operator):
     def one(member, keep, want):
         numbers[member] = numbers.get(member, 0) + 1
         figures = [keep, want, 0, 0, 0, min(keep, SAFE)]  # keep want least spent denied off
-        answer = operator.redis.eval(call_script(), 3, *keys, member, numbers[member], 0, "1", "", *figures)
+        answer = operator.redis.eval(
+            call_script(), 3, *keys, member, numbers[member], 0, "1", "", *figures, "0"
+        )
         return int(answer[2][0][1])
 
     return one

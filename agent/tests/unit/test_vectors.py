@@ -32,7 +32,8 @@ def test_the_core_reproduces_the_model(tb, number):
         elif what == "call":
             sent = book.prepare(step["beat"], step["pending"], step["smallest"], boot, wall, step["leave"])
             book.quiet = boot
-            assert (sent.args(), list(sent.leaves)) == (step["asks"], step["leaves"]), (at, step)
+            assert sent.args() == step["asks"], (at, step)
+            assert (sent.as_of_ms, list(sent.leaves)) == (step["asOfMs"], step["leaves"]), (at, step)
         elif what == "answer":
             drift.note(sent.boot, boot, step["ledger"])
             assert book.apply(sent, step["answer"]) == step["counted"], (at, step)

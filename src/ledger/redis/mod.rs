@@ -317,9 +317,7 @@ impl Ledger for RedisLedger {
             names.push(keys.book(&book.book));
             call_args(&book.ask, &mut args);
         }
-        if call.leave {
-            args.extend(call.books.iter().map(|book| leaves_arg(&book.ask)));
-        }
+        args.extend(call.books.iter().map(|book| leaves_arg(&book.ask)));
         let mut answer = self.script::<Vec<Value>>(uid, "call.lua", &self.inner.call, &names, &args).await?.into_iter();
         let version = read(&mut answer, "call.lua")?;
         let policy = read::<String>(&mut answer, "call.lua")?;

@@ -50,19 +50,19 @@ pub(super) fn plan_args((place, write, members): &Part<'_>, args: &mut Vec<Strin
     args.extend([*budget, *aside, *level, *safe, *lease_ms, u64::from(*first)].map(|number| number.to_string()));
     args.push(members.len().to_string());
     for (id, member) in members {
-        args.extend([(*id).clone(), member.share.to_string(), u8::from(member.gone).to_string()]);
+        args.extend([(*id).clone(), member.share.to_string(), member.finished_ms.unwrap_or(0).to_string()]);
     }
 }
 
 pub(super) fn call_args(ask: &Ask, args: &mut Vec<String>) {
-    let Ask { keep, want, least, spent, denied, off, leaves: _ } = ask;
+    let Ask { keep, want, least, spent, denied, off, as_of_ms: _, leaves: _ } = ask;
     args.extend([keep, want, least, spent, denied, off].map(ToString::to_string));
 }
 
-/// Amounts with spaces between them, but for zeros at the end.
+/// The time, and the amounts but for zeros at the end.
 pub(super) fn leaves_arg(ask: &Ask) -> String {
     let steps = ask.leaves.iter().rposition(|amount| *amount > 0).map_or(0, |last| last + 1);
-    ask.leaves[..steps].iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    [ask.as_of_ms].iter().chain(&ask.leaves[..steps]).map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 pub(super) fn planned_book(answer: &[i64]) -> Option<PlannedBook> {

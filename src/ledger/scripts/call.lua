@@ -1,26 +1,26 @@
 -- The one call of a member: beat, draw or leave. The contract is docs/protocol.md; common.lua comes before this text.
 -- KEYS: meta, members, books...   ARGV: member seq final version report, then per book: keep want least spent denied off,
--- and if final, per book: leaves
+-- then per book: asOf and leaves
 local CLAIM_SLOT, CLAIM_SLOTS = 250, 4
 -- seq record until share claim claimSlot round, out of what is stored for a member.
 local MEMBER = '^(%d+) (%d+) %d+ %d+ (%d+) %d+ (%d+) %d+ (%d+) (%d+) ?(%d*)'
 
+local LONG = string.rep('%d', 16)
+
 local member, seq, final = ARGV[1], whole(ARGV[2], 2 ^ 53), ARGV[3] == '1'
 local field = 'm:' .. member
-local each = final and 7 or 6
-if #ARGV ~= 5 + each * (#KEYS - 2) then error(each .. ' arguments for each book, not ' .. (#ARGV - 5)) end
+if #ARGV ~= 5 + 7 * (#KEYS - 2) then error('7 arguments for each book, not ' .. (#ARGV - 5)) end
 local figures = 5 + 6 * (#KEYS - 2)
 local amounts = wholes(6, figures, MOST)
 local replid, seq_text = replication_id(), int(seq)
 
--- How much of a member's window leaves it in each of the next steps: a space before each amount.
+-- When a member said it, and how much of its window leaves it in each of the next steps: stored as it came.
 local function steps(text)
-  local out, count = '', 0
-  for amount in string.gmatch(text, '%S+') do
-    out, count = out .. ' ' .. int(whole(amount, MOST)), count + 1
+  local _, count = string.gsub(text, '%d+', '')
+  if count < 1 or count > 1 + LEAVE_STEPS or string.find(text, '[^%d ]') or string.find(text, LONG) then
+    error('not a time and at most ' .. LEAVE_STEPS .. ' amounts: ' .. text)
   end
-  if count > LEAVE_STEPS then error('at most ' .. LEAVE_STEPS .. ' steps, not ' .. count) end
-  return out
+  return text
 end
 local leaves = {}
 for i = figures + 1, #ARGV do leaves[i - figures] = steps(ARGV[i]) end
@@ -103,7 +103,7 @@ local function settle_book(key, leaving, keep, want, least, spent, denied, off)
   -- Only what changed is written: most calls are beats of members whose grants stay as they are.
   local set = { 'HSET', key, 'clock', clock, 'time', now, field, seq_text .. ' ' .. record .. ' ' .. spent .. ' ' .. denied
     .. ' ' .. until_ .. ' ' .. off .. ' ' .. share .. ' ' .. ended .. ' ' .. claim .. ' ' .. claim_slot .. ' ' .. registers
-    .. (leaving or '') }
+    .. ' ' .. leaving }
   local function also(name, new, was)
     if new ~= was then
       set[#set + 1] = name

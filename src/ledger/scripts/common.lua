@@ -1,7 +1,9 @@
 -- What all scripts share; the Rust side puts this text before each of them. The contract is docs/protocol.md.
 local MAX_STEP, WINDOW, HOLD, TTL, CLOSED_TTL, MOST = 3000, 60000, 65000, 86400, 120, 1e12
--- What a member's last call says of its window: so many steps, of so many ms.
+-- What a member says of its window: so many steps, of so many ms.
 local LEAVE_STEPS, LEAVE_STEP = 12, 5000
+-- The kubelet cuts finishedAt to whole seconds, and a member's guard may have become shorter by so much since it spoke.
+local END_SLACK = 2000
 local CLOSED = 'detached'
 
 local time = redis.call('TIME')

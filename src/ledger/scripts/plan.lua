@@ -1,6 +1,6 @@
 -- Budgets, shares and evidence.   KEYS: meta, members, all books of the TokenBudget...
 -- ARGV: epoch books, then per book: place (in KEYS) budget aside level safe leaseMs first members, and per member:
--- id share gone. Books without arguments are only asked whether they still hold a record.
+-- id share finished (0: it runs). Books without arguments are only asked whether they still hold a record.
 if meta[2] == CLOSED then return { 'fenced' } end
 local CHUNK = 500
 local at = 2
@@ -16,7 +16,7 @@ for _ = 1, whole(ARGV[2], 1e6) do
   local p = { key = KEYS[place], budget = whole(take(), MOST), aside = whole(take(), MOST), level = whole(take(), MOST),
     safe = whole(take(), MOST), lease = whole(take(), MOST), first = take() == '1', members = {} }
   for i = 1, whole(take(), 1e6) do
-    p.members[i] = { id = take(), share = whole(take(), MOST), gone = take() == '1' }
+    p.members[i] = { id = take(), share = whole(take(), MOST), finished = whole(take(), 2 ^ 53) }
   end
   plans[#plans + 1] = p
 end
@@ -38,28 +38,38 @@ local function plan_book(p)
   end
 
   local function member(who, text)
-    if who.gone then leaving[who.id] = true end
+    if who.finished > 0 then leaving[who.id] = true end
     if not text then return end
     -- What stays as it is stays text: this runs for every member at every tick.
     local seq, old, calls, until_text, off_text, ended_text, rest =
       string.match(text, '^(%S+) (%S+) (%S+ %S+) (%S+) (%S+) %S+ (%S+) (.*)$')
     local record, until_, off, ended = tonumber(old), tonumber(until_text), tonumber(off_text), tonumber(ended_text)
-    if who.gone and ended == 0 then ended = clock end
-    if ended > 0 and clock >= ended + HOLD and clock >= until_ then
+    local leased = clock < until_
+    if who.finished > 0 and ended == 0 then
+      ended = clock
+      -- What left before the process ended made room for what it may have spent since it said so.
+      local head, as_of, leaves = string.match(rest, '^(%S+ %S+ %S+) (%S+)(.*)$')
+      local passed, step = math.ceil((who.finished + END_SLACK - tonumber(as_of)) / LEAVE_STEP), 0
+      rest = head .. ' ' .. as_of .. string.gsub(leaves, '%d+', function()
+        step = step + 1
+        if step <= passed then return '0' end
+      end)
+    end
+    if ended > 0 and clock >= ended + HOLD and not leased then
       lent, leaving[who.id] = lent - record, true
       return nil, true
     end
-    if ended > 0 then
+    if ended > 0 and not leased then
       -- What it said in its last call: so much has left its window since.
       local passed, step, gone = math.floor((clock - ended - (HOLD - WINDOW)) / LEAVE_STEP), 0, 0
-      local claim, leaves = string.match(rest, '^(%S+ %S+ %S+)(.*)$')
+      local head, leaves = string.match(rest, '^(%S+ %S+ %S+ %S+)(.*)$')
       leaves = string.gsub(leaves, '%d+', function(amount)
         step = step + 1
         if step > passed then return end
         gone = gone + tonumber(amount)
         return '0'
       end)
-      gone, rest = math.min(gone, record), claim .. leaves
+      gone, rest = math.min(gone, record), head .. leaves
       lent, record = lent - gone, record - gone
     end
     if ended == 0 and clock >= until_ + HOLD and record > off then

@@ -18,6 +18,9 @@ const WORTH: f64 = 5000.0;
 /// A ledger that has not answered for so long is out of touch, in seconds: nobody can take what is given up.
 const TOUCH: f64 = 4.0;
 
+/// What leaves the window when is looked up so often, in seconds.
+const LEAVES_EVERY: f64 = 1.0;
+
 /// How long a record is held after a lease, in seconds (`HOLD_MS`).
 pub const HOLD: f64 = 65.0;
 
@@ -74,6 +77,10 @@ pub struct Book {
     pub slack: f64,
     /// What was given up while a call was under way.
     yielded: u64,
+    /// What leaves the window when, and as of when that was said last; the boot time is that of the next time.
+    leaves: [u64; LEAVE_STEPS],
+    as_of_ms: u64,
+    leaves_at: f64,
     /// What draws are to ask for beyond the waiting requests.
     pub pending: f64,
     rules: Rules,
@@ -100,6 +107,9 @@ impl Book {
             quiet: boot,
             slack: 1.0,
             yielded: 0,
+            leaves: [0; LEAVE_STEPS],
+            as_of_ms: 0,
+            leaves_at: boot,
             pending: 0.0,
             rules,
         }
@@ -174,12 +184,16 @@ impl Book {
         let spent = ceil(self.ring.spent() - 1e-6);
         let mut keep = self.grant.max(spent);
         let mut want = keep;
-        let (mut least, mut leaves) = (0, [0; LEAVE_STEPS]);
+        let mut least = 0;
+        if leave || now.boot >= self.leaves_at {
+            self.leaves = self.ring.leaving(now.boot, leave).map(floor);
+            self.as_of_ms = floor(now.wall * 1000.0);
+            self.leaves_at = now.boot + LEAVES_EVERY;
+        }
         let mut off = keep.min(self.safe);
         if leave {
             (keep, want) = (spent, spent);
             off = spent.min(self.safe);
-            leaves = self.ring.leaving(now.boot).map(floor);
             self.left = true;
         } else if !self.answered {
             // What it will come to when no answer ever comes; the ledger knows of it before.
@@ -203,7 +217,9 @@ impl Book {
         self.off = self.off.min(off);
         (self.yielded, self.pending) = (0, 0.0);
         let denied = ceil(self.denied.total() - 1e-6);
-        Sent { ask: Ask { keep, want: if leave { 0 } else { want }, least, spent, denied, off, leaves }, at: now }
+        let want = if leave { 0 } else { want };
+        let (as_of_ms, leaves) = (self.as_of_ms, self.leaves);
+        Sent { ask: Ask { keep, want, least, spent, denied, off, as_of_ms, leaves }, at: now }
     }
 
     /// What a beat keeps and wants: under pressure what it does not use goes back, a third of the way.

@@ -26,6 +26,8 @@ struct Slot {
     /// In units of [`SLOT`]: it leaves a window after the end of this one.
     index: i64,
     amount: f64,
+    /// What of it is of charges that are settled: it can neither be sent again nor cost less.
+    settled: f64,
     /// Turns of the event loop that took long since it was stamped.
     turns: u32,
 }
@@ -112,7 +114,7 @@ impl Ring {
             }
             index = last.index;
         }
-        self.slots.push_back(Slot { id: self.next_id, index, amount: 0.0, turns: 0 });
+        self.slots.push_back(Slot { id: self.next_id, index, amount: 0.0, settled: 0.0, turns: 0 });
         self.next_id += 1;
         self.slots.len() - 1
     }
@@ -133,11 +135,15 @@ impl Ring {
             }
             Some(id) => match self.find(id) {
                 None => self.sent += charge.amount,
-                Some(place) => self.slots[place].amount -= charge.amount,
+                Some(place) => {
+                    self.slots[place].amount -= charge.amount;
+                    self.slots[place].settled -= if charge.closed { charge.amount } else { 0.0 };
+                }
             },
         }
         let place = self.newest(now);
         self.slots[place].amount += charge.amount;
+        self.slots[place].settled += if charge.closed { charge.amount } else { 0.0 };
         charge.slot = Some(self.slots[place].id);
     }
 
@@ -157,15 +163,19 @@ impl Ring {
             charge.closed = false;
             self.stamp(charge, now);
             charge.closed = true;
+            if let Some(place) = charge.slot.and_then(|id| self.find(id)) {
+                self.slots[place].settled += charge.amount;
+            }
             return;
         };
-        let place = match self.find(id) {
-            Some(place) => place,
+        let (place, settled) = match self.find(id) {
+            Some(place) => (place, charge.amount + delta),
             None if delta <= 0.0 && self.rules.hold(Rule::SettleInSlot) => return,
-            None => self.newest(now),
+            None => (self.newest(now), delta),
         };
         charge.slot = Some(self.slots[place].id);
         self.slots[place].amount += delta;
+        self.slots[place].settled += settled;
         self.sent += delta;
         charge.amount += delta;
     }
@@ -210,13 +220,15 @@ impl Ring {
         None
     }
 
-    /// How much of it leaves in each [`LEAVE_STEP`] from now on; what is unsent or leaves later is not in it.
+    /// How much of it leaves in each [`LEAVE_STEP`] from now on; what is unsent or leaves later is not in it. `all`: no
+    /// request is running any more. Otherwise only what is settled counts.
     #[must_use]
-    pub fn leaving(&self, now: f64) -> [f64; LEAVE_STEPS] {
+    pub fn leaving(&self, now: f64, all: bool) -> [f64; LEAVE_STEPS] {
+        let all = all || !self.rules.hold(Rule::LeavesSettled);
         let mut steps = [0.0; LEAVE_STEPS];
         for slot in &self.slots {
             if let Some(step) = steps.get_mut(((self.leaves(slot) - now) / LEAVE_STEP) as usize) {
-                *step += slot.amount;
+                *step += if all { slot.amount } else { slot.settled };
             }
         }
         steps

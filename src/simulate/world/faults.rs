@@ -40,7 +40,8 @@ impl World<'_> {
             Fault::FalseEnd(place) => {
                 if let Some(who) = at(place) {
                     let (member, since) = (self.slots[who].name.clone(), self.slots[who].since);
-                    self.ended.push(Seen { member, since, ended: true, vanished: false });
+                    let finished_ms = Some(self.finished_ms(who));
+                    self.ended.push(Seen { member, since, finished_ms, vanished: false });
                 }
             }
             Fault::Fork(place) => {
@@ -94,12 +95,19 @@ impl World<'_> {
         }
     }
 
+    /// `finishedAt`, if its container ended now: whole seconds of the node's wall clock.
+    fn finished_ms(&self, who: usize) -> u64 {
+        self.clocks(who).wall.max(1.0) as u64 * 1000
+    }
+
     fn kill(&mut self, who: usize) {
+        let finished_ms = self.finished_ms(who);
         let slot = &mut self.slots[who];
         slot.alive = false;
         slot.deferred.clear();
         let vanished = self.pods[slot.pod].1;
-        self.ended.push(Seen { member: slot.name.clone(), since: slot.since, ended: !vanished, vanished });
+        let finished_ms = (!vanished).then_some(finished_ms);
+        self.ended.push(Seen { member: slot.name.clone(), since: slot.since, finished_ms, vanished });
         self.count();
     }
 

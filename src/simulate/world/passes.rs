@@ -9,7 +9,7 @@ impl World<'_> {
         seen.extend(self.slots.iter().filter(|s| s.alive).map(|s| Seen {
             member: s.name.clone(),
             since: s.since,
-            ended: false,
+            finished_ms: None,
             vanished: self.pods[s.pod].1,
         }));
         seen

@@ -13,7 +13,7 @@ pub use arms::{Arm, Demand};
 use run::Run;
 
 use super::bench::{BUDGET, Bench};
-use super::fleet::Fleet;
+use super::fleet::{Fleet, until};
 use super::redis::command;
 use super::rig::Rig;
 use crate::clock::unix_ms;
@@ -94,7 +94,10 @@ async fn prepare(rig: &Rig, bench: &Bench<'_>, arm: Arm) -> Result<()> {
     deployment(&["set", "image", "deployment/litellm", &image])?;
     if arm == Arm::TokenBudget {
         rig.apply("tokenbudget.yaml")?;
-        fleet.until_condition("gpt-4o", "Accepted", "True", None, Duration::from_secs(30)).await?;
+        until("the pod template has the agent", Duration::from_secs(30), || {
+            Ok(fleet.get("deployment", "litellm")?["spec"]["template"].to_string().contains("tokenbudget"))
+        })
+        .await?;
     }
     deployment(&["scale", "deployment/litellm", &format!("--replicas={}", arms::REPLICAS)])?;
     fleet.until_ready(usize::try_from(arms::REPLICAS)?, BOOT).await?;
