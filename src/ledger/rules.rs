@@ -7,6 +7,10 @@ use super::{Ask, BookAnswer, BookStanding, HOLD_MS, LEAVE_STEP_MS, MemberPlan, P
 /// The most that ledger time moves between two calls, ms: a step of the server's clock ends nothing early (design rule 10).
 const MOST_STEP_MS: u64 = 3_000;
 
+/// A ledger that was silent for a lease and this has to learn, ms: a process that it never heard of admits nothing for a lease
+/// and [`HOLD_MS`] ([`Rule::NeverAnswered`]), and one of 30 s is counted by the operator ([`Rule::SetAside`]).
+const SILENT_MS: u64 = HOLD_MS - 30_000;
+
 /// A claim is kept by slots of this length, ms.
 const CLAIM_SLOT_MS: u64 = 250;
 
@@ -36,7 +40,7 @@ pub enum Rule {
     HoldGone,
     /// No record goes or falls while its lease may last.
     KeepWhileLeased,
-    /// A new server, or one that was silent for a lease, lends nothing for a while.
+    /// A new server, or one that was silent for long, lends nothing for a while.
     Learn,
     /// What left before a process was killed, and after its last call, frees nothing.
     LeavesAfterEnd,
@@ -318,14 +322,13 @@ impl BookState {
     }
 
     /// Ledger time, and whether the ledger has to learn anew: another server wrote last, so what it wrote at the end may be
-    /// missing here; or nobody called for a lease, so that every process has lost the ledger, also ones that it never
-    /// heard of.
+    /// missing here; or nobody called for so long that processes that nobody has heard of may have begun to admit.
     fn at(&self, at: &Moment<'_>, lease_ms: u64, rules: &Rules) -> Now {
         let gap = at.time_ms.saturating_sub(self.time_ms);
         let step = if rules.hold(Rule::ClampClock) { gap.min(MOST_STEP_MS) } else { gap };
         let clock = self.clock_ms + step;
         let (mut learn_until, mut round, mut spare) = (self.learn_until_ms, self.round, self.spare);
-        if (self.replid != at.replid || gap >= lease_ms) && rules.hold(Rule::Learn) {
+        if (self.replid != at.replid || gap >= lease_ms + SILENT_MS) && rules.hold(Rule::Learn) {
             learn_until = learn_until.max(clock + lease_ms + HOLD_MS);
             (round, spare) = (round + 2, 0);
         }

@@ -2,6 +2,8 @@
 local MAX_STEP, WINDOW, HOLD, TTL, CLOSED_TTL, MOST = 3000, 60000, 65000, 86400, 120, 1e12
 -- What a member says of its window: so many steps, of so many ms.
 local LEAVE_STEPS, LEAVE_STEP = 12, 5000
+-- A process that the ledger never heard of admits nothing for a lease and HOLD; at 30 s the operator counts it.
+local SILENT = HOLD - 30000
 -- The kubelet cuts finishedAt to whole seconds, and a member's guard may have become shorter by so much since it spoke.
 local END_SLACK = 2000
 local CLOSED = 'detached'
@@ -40,8 +42,8 @@ end
 local function advance(clock, since) return clock + math.max(0, math.min(now - since, MAX_STEP)) end
 
 -- Nothing is lent for a while when another server wrote last: what that one wrote at the end may be missing here. The same
--- when nobody called for a lease: every process has lost the ledger, also ones that it never heard of.
+-- when nobody called for so long that processes that nobody has heard of may have begun to admit.
 local function learning(learn, round, spare, wrote, replid, since, clock, lease)
-  if wrote ~= replid or now - since >= lease then return math.max(learn, clock + lease + HOLD), round + 2, 0 end
+  if wrote ~= replid or now - since >= lease + SILENT then return math.max(learn, clock + lease + HOLD), round + 2, 0 end
   return learn, round, spare
 end
