@@ -17,7 +17,7 @@ use crate::api::{
     AttachPolicy, ConditionKind as Kind, Conditions, LimitStatus, Mode, PodStatus, Reason, TokenBudget,
     TokenBudgetStatus,
 };
-use crate::ledger::{BookState, MemberState, Unit};
+use crate::ledger::{BookState, MemberRecord, MemberState, Unit};
 use crate::plan::pressure_percent;
 
 /// Rows for pods in the status at most; the rest is in the metrics.
@@ -78,7 +78,7 @@ fn limit_rows(
         .filter_map(|write| Some((write, planned.books.get(&write.book)?)))
         .map(|(write, book)| {
             let state = books.get(&(write.book.limit.clone(), write.book.unit));
-            let spent = state.iter().flat_map(|s| s.members.values()).map(|m| m.spent).sum();
+            let spent = state.iter().flat_map(|s| s.members.values()).map(MemberRecord::in_window).sum();
             let worst = memory.worst.entry(write.book.clone()).or_default();
             let living = || state.iter().flat_map(|s| s.members.values()).filter(|m| m.ended_ms.is_none());
             LimitStatus {
@@ -130,7 +130,7 @@ fn pod_rows(valid: &Validated, books: &Books<'_>) -> Vec<PodStatus> {
             });
             row.share += signed(record.share);
             row.grant += signed(record.record);
-            row.spent += signed(record.spent);
+            row.spent += signed(record.in_window());
             row.denied += signed(record.denied);
             row.workers += 1;
             let state = if offline { "Offline".to_owned() } else { format!("{:?}", report.state) };

@@ -38,6 +38,12 @@ pub struct MemberRecord {
 }
 
 impl MemberRecord {
+    /// What it may have in its window now: what it said, but no more than its record, which falls once it is silent or ended.
+    #[must_use]
+    pub fn in_window(&self) -> u64 {
+        self.spent.min(self.record)
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_ascii_whitespace().map(|word| word.parse::<u64>().ok());
         let mut next = || words.next()?;

@@ -30,6 +30,18 @@ fn write(limit: &str, unit: Unit) -> PlanWrite {
     }
 }
 
+fn intent(writes: Vec<PlanWrite>) -> Intent {
+    let policy: Policy = json(serde_json::json!({"version": "", "tokenBudget": "a/b", "uid": "u", "mode": "Enforce",
+        "reserve": "MaxTokens", "maxWaitMs": 0, "onLedgerLoss": "SafeShare", "leaseMs": 1, "beatMs": 1, "limits": []}));
+    Intent { policy, writes, forgotten: Vec::new() }
+}
+
+fn rows(intent: &Intent, applied: &Applied, traffic: &Traffic, books: &Books<'_>) -> Vec<LimitStatus> {
+    let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+        "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}]}}));
+    limit_rows(&tb, intent, applied, traffic, books, &mut Memory::default(), Timestamp::MIN)
+}
+
 fn row(spent: i64, outside: Option<i64>) -> TokenBudgetStatus {
     let row = LimitStatus {
         name: "gpt".to_owned(),
@@ -73,10 +85,8 @@ fn what_is_of_the_limit_stands_in_its_first_row() {
         write("o", Unit::Requests),
         write("x", Unit::Tokens),
     ];
-    let policy: Policy = json(serde_json::json!({"version": "", "tokenBudget": "a/b", "uid": "u", "mode": "Enforce",
-        "reserve": "MaxTokens", "maxWaitMs": 0, "onLedgerLoss": "SafeShare", "leaseMs": 1, "beatMs": 1, "limits": []}));
     let applied = planned(&writes);
-    let intent = Intent { policy, writes, forgotten: Vec::new() };
+    let intent = intent(writes);
     let percent = ReservedPercent { p50: 118, p99: 640 };
     let outside = LimitOutside { tokens: 12_000, requests: 9 };
     let traffic = Traffic {
@@ -84,11 +94,21 @@ fn what_is_of_the_limit_stands_in_its_first_row() {
         outside: [("gpt".to_owned(), outside.clone())].into(),
         past_router: Vec::new(),
     };
-    let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
-        "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}]}}));
-    let rows = limit_rows(&tb, &intent, &applied, &traffic, &Books::new(), &mut Memory::default(), Timestamp::MIN);
+    let rows = rows(&intent, &applied, &traffic, &Books::new());
     let shown: Vec<_> = rows.into_iter().map(|row| (row.reserved_percent, row.outside)).collect();
     assert_eq!(shown, [(Some(percent.clone()), Some(outside)), (None, None), (Some(percent), None), (None, None)]);
+}
+
+#[test]
+fn what_a_process_had_spent_when_it_ended_goes_with_its_record() {
+    let member = |spent, record, ended_ms| MemberRecord { spent, record, ended_ms, ..MemberRecord::default() };
+    let members = [("live", member(30, 40, None)), ("killed", member(70, 20, Some(1)))];
+    let members = members.into_iter().map(|(id, member)| (id.to_owned(), member)).collect();
+    let state = BookState { members, ..BookState::default() };
+    let writes = vec![write("gpt", Unit::Tokens)];
+    let books = Books::from([(("gpt".to_owned(), Unit::Tokens), &state)]);
+    let rows = rows(&intent(writes.clone()), &planned(&writes), &Traffic::default(), &books);
+    assert_eq!(rows[0].spent, 50);
 }
 
 #[test]
