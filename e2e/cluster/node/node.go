@@ -88,6 +88,9 @@ func Run(ctx context.Context, config Config) error {
 		return err
 	}
 	pods := podInformers(client, config.Name)
+	if err := p.watchReadiness(pods.Core().V1().Pods().Informer()); err != nil {
+		return err
+	}
 	podController, err := newPodController(p, client, pods, factory)
 	if err != nil {
 		return err
@@ -158,6 +161,25 @@ func newNodeController(config Config, client kubernetes.Interface) (*node.NodeCo
 		return nil, fmt.Errorf("creating the node controller: %w", err)
 	}
 	return controller, nil
+}
+
+// watchReadiness has pods say again that they are ready when somebody else said that they are not.
+func (p *provider) watchReadiness(pods cache.SharedIndexInformer) error {
+	_, err := pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		UpdateFunc: func(_, object any) {
+			seen, ok := object.(*corev1.Pod)
+			if !ok {
+				return
+			}
+			if worker := p.worker(seen.Namespace, seen.Name); worker != nil && worker.Pod().UID == seen.UID {
+				worker.Reconcile(seen.Status)
+			}
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("watching the readiness of pods: %w", err)
+	}
+	return nil
 }
 
 // watchVolumes brings the volumes of pods up to date when the objects that

@@ -57,6 +57,33 @@ func (w *Worker) publish(ctx context.Context) error {
 	return nil
 }
 
+// Reconcile has the readiness published again if the API server has another one: the
+// node lifecycle controller takes it from all pods of a node that was silent for a while.
+func (w *Worker) Reconcile(seen corev1.PodStatus) {
+	w.publishing.Lock()
+	differs := takeReadiness(&w.published, seen)
+	w.publishing.Unlock()
+	if differs {
+		w.changed()
+	}
+}
+
+// takeReadiness puts the readiness that was seen into a status, and tells whether it differed.
+func takeReadiness(status *corev1.PodStatus, seen corev1.PodStatus) bool {
+	differs := false
+	for _, condition := range seen.Conditions {
+		if condition.Type != corev1.PodReady && condition.Type != corev1.ContainersReady {
+			continue
+		}
+		for i := range status.Conditions {
+			if own := &status.Conditions[i]; own.Type == condition.Type && own.Status != condition.Status {
+				*own, differs = condition, true
+			}
+		}
+	}
+	return differs
+}
+
 // statusPatch leads from one status to another on the object with the UID.
 func statusPatch(uid types.UID, from, to corev1.PodStatus) ([]byte, error) {
 	before, err := json.Marshal(corev1.Pod{Status: from})

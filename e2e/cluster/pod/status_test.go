@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -62,5 +63,26 @@ func TestStatusKeepsTransitionTimesAndOthersConditions(t *testing.T) {
 	_, ready = podutil.GetPodCondition(&status, corev1.PodReady)
 	if ready.Status != corev1.ConditionFalse || ready.LastTransitionTime.Unix() != 300 || ready.ObservedGeneration != 3 {
 		t.Errorf("unexpected condition %+v", ready)
+	}
+}
+
+func TestReadinessThatOthersTookIsPublishedAgain(t *testing.T) {
+	ready := func(status corev1.ConditionStatus) corev1.PodStatus {
+		return corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: status}}}
+	}
+	published := ready(corev1.ConditionTrue)
+	if takeReadiness(&published, ready(corev1.ConditionTrue)) {
+		t.Error("nothing differs")
+	}
+	if !takeReadiness(&published, ready(corev1.ConditionFalse)) {
+		t.Error("somebody else took the readiness")
+	}
+	o := observation{containers: []corev1.ContainerStatus{{
+		Name: "c", Ready: true, Started: ptr.To(true), State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}},
+	}}}
+	status := computeStatus(&corev1.Pod{}, published, o, metav1.NewTime(time.Unix(200, 0)))
+	patch, err := statusPatch("uid", published, status)
+	if err != nil || !strings.Contains(string(patch), `"status":"True","type":"Ready"`) {
+		t.Errorf("the patch is %s, %v", patch, err)
 	}
 }
