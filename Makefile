@@ -64,6 +64,10 @@ test-alerts: ## What the chart's alerts fire on, by promtool (5 minutes to build
 chaos: prepare build ## What breaks in production, broken on purpose under load: 17 faults, a table of figures (50 minutes)
 	target/release/scenario chaos
 
+.PHONY: bench
+bench: prepare prepare-litellm build ## TokenBudget beside what LiteLLM has, on the same requests: tables and a plot (90 minutes)
+	target/release/scenario bench
+
 .PHONY: check
 check: prepare-check ## The fast loop: format, lints, unit and property tests, Python lints; no cluster
 	cargo fmt --all --check

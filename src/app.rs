@@ -77,7 +77,7 @@ pub async fn run(options: Run, filter: ops::Filter) -> Result<(), Error> {
     info!(version = env!("CARGO_PKG_VERSION"), listen = %options.listen, "TokenBudget");
 
     tokio::select! {
-        () = wait_for_crd(&client) => readiness.done(CRD),
+        () = wait_for_crd(&client, &options.namespaces) => readiness.done(CRD),
         () = wait(stopped.clone()) => return Ok(()),
     }
     let (leadership, election) = elect(&client, &options, stopped.clone());
@@ -181,22 +181,25 @@ async fn follow_leadership(mut leadership: Leadership, ctx: Arc<Context>, metric
 }
 
 /// Without the CustomResourceDefinition there is nothing to watch; the operator waits for it, and does not crash.
-async fn wait_for_crd(client: &Client) {
+async fn wait_for_crd(client: &Client, namespaces: &[String]) {
     let name = <TokenBudget as kube::CustomResourceExt>::crd_name();
-    let api: Api<TokenBudget> = Api::all(client.clone());
+    // Listing where it watches needs no more rights than it has anyway.
+    let api: Api<TokenBudget> = namespaces
+        .first()
+        .map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace));
     let mut said = false;
     loop {
-        // Listing needs no more rights than the operator has anyway.
         let one = kube::api::ListParams::default().limit(1);
         match api.list(&one).await {
             Ok(_) => return,
-            // A Role cannot list all namespaces; that it is refused says that the resource is there.
-            Err(kube::Error::Api(status)) if status.is_forbidden() => return,
-            Err(error) => {
-                if !std::mem::replace(&mut said, true) {
-                    warn!(crd = name, %error, "waiting for the CustomResourceDefinition: install it with the chart, or `tokenbudget crd | kubectl apply -f -`");
-                }
+            Err(error) if !std::mem::replace(&mut said, true) => {
+                let hint = match &error {
+                    kube::Error::Api(status) if status.is_forbidden() => "give its ServiceAccount the chart's roles",
+                    _ => "install it with the chart, or `tokenbudget crd | kubectl apply -f -`",
+                };
+                warn!(crd = name, %error, "waiting for the CustomResourceDefinition: {hint}");
             }
+            Err(_) => {}
         }
         tokio::time::sleep(CRD_RETRY).await;
     }

@@ -23,7 +23,8 @@ pub async fn run(rig: &Rig) -> Result<()> {
     overlap(rig, &fleet).await?;
     headroom_and_pause(rig, &fleet).await?;
     ensure!(self::generation(&fleet, "litellm")? == generation, "a field that is no rollout changed the Deployment");
-    rolling_update(rig, &fleet).await
+    rolling_update(rig, &fleet).await?;
+    one_namespace(rig, &fleet).await
 }
 
 fn generation(fleet: &Fleet<'_>, deployment: &str) -> Result<Value> {
@@ -111,5 +112,19 @@ async fn rolling_update(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     println!(
         "check: agentUpdatePolicy RollingUpdate names the agent's digest in the template, and nothing rolls twice"
     );
+    Ok(())
+}
+
+/// With a Role in one namespace instead of a ClusterRole the operator does the same; what it is refused, `rights` finds.
+async fn one_namespace(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
+    rig.helm_install(&["watchNamespaces={llm}"])?;
+    let roles = rig.kubectl(&["get", "clusterroles", "-l", "app.kubernetes.io/name=tokenbudget", "-o", "name"])?;
+    ensure!(roles.trim().is_empty(), "with watchNamespaces there is still {roles}");
+    set(rig, "gpt-4o", r#"{"headroomPercent": 20}"#)?;
+    until_budget(fleet, 48_000).await?;
+    set(rig, "gpt-4o", r#"{"headroomPercent": 0}"#)?;
+    let took = until_budget(fleet, 60_000).await?;
+    rig.helm_install(&[])?;
+    println!("check: with watchNamespaces={{llm}} and no ClusterRole a change holds after {:.1} s", took.as_secs_f32());
     Ok(())
 }

@@ -19,8 +19,8 @@ use super::rig::Rig;
 use crate::clock::unix_ms;
 use crate::load::{Burst, LoadSpec, Skew};
 
-/// How long each demand lasts: over more than one edge of LiteLLM's minutes.
-const LOAD: Duration = Duration::from_secs(130);
+/// How long each demand lasts: over two edges of LiteLLM's minutes, and with [`EMPTY`] no more than three of them.
+const LOAD: Duration = Duration::from_secs(115);
 
 /// The window is empty after that.
 const EMPTY: Duration = Duration::from_secs(62);
