@@ -10,7 +10,7 @@ pub mod fault;
 pub mod judge;
 pub mod member;
 mod operator;
-mod process;
+pub mod process;
 pub mod report;
 pub mod scenarios;
 mod server;

@@ -7,10 +7,11 @@ import "path/filepath"
 const (
 	// ClusterVariable names the environment variable that every process of a
 	// cluster carries; its value is the cluster's absolute folder.
-	ClusterVariable = "TOKENBUDGET_CLUSTER_DIR"
+	ClusterVariable = "LOCAL_CLUSTER_DIR"
 	// ContainerVariable names the environment variable that every process of
-	// a container carries; its value is "<pod UID>/<container name>".
-	ContainerVariable = "TOKENBUDGET_CONTAINER"
+	// a container carries; its value is "<pod UID>/<container name>". No
+	// workload may have one of the same name: it would get this value.
+	ContainerVariable = "LOCAL_CLUSTER_CONTAINER"
 )
 
 // ClusterMarker is the environment entry of the processes of the cluster in

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use rig::clock::interrupted;
 use rig::scenario::chaos::{self, Fault};
 use rig::scenario::compare::{self, Arm, Demand};
-use rig::scenario::{Paths, Rig, checks, demo, footprint, uninstall};
+use rig::scenario::{Paths, Rig, checks, demo, footprint, scale, uninstall};
 
 /// The local cluster and the scenarios on it. `make up`, `make down`, `make demo` and `make test` call it.
 #[derive(Debug, Parser)]
@@ -53,6 +53,12 @@ enum Command {
     },
     /// What the operator costs in memory, CPU and requests: one TokenBudget, 1,000, and 5,000 pods of others (12 minutes).
     Footprint,
+    /// Fleets larger than this machine could run: pods that are only objects, members by a load program (25 minutes).
+    Scale {
+        /// Only these parts.
+        #[arg(long, value_delimiter = ',')]
+        parts: Vec<scale::Part>,
+    },
 }
 
 #[tokio::main]
@@ -87,6 +93,10 @@ async fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Uninstall => {
             on_a_cluster("uninstall", async |rig: &Rig| uninstall::alone(rig).await.map(|()| true)).await
+        }
+        Command::Scale { parts } => {
+            let parts = or_all(parts);
+            on_a_cluster("scale", async |rig: &Rig| scale::run(rig, &parts).await.map(|()| true)).await
         }
         Command::Footprint => {
             on_a_cluster("footprint", async |rig: &Rig| footprint::run(rig).await.map(|()| true)).await

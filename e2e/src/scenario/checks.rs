@@ -11,7 +11,7 @@ use super::fleet::{Fleet, conditions, text};
 use super::operator::{Passes, restarts};
 use super::outsider::Outsider;
 use super::rig::Rig;
-use super::{admission, audit, failover, knobs, logs, manners, releases, rights, shapes, uninstall};
+use super::{admission, audit, failover, killed, knobs, logs, manners, releases, rights, shapes, uninstall};
 
 /// What the API server refuses at once: a spec, and words of the answer.
 const REFUSED: [(&str, &str, &str); 8] = [
@@ -103,6 +103,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     println!("check: bad input is answered, the operator lives, the pods serve");
     terminal(rig)?;
     failover::run(rig).await?;
+    killed::run(rig, &fleet).await?;
 
     quiet(rig).await?;
     leaves_no_trace(rig, &fleet).await?;

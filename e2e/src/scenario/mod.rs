@@ -11,6 +11,7 @@ mod failover;
 mod figures;
 mod fleet;
 pub mod footprint;
+mod killed;
 mod knobs;
 mod logs;
 mod manners;
@@ -23,6 +24,7 @@ mod releases;
 mod replicas;
 mod rig;
 mod rights;
+pub mod scale;
 mod shapes;
 pub mod uninstall;
 

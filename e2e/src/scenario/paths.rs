@@ -11,7 +11,7 @@ use serde_json::json;
 use super::rig::Rig;
 
 /// Marks every process of a cluster, so that `down` finds it whatever happened.
-const MARK: &str = "TOKENBUDGET_CLUSTER_DIR";
+const MARK: &str = "LOCAL_CLUSTER_DIR";
 
 /// The version of a part, as `e2e/versions.env` has it; empty for one that it does not name.
 pub(super) fn version(name: &str) -> &'static str {

@@ -74,6 +74,16 @@ pub fn kill_redis(rig: &Rig) -> Result<()> {
     cluster::redis(rig)?.signal(process::Signal::Kill)
 }
 
+/// Kills a LiteLLM process of the fleet, and answers with its pod.
+///
+/// # Errors
+/// When none is Ready.
+pub fn kill_process(rig: &Rig) -> Result<String> {
+    let (pod, process) = cluster::a_pod(rig, 0)?;
+    process.signal(process::Signal::Kill)?;
+    Ok(pod)
+}
+
 async fn one(rig: &Rig, bench: &Bench<'_>, fault: Fault, spec: LoadSpec, enforcing_ms: u64) -> Result<Row> {
     let (name, title) = fault.told();
     println!("\n== {title}");

@@ -1,0 +1,363 @@
+//! Members by the thousand: each does what an agent does (its model, `src/simulate/process.rs`), over the real protocol.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use tokenbudget::ledger::rules::Rules;
+use tokenbudget::ledger::{BookCall, BookId, Call, Ledger, MemberState, Policy, RedisLedger, Report, Timeouts, Unit};
+use tokenbudget::simulate::Manners;
+use tokenbudget::simulate::member::Clocks;
+use tokenbudget::simulate::process::{DRAW_GAP, Process, Request, Verdict};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::pods::Made;
+
+/// Tokens of a request.
+const SIZE: f64 = 300.0;
+
+/// What a member spends when it is its turn, as a multiple of its fair part, and when it is not.
+const BUSY: f64 = 2.0;
+const IDLE: f64 = 0.1;
+
+/// A report is made anew so often.
+const REPORT: Duration = Duration::from_secs(10);
+
+/// A share that differs by less from where it comes to has reached it, as a part of the way.
+const REACHED: f64 = 0.1;
+
+/// Connections to Redis; an agent has one of its own, which costs Redis memory and no more.
+const CONNECTIONS: usize = 16;
+
+/// All members, as they live.
+pub struct Members {
+    ledgers: Vec<RedisLedger>,
+    shared: Arc<Shared>,
+    turn: watch::Sender<Turn>,
+    /// Members of one TokenBudget per pod, in the order of the pods.
+    live: BTreeMap<String, CancellationToken>,
+    started: usize,
+}
+
+/// Whose turn it is to be busy: members with an even number first.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    odd: bool,
+    since: Instant,
+}
+
+#[derive(Default)]
+struct Shared {
+    calls: AtomicU64,
+    failed: AtomicU64,
+    /// Shares since the last shift, when they changed: by member, seconds and tokens.
+    shares: Mutex<BTreeMap<String, Vec<(f64, u64)>>>,
+    /// How long calls took, in ms, in the current window.
+    took_ms: Mutex<Vec<f64>>,
+    /// When a member was first lent something, seconds after it started.
+    first: Mutex<Vec<f64>>,
+}
+
+/// What the members saw in a while.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Calls that were answered.
+    pub calls: u64,
+    /// Calls that failed.
+    pub failed: u64,
+    /// 99 % of calls took no longer, in ms.
+    pub p99_ms: Option<f64>,
+}
+
+impl Members {
+    /// None yet.
+    ///
+    /// # Errors
+    /// When the URL cannot be used.
+    pub fn new(redis_url: &str) -> Result<Self> {
+        let connect = |_| RedisLedger::connect(redis_url, Timeouts::default());
+        let ledgers = (0..CONNECTIONS).map(connect).collect::<Result<_, _>>()?;
+        let (turn, _) = watch::channel(Turn { odd: false, since: Instant::now() });
+        Ok(Self { ledgers, shared: Arc::default(), turn, live: BTreeMap::new(), started: 0 })
+    }
+
+    /// How many live.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Starts a member in each of these pods.
+    ///
+    /// # Errors
+    /// When the ledger has no book yet.
+    pub async fn start(&mut self, made: &Made, pods: &[(String, String)]) -> Result<()> {
+        let book = BookId::new(super::LIMIT, Unit::Tokens);
+        let seen = self.ledgers[0].observe(&made.uid, std::slice::from_ref(&book)).await?;
+        let state = seen.books.get(&book).with_context(|| format!("{} has no book", made.name))?;
+        let fair = state.budget as f64 / made.pods.len().max(1) as f64;
+        for (pod, pod_uid) in pods {
+            let number = self.started;
+            self.started += 1;
+            let end = CancellationToken::new();
+            self.live.insert(pod_uid.clone(), end.clone());
+            let member = Member {
+                uid: made.uid.clone(),
+                id: format!("{pod_uid}.1.{number}"),
+                pod: pod.clone(),
+                pod_uid: pod_uid.clone(),
+                started: Timestamp::now(),
+                book: book.clone(),
+                limits: (state.budget, state.safe),
+                odd: number % 2 == 1,
+                fair: fair / 60.0,
+                offset: (number * 7919 % 1000) as f64 / 1000.0,
+                ledger: self.ledgers[number % CONNECTIONS].clone(),
+                shared: self.shared.clone(),
+                turn: self.turn.subscribe(),
+            };
+            tokio::spawn(async move { end.run_until_cancelled(member.live()).await });
+        }
+        Ok(())
+    }
+
+    /// Ends members without a word, by the UIDs of their pods.
+    pub fn kill(&mut self, pods: &[(String, String)]) {
+        for (_, pod_uid) in pods {
+            if let Some(end) = self.live.remove(pod_uid) {
+                end.cancel();
+            }
+        }
+    }
+
+    /// Those that were idle are busy from now on, and the other way round.
+    pub fn shift(&self) {
+        lock(&self.shared.shares).clear();
+        self.turn.send_modify(|turn| *turn = Turn { odd: !turn.odd, since: Instant::now() });
+    }
+
+    /// Seconds from the last shift until the shares of so many members (0 to 1) were where they came to.
+    #[must_use]
+    pub fn reached(&self, part: f64) -> Option<f64> {
+        let shares = lock(&self.shared.shares);
+        let mut times: Vec<f64> = shares.values().filter_map(|way| arrival(way)).collect();
+        quantile(&mut times, part)
+    }
+
+    /// Forgets when members were first lent something.
+    pub fn forget_first(&self) {
+        lock(&self.shared.first).clear();
+    }
+
+    /// How many were lent something since then, and within how many seconds of their start so many of them (0 to 1) were.
+    #[must_use]
+    pub fn first(&self, part: f64) -> (usize, Option<f64>) {
+        let mut times = lock(&self.shared.first).clone();
+        (times.len(), quantile(&mut times, part))
+    }
+
+    /// What was seen since the last time that this was asked.
+    pub fn seen(&self) -> Seen {
+        let mut took = std::mem::take(&mut *lock(&self.shared.took_ms));
+        Seen {
+            calls: self.shared.calls.swap(0, Relaxed),
+            failed: self.shared.failed.swap(0, Relaxed),
+            p99_ms: quantile(&mut took, 0.99),
+        }
+    }
+}
+
+impl Drop for Members {
+    fn drop(&mut self) {
+        self.live.values().for_each(CancellationToken::cancel);
+    }
+}
+
+/// When a share was where it came to, for good; `None` for one that did not move.
+fn arrival(way: &[(f64, u64)]) -> Option<f64> {
+    let (first, last) = (way.first()?.1 as f64, way.last()?.1 as f64);
+    let moved = (last - first).abs();
+    if moved < first.max(last) / 10.0 {
+        return None;
+    }
+    let away = |share: u64| (share as f64 - last).abs() > moved * REACHED;
+    let place = way.iter().rposition(|(_, share)| away(*share)).map_or(0, |place| place + 1);
+    way.get(place).map(|(at, _)| *at)
+}
+
+fn quantile(values: &mut [f64], part: f64) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let place = (values.len() as f64 * part).ceil() as usize;
+    values.get(place.saturating_sub(1)).copied()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Member {
+    uid: String,
+    id: String,
+    pod: String,
+    pod_uid: String,
+    started: Timestamp,
+    book: BookId,
+    limits: (u64, u64),
+    odd: bool,
+    /// Its fair part of the budget, tokens per second.
+    fair: f64,
+    /// Where in its beats and requests it begins, 0 to 1.
+    offset: f64,
+    ledger: RedisLedger,
+    shared: Arc<Shared>,
+    turn: watch::Receiver<Turn>,
+}
+
+impl Member {
+    async fn live(mut self) {
+        let origin = Instant::now();
+        let clocks = || {
+            let since = origin.elapsed().as_secs_f64();
+            Clocks { boot: 1000.0 + since, wall: Timestamp::now().as_millisecond() as f64 / 1000.0 }
+        };
+        let mut manners = Manners { lease: 30.0, beat: 0.5, max_wait: 0.25 };
+        let mut process = Process::new(self.id.clone(), &[self.limits], manners, clocks(), Rules::default());
+        let (mut version, mut reported, mut number, mut lent) = (String::new(), None::<Instant>, 0, false);
+        let mut beat = Instant::now() + Duration::from_secs_f64(manners.beat * self.offset);
+        let mut request = Instant::now() + self.gap().mul_f64(self.offset);
+        loop {
+            let draws = process.wants();
+            let draw = process.last_call + DRAW_GAP - clocks().boot;
+            let call = if draws { Instant::now() + Duration::from_secs_f64(draw.max(0.0)) } else { beat };
+            let next = call.min(beat).min(request);
+            if timeout_at(next, self.turn.changed()).await.is_ok() {
+                // Somebody's turn has come: the next request is as far away as the new demand says.
+                request = Instant::now() + self.gap().mul_f64(self.offset);
+                self.note(process.books[0].share);
+                continue;
+            }
+            sleep_until(next).await;
+            let now = clocks();
+            process.ran_until(now);
+            if request <= Instant::now() {
+                request += self.gap();
+                number += 1;
+                let wanted = Request { id: number, needs: vec![(0, SIZE)], actual: vec![SIZE], latency: 0.0 };
+                if process.offer(wanted, now) == Verdict::Admitted {
+                    ends(&mut process, number, now);
+                }
+            }
+            let (admitted, _) = process.recheck(now);
+            admitted.into_iter().for_each(|id| ends(&mut process, id, now));
+            let beats = beat <= Instant::now();
+            if !(beats || process.wants() && now.boot - process.last_call >= DRAW_GAP) {
+                continue;
+            }
+            let report = reported.is_none_or(|at| at.elapsed() >= REPORT).then(|| self.report(&version));
+            if report.is_some() {
+                reported = Some(Instant::now());
+            }
+            let out = process.call(beats, false, now);
+            let books = [BookCall { book: self.book.clone(), ask: out.asks[0] }];
+            let call = Call {
+                member: &self.id,
+                seq: out.seq,
+                leave: false,
+                version: &version,
+                report: report.as_ref(),
+                books: &books,
+            };
+            let began = Instant::now();
+            match self.ledger.call(&self.uid, &call).await {
+                Ok(answer) => {
+                    process.answered(out.seq, &answer.books, answer.time_ms as f64 / 1000.0, clocks());
+                    self.shared.calls.fetch_add(1, Relaxed);
+                    lock(&self.shared.took_ms).push(began.elapsed().as_secs_f64() * 1e3);
+                    if let Some(policy) = answer.policy.and_then(|text| serde_json::from_str::<Policy>(&text).ok()) {
+                        manners.beat = policy.beat_ms as f64 / 1000.0;
+                        process.set_manners(manners);
+                        version = policy.version;
+                    }
+                    self.note(process.books[0].share);
+                    if !std::mem::replace(&mut lent, process.books[0].grant > 0) && lent {
+                        lock(&self.shared.first).push(origin.elapsed().as_secs_f64());
+                    }
+                }
+                Err(_) => {
+                    process.give_up(out.seq);
+                    self.shared.failed.fetch_add(1, Relaxed);
+                }
+            }
+            beat = Instant::now() + Duration::from_secs_f64(process.time_to_beat(clocks()));
+        }
+    }
+
+    /// Between two requests.
+    fn gap(&self) -> Duration {
+        let busy = self.turn.borrow().odd == self.odd;
+        Duration::from_secs_f64(SIZE / (self.fair * if busy { BUSY } else { IDLE }))
+    }
+
+    /// Writes a share down when it has changed since the shift.
+    fn note(&self, share: u64) {
+        let at = self.turn.borrow().since.elapsed().as_secs_f64();
+        let mut shares = lock(&self.shared.shares);
+        match shares.get_mut(&self.id) {
+            Some(way) if way.last().is_some_and(|(_, last)| *last == share) => {}
+            Some(way) => way.push((at, share)),
+            None => {
+                shares.insert(self.id.clone(), vec![(at, share)]);
+            }
+        }
+    }
+
+    fn report(&self, version: &str) -> Report {
+        Report {
+            pod: self.pod.clone(),
+            pod_uid: self.pod_uid.clone(),
+            container: "litellm".to_owned(),
+            worker: 1,
+            started_ms: u64::try_from(self.started.as_millisecond()).unwrap_or(0),
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            policy: version.to_owned(),
+            state: MemberState::Enforcing,
+            problems: Vec::new(),
+            declared: Some(Vec::new()),
+            private: false,
+            limits: None,
+            outside: Vec::new(),
+        }
+    }
+}
+
+/// An admitted request is sent and ends at once.
+fn ends(process: &mut Process, id: u64, now: Clocks) {
+    if process.before_send(id, now) {
+        process.end(id, true, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_has_arrived_when_it_stays_near_its_end() {
+        assert_eq!(arrival(&[(0.0, 100), (1.0, 500), (2.0, 960), (3.0, 1000)]), Some(2.0));
+        assert_eq!(arrival(&[(0.0, 100), (1.0, 960), (2.0, 500), (3.0, 1000)]), Some(3.0));
+        assert_eq!(arrival(&[(0.0, 1000), (1.0, 1001)]), None, "it did not move");
+        assert_eq!(arrival(&[]), None);
+    }
+
+    #[test]
+    fn a_quantile_is_one_of_the_values() {
+        assert_eq!(quantile(&mut [3.0, 1.0, 2.0], 0.99), Some(3.0));
+        assert_eq!(quantile(&mut [3.0, 1.0, 2.0], 0.5), Some(2.0));
+        assert_eq!(quantile(&mut [], 0.5), None);
+    }
+}
