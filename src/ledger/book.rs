@@ -199,7 +199,7 @@ mod tests {
             ("round", "2"),
             ("spare", "3"),
             ("claims", "4:10 5:20"),
-            ("m:p.1.a", "7 1100 30 5 30010 100 500 0 20 5 2"),
+            ("m:p.1.a", "7 1100 30 5 30010 100 500 0 20 5 2 60"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into()
@@ -212,9 +212,9 @@ mod tests {
         let member = &book.members["p.1.a"];
         assert_eq!((member.seq, member.record, member.off, member.ended_ms, member.claim), (7, 1100, 100, None, 20));
         let mut left = fields();
-        left.insert("m:p.1.a".into(), "7 1100 30 5 30010 100 500 9 20 5 2 3 0 4".into());
-        let leaves = BookState::parse("k", left).unwrap().unwrap().members["p.1.a"].leaves;
-        assert_eq!(leaves, [3, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        left.insert("m:p.1.a".into(), "7 1100 30 5 30010 100 500 9 20 5 2 60 3 0 4".into());
+        let member = &BookState::parse("k", left).unwrap().unwrap().members["p.1.a"];
+        assert_eq!((member.as_of_ms, member.leaves), (60, [3, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
     }
 
     #[test]
@@ -229,9 +229,10 @@ mod tests {
             ("lent", "-1"),
             ("claims", "4"),
             ("m:p.1.a", "7 1100"),
-            ("m:p.1.a", "7 1100 30 5 30010 100 500 9 20 5 6 x"),
-            ("m:p.1.a", "7 1100 30 5 30010 100 500 9 20 5 6 1 2 3 4 5 6 7 8 9 10 11 12 13"),
-            ("m:p.1.a", "7 1e3 30 5 30010 100 500 0 20 5 6"),
+            ("m:p.1.a", "7 1100 30 5 30010 100 500 9 20 5 6"),
+            ("m:p.1.a", "7 1100 30 5 30010 100 500 9 20 5 6 60 x"),
+            ("m:p.1.a", "7 1100 30 5 30010 100 500 9 20 5 6 60 1 2 3 4 5 6 7 8 9 10 11 12 13"),
+            ("m:p.1.a", "7 1e3 30 5 30010 100 500 0 20 5 6 60"),
         ] {
             let mut broken = fields();
             broken.insert(field.into(), value.into());
