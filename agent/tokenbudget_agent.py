@@ -1708,6 +1708,7 @@ class Ledger(threading.Thread):
             {
                 "pod": env.get("TOKENBUDGET_POD_NAME", ""),
                 "podUid": env.get("TOKENBUDGET_POD_UID", ""),
+                "node": env.get("TOKENBUDGET_NODE_NAME", ""),
                 "container": env.get("TOKENBUDGET_CONTAINER", ""),
                 "worker": self.pid,
                 "startedMs": self.agent.started_ms,

@@ -1,5 +1,5 @@
-//! What the kubelet said about ended containers: the only evidence that a process is gone (design rule 8). A pod that
-//! vanished says nothing, since its processes may run on.
+//! Which containers have ended, as the kubelet said, or as the node of a pod that vanished shows (`vanished`): the only
+//! evidence that a process is gone (design rule 8).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -42,6 +42,12 @@ impl Evidence {
             }
         }
         ended.retain(|_, e| now.duration_since(e.seen) < KEEP);
+    }
+
+    /// Takes note of a pod that vanished, and whose processes have ended by now.
+    pub fn vanished(&self, pod_uid: &str, container: &str, now: Timestamp) {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.insert((pod_uid.to_owned(), container.to_owned()), Ended { finished: now, seen: now });
     }
 
     /// When a process that started at `started_ms` in this container ended: the container ended after that. Both by the

@@ -7,6 +7,7 @@ use std::time::Instant;
 use jiff::{SignedDuration, Timestamp};
 
 use super::redis_url::{NoRedis, RedisLocation};
+use super::vanished::Search;
 use crate::api::{ConditionKind, TokenBudget, TokenBudgetStatus};
 use crate::ledger::{BookId, Epoch, Policy, RedisLedger, Unit};
 use crate::ops::Outcome;
@@ -44,6 +45,8 @@ pub struct Memory {
     pub outside: Outside,
     /// LiteLLM's counters could not be read last time.
     pub counters_failed: bool,
+    /// Pods of silent members that are not there any more, by UID.
+    pub vanished: BTreeMap<String, Search>,
     /// Since when its clean-up is tried.
     pub detaches_since: Option<Timestamp>,
     /// How the last pass ended.

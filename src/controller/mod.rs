@@ -19,6 +19,7 @@ mod redis_url;
 mod status;
 mod traffic;
 mod validate;
+mod vanished;
 mod world;
 
 use std::error::Error as _;

@@ -16,6 +16,7 @@ use super::counters;
 use super::memory::Memory;
 use super::redis_url::{NoRedis, RedisLocation, locate};
 use super::validate::Problem;
+use super::vanished;
 use super::{Error, World};
 use crate::api::{AttachPolicy, TargetRef, TokenBudget};
 use crate::ledger::{Ledger, LedgerError, Observation};
@@ -76,6 +77,7 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
     };
     let now = Timestamp::now();
     if let Some(Ok(seen)) = &ledger {
+        vanished::look(&namespace, &targets, seen, ctx, &world.evidence, memory, now).await;
         counters::read(tb, seen, &world.evidence, memory, now).await;
     }
     let admission = match tb.spec.attach {

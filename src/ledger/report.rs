@@ -28,6 +28,9 @@ pub struct Report {
     pub pod: String,
     /// UID of the pod.
     pub pod_uid: String,
+    /// Name of the node; empty when the agent does not know it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
     /// Name of the container, to match the kubelet's evidence.
     pub container: String,
     /// Process id of the worker inside its container.

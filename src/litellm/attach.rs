@@ -175,7 +175,11 @@ pub fn attachment(deployment: &Deployment, wanted: &Wanted) -> Result<Attachment
         env.push(json!({"name": STARTUP_HOOKS, "value": hooks}));
     }
     env.push(json!({"name": "TOKENBUDGET_CONTAINER", "value": container.name}));
-    for (name, path) in [("TOKENBUDGET_POD_NAME", "metadata.name"), ("TOKENBUDGET_POD_UID", "metadata.uid")] {
+    for (name, path) in [
+        ("TOKENBUDGET_NODE_NAME", "spec.nodeName"),
+        ("TOKENBUDGET_POD_NAME", "metadata.name"),
+        ("TOKENBUDGET_POD_UID", "metadata.uid"),
+    ] {
         env.push(json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}));
     }
     if let Some(secret) = &wanted.redis_secret {

@@ -25,6 +25,7 @@ pub fn report(state: MemberState) -> Report {
     Report {
         pod: "litellm-1".into(),
         pod_uid: "p".into(),
+        node: String::new(),
         container: "litellm".into(),
         worker: 7,
         started_ms: 1_790_000_000_000,

@@ -105,6 +105,12 @@ securityContext:
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
+{{- if not .Values.watchNamespaces }}
+# The node of a pod that vanished without its kubelet's word: gone, or ready ever since, it says that the processes have ended.
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [get]
+{{- end }}
 # The most replicas that a target can come to, for the safe share.
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]

@@ -95,6 +95,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     let outsider = Outsider::start(rig).await?;
     manners::run(rig).await?;
     knobs::run(rig).await?;
+    let vanished = killed::vanish(rig, &fleet).await?;
     logs::run(rig).await?;
     releases::run(rig).await?;
     shapes::run(rig).await?;
@@ -102,6 +103,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     admission::run(rig).await?;
     println!("check: bad input is answered, the operator lives, the pods serve");
     terminal(rig)?;
+    vanished.until_given_up(&fleet).await?;
     failover::run(rig).await?;
     killed::run(rig, &fleet).await?;
 

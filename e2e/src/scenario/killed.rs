@@ -1,4 +1,4 @@
-//! A LiteLLM process that is killed: the kubelet's word of its end reaches the ledger, which gives back what it held.
+//! LiteLLM processes that end without a word of their own: the ledger comes to know of it, by the kubelet or by the node.
 
 use std::time::{Duration, Instant};
 
@@ -15,29 +15,82 @@ const SOON: Duration = Duration::from_secs(10);
 /// The container starts again.
 const BOOT: Duration = Duration::from_secs(120);
 
-/// Kills a process of the fleet.
+/// A lease is over, and the node has been ready for 3 minutes since.
+const VANISHED: Duration = Duration::from_secs(240);
+
+/// A process that ended, and when.
+pub struct Ended<'a> {
+    rig: &'a Rig,
+    pod_uid: String,
+    at: Instant,
+}
+
+/// Kills a process of the fleet, and waits for its pod to be ready again.
 ///
 /// # Errors
 /// When the ledger does not come to know of it, or the pod does not come back.
 pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     let ready = fleet.ready_pods()?.len();
-    let budget = fleet.get("tokenbudget", "gpt-4o")?;
-    let limit = text(&budget["status"]["limits"][0]["name"]);
-    let (uid, book) = (text(&budget["metadata"]["uid"]), BookId::new(limit, Unit::Tokens));
     let pod = chaos::kill_process(rig)?;
-    let killed = Instant::now();
-    let list = fleet.get("pod", &pod)?;
-    let pod_uid = text(&list["metadata"]["uid"]);
-    let ledger = RedisLedger::connect(&rig.redis_url, Timeouts::default())?;
-    loop {
+    let ended = Ended::of(rig, fleet, &pod).await?;
+    let took = ended.until_known(fleet, SOON).await?;
+    println!("check: the ledger knows of a killed process after {:.1} s", took.as_secs_f32());
+    fleet.until_ready(ready, BOOT).await.map(drop)
+}
+
+/// Deletes a pod of the fleet by force: its kubelet has nowhere to say that it ended.
+///
+/// # Errors
+/// When no pod is Ready, or no other comes in its place.
+pub async fn vanish<'a>(rig: &'a Rig, fleet: &Fleet<'_>) -> Result<Ended<'a>> {
+    let ready = fleet.ready_pods()?;
+    let pod = text(&ready.first().context("no pod is Ready")?["metadata"]["name"]);
+    let ended = Ended::of(rig, fleet, pod).await?;
+    rig.kubectl(&["-n", "llm", "delete", "pod", pod, "--grace-period=0", "--force"])?;
+    fleet.until_ready(ready.len(), BOOT).await?;
+    Ok(ended)
+}
+
+impl<'a> Ended<'a> {
+    async fn of(rig: &'a Rig, fleet: &Fleet<'_>, pod: &str) -> Result<Self> {
+        let pod_uid = text(&fleet.get("pod", pod)?["metadata"]["uid"]).to_owned();
+        let ended = Self { rig, pod_uid, at: Instant::now() };
+        ensure!(!ended.records(fleet).await?.is_empty(), "the ledger has no record of pod {pod}");
+        Ok(ended)
+    }
+
+    /// Waits until the ledger knows that the pod that vanished has ended.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub async fn until_given_up(&self, fleet: &Fleet<'_>) -> Result<()> {
+        let took = self.until_known(fleet, VANISHED).await?;
+        println!("check: a pod that vanished on a healthy node holds nothing back after {:.0} s", took.as_secs_f32());
+        Ok(())
+    }
+
+    /// Of each record of its processes in the ledger, since when they are known to have ended.
+    async fn records(&self, fleet: &Fleet<'_>) -> Result<Vec<Option<u64>>> {
+        let budget = fleet.get("tokenbudget", "gpt-4o")?;
+        let name = text(&budget["status"]["limits"][0]["name"]);
+        let (uid, book) = (text(&budget["metadata"]["uid"]), BookId::new(name, Unit::Tokens));
+        let ledger = RedisLedger::connect(&self.rig.redis_url, Timeouts::default())?;
         let seen = ledger.observe(uid, std::slice::from_ref(&book)).await?;
         let state = seen.books.get(&book).context("the fleet has no book")?;
-        if state.members.iter().any(|(id, member)| id.starts_with(pod_uid) && member.ended_ms.is_some()) {
-            break;
-        }
-        ensure!(killed.elapsed() < SOON, "the ledger does not know after {SOON:?} that a process of {pod} was killed");
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        let of_pod = state.members.iter().filter(|(id, _)| id.starts_with(&self.pod_uid));
+        Ok(of_pod.map(|(_, member)| member.ended_ms).collect())
     }
-    println!("check: the ledger knows of a killed process after {:.1} s", killed.elapsed().as_secs_f32());
-    fleet.until_ready(ready, BOOT).await.map(drop)
+
+    async fn until_known(&self, fleet: &Fleet<'_>, limit: Duration) -> Result<Duration> {
+        loop {
+            let records = self.records(fleet).await?;
+            // 65 s after that it is gone.
+            if records.is_empty() || records.iter().any(Option::is_some) {
+                return Ok(self.at.elapsed());
+            }
+            let uid = &self.pod_uid;
+            ensure!(self.at.elapsed() < limit, "after {limit:?} the ledger does not know that pod {uid} has ended");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
 }

@@ -34,6 +34,7 @@ spec:
         env:
         - {name: LITELLM_WORKER_STARTUP_HOOKS, value: "tokenbudget_agent:start"}
         - {name: TOKENBUDGET_CONTAINER, value: litellm}
+        - {name: TOKENBUDGET_NODE_NAME, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: spec.nodeName}}}
         - {name: TOKENBUDGET_POD_NAME, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.name}}}
         - {name: TOKENBUDGET_POD_UID, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.uid}}}
         - {name: TOKENBUDGET_REDIS_URL, valueFrom: {secretKeyRef: {name: r, key: url}}}

@@ -320,6 +320,7 @@ impl Member {
         Report {
             pod: self.pod.clone(),
             pod_uid: self.pod_uid.clone(),
+            node: "scale".to_owned(),
             container: "litellm".to_owned(),
             worker: 1,
             started_ms: u64::try_from(self.started.as_millisecond()).unwrap_or(0),

@@ -1,0 +1,198 @@
+//! Members whose pod vanished without the kubelet's word: deleted by force, or with its node. That a pod is gone proves nothing,
+//! since its processes may run on. Its node does: one that is gone itself, or one that has been ready ever since, whose
+//! kubelet ends what the API server does not have any more. Without this each such pod would hold its safe share for good.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use tracing::{info, warn};
+
+use super::context::Context;
+use super::evidence::Evidence;
+use super::memory::Memory;
+use super::observe::TargetSeen;
+use crate::ledger::{Observation, Report};
+
+/// A kubelet ends the processes of such a pod at once, and no later than their grace period.
+const ABSENT: SignedDuration = SignedDuration::from_mins(3);
+
+/// Without a word of the node, whose name an agent did not tell or which the operator may not read: nobody runs for so long
+/// without the ledger.
+const LAST_RESORT: SignedDuration = SignedDuration::from_hours(24);
+
+/// How soon it is asked again.
+const AGAIN: SignedDuration = SignedDuration::from_secs(15);
+
+/// Pods that are asked for in one pass.
+const MOST: usize = 10;
+
+/// What was found of a pod that is not there.
+#[derive(Clone, Copy, Debug)]
+pub struct Search {
+    /// Since when it is missing, as far as this operator knows.
+    missing_since: Timestamp,
+    asked: Timestamp,
+}
+
+/// What the API server says of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NodeSeen {
+    /// It is gone, so its processes are. Kubernetes goes by the same ("Force Delete StatefulSet Pods").
+    Gone,
+    /// It is ready, since then.
+    Ready(Timestamp),
+    /// It is not, or nobody knows which it is.
+    Unknown,
+}
+
+/// Looks for the pods of members that are silent and have not ended, and takes note of those that have.
+pub async fn look(
+    namespace: &str,
+    targets: &[TargetSeen],
+    seen: &Observation,
+    ctx: &Context,
+    evidence: &Evidence,
+    memory: &mut Memory,
+    now: Timestamp,
+) {
+    let suspects = suspects(targets, seen);
+    let named: BTreeSet<&str> = suspects.iter().map(|(report, _)| &*report.pod_uid).collect();
+    memory.vanished.retain(|uid, _| named.contains(&**uid));
+    let due = |uid: &str, searches: &BTreeMap<String, Search>| {
+        searches.get(uid).is_none_or(|search| now.duration_since(search.asked) >= AGAIN)
+    };
+    let due: Vec<_> =
+        suspects.into_iter().filter(|(report, _)| due(&report.pod_uid, &memory.vanished)).take(MOST).collect();
+    for (report, silent) in due {
+        match ask(namespace, report, ctx).await {
+            Ok(None) => {
+                memory.vanished.remove(&report.pod_uid);
+            }
+            Ok(Some(node)) => {
+                let search =
+                    memory.vanished.entry(report.pod_uid.clone()).or_insert(Search { missing_since: now, asked: now });
+                search.asked = now;
+                if has_ended(node, now, search.missing_since, silent) {
+                    info!(pod = report.pod, node = report.node, ?node, "a process has ended: its pod is gone");
+                    evidence.vanished(&report.pod_uid, &report.container, now);
+                }
+            }
+            Err(error) => warn!(pod = report.pod, node = report.node, %error, "looking for a pod that is silent"),
+        }
+    }
+}
+
+/// Members that are silent, whose pods are not among those that are known; a pod once, with how long it has been silent.
+fn suspects<'a>(targets: &[TargetSeen], seen: &'a Observation) -> Vec<(&'a Report, SignedDuration)> {
+    let known: BTreeSet<&str> =
+        targets.iter().flat_map(|target| &target.pods).filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+    let mut found: BTreeMap<&str, (&Report, SignedDuration)> = BTreeMap::new();
+    for book in seen.books.values() {
+        let silent = book.members.iter().filter(|(_, m)| m.ended_ms.is_none() && m.until_ms < book.clock_ms);
+        for (id, member) in silent {
+            let Some(report) = seen.reports.get(id).filter(|report| !known.contains(&*report.pod_uid)) else {
+                continue;
+            };
+            let ms = i64::try_from(book.clock_ms - member.until_ms).unwrap_or(i64::MAX);
+            let for_so_long = SignedDuration::from_millis(ms);
+            let least = found.entry(&report.pod_uid).or_insert((report, for_so_long));
+            least.1 = least.1.min(for_so_long);
+        }
+    }
+    found.into_values().collect()
+}
+
+/// What is known of the node of a pod that is not there any more; `None` for one that is.
+async fn ask(namespace: &str, report: &Report, ctx: &Context) -> Result<Option<NodeSeen>, kube::Error> {
+    let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), namespace);
+    // One that lost the label by which the others are found is still there.
+    let this = ListParams::default().fields(&format!("metadata.name={}", report.pod));
+    if pods.list_metadata(&this).await?.iter().any(|pod| pod.uid().as_deref() == Some(&report.pod_uid)) {
+        return Ok(None);
+    }
+    // With rights in some namespaces only there is none to read nodes.
+    if report.node.is_empty() || !ctx.settings.namespaces.is_empty() {
+        return Ok(Some(NodeSeen::Unknown));
+    }
+    let nodes: Api<Node> = Api::all(ctx.client.clone());
+    Ok(Some(nodes.get_opt(&report.node).await?.map_or(NodeSeen::Gone, |node| readiness(&node))))
+}
+
+fn readiness(node: &Node) -> NodeSeen {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let since = ready.and_then(|condition| condition.last_transition_time.as_ref());
+    since.map_or(NodeSeen::Unknown, |since| NodeSeen::Ready(since.0))
+}
+
+/// Whether the processes of a pod that is not there have ended, too.
+fn has_ended(node: NodeSeen, now: Timestamp, missing_since: Timestamp, silent: SignedDuration) -> bool {
+    let long = |since: Timestamp| now.duration_since(since) >= ABSENT;
+    match node {
+        NodeSeen::Gone => true,
+        NodeSeen::Ready(since) => long(since) && long(missing_since),
+        NodeSeen::Unknown => silent >= LAST_RESORT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{BookId, BookState, MemberRecord, Unit};
+
+    fn report(pod_uid: &str) -> Report {
+        serde_json::from_value(serde_json::json!({"pod": "p", "podUid": pod_uid, "container": "litellm", "worker": 1,
+            "startedMs": 0, "agent": "0.1.0", "state": "Enforcing"}))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_ready_node_has_to_have_been_ready_for_long_enough() {
+        let now: Timestamp = "2026-11-28T12:00:00Z".parse().unwrap();
+        let ago = |seconds| now - SignedDuration::from_secs(seconds);
+        let day = SignedDuration::from_hours(24);
+        assert!(has_ended(NodeSeen::Gone, now, now, SignedDuration::ZERO));
+        assert!(has_ended(NodeSeen::Ready(ago(180)), now, ago(180), SignedDuration::ZERO));
+        assert!(!has_ended(NodeSeen::Ready(ago(179)), now, ago(180), day), "it was cut off meanwhile");
+        assert!(!has_ended(NodeSeen::Ready(ago(999)), now, ago(179), day), "the pod was there until just now");
+        assert!(!has_ended(NodeSeen::Unknown, now, ago(9_999), day - SignedDuration::from_secs(1)));
+        assert!(has_ended(NodeSeen::Unknown, now, now, day));
+    }
+
+    #[test]
+    fn only_a_silent_member_of_an_unknown_pod_is_looked_for() {
+        let member = |until_ms, ended_ms| MemberRecord { until_ms, ended_ms, ..MemberRecord::default() };
+        let records = [("live", member(2_000, None)), ("silent", member(400, None)), ("ended", member(400, Some(500)))];
+        let members = records.map(|(id, record)| (id.to_owned(), record)).into();
+        let book = BookState { clock_ms: 1_000, members, ..BookState::default() };
+        let seen = Observation {
+            reports: ["live", "silent", "ended"].map(|id| (id.to_owned(), report(id))).into(),
+            books: [(BookId::new("a", Unit::Tokens), book)].into(),
+            ..Observation::default()
+        };
+        let found = |targets: &[TargetSeen]| -> Vec<(String, i128)> {
+            suspects(targets, &seen).into_iter().map(|(r, silent)| (r.pod_uid.clone(), silent.as_millis())).collect()
+        };
+        assert_eq!(found(&[]), [("silent".to_owned(), 600)]);
+        let pod = Pod {
+            metadata: kube::core::ObjectMeta { uid: Some("silent".into()), ..Default::default() },
+            ..Pod::default()
+        };
+        assert_eq!(found(&[TargetSeen { pods: vec![pod.into()], ..TargetSeen::default() }]), []);
+    }
+
+    #[test]
+    fn a_node_is_ready_since_its_condition_says_so() {
+        let node = |status: &str| -> Node {
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "n"}, "status": {"conditions": [
+                {"type": "MemoryPressure", "status": "False", "lastTransitionTime": "2026-11-28T10:00:00Z"},
+                {"type": "Ready", "status": status, "lastTransitionTime": "2026-11-28T11:00:00Z"}]}}))
+            .unwrap()
+        };
+        assert_eq!(readiness(&node("True")), NodeSeen::Ready("2026-11-28T11:00:00Z".parse().unwrap()));
+        assert_eq!(readiness(&node("Unknown")), NodeSeen::Unknown);
+    }
+}
