@@ -224,7 +224,7 @@ fn what_somebody_took_out_or_what_changed_is_named() {
         &Wanted { container: Some("collector".to_owned()), ..wanted() },
     );
     let difference = difference(&attach(&componentized(), &wanted()), &moved.unwrap());
-    assert_eq!((difference.missing.len(), difference.surplus.len()), (8, 8));
+    assert_eq!((difference.missing.len(), difference.surplus.len()), (9, 9));
 }
 
 #[test]
