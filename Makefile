@@ -68,6 +68,10 @@ chaos: prepare build ## What breaks in production, broken on purpose under load:
 bench: prepare prepare-litellm build ## TokenBudget beside what LiteLLM has, on the same requests: tables and a plot (90 minutes)
 	target/release/scenario bench
 
+.PHONY: scale
+scale: prepare build ## Fleets larger than this machine could run: 1,000 TokenBudgets, 5,000 members (25 minutes)
+	target/release/scenario scale
+
 .PHONY: check
 check: prepare-check ## The fast loop: format, lints, unit and property tests, Python lints; no cluster
 	cargo fmt --all --check
