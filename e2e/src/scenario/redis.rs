@@ -1,12 +1,14 @@
-//! Commands to the rig's Redis, as one types them.
+//! The rig's Redis, and commands to it as one types them.
 
-use std::time::Duration;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, FromRedisValue};
 
-use super::rig::Rig;
+use super::paths::Paths;
+use super::rig::{Rig, free_port};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -15,10 +17,14 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// # Errors
 /// When there is no Redis.
 pub async fn connect(rig: &Rig) -> Result<MultiplexedConnection> {
+    connect_to(&rig.redis_url).await
+}
+
+async fn connect_to(url: &str) -> Result<MultiplexedConnection> {
     let config =
         AsyncConnectionConfig::new().set_connection_timeout(Some(DEADLINE)).set_response_timeout(Some(DEADLINE));
-    let client = Client::open(rig.redis_url.as_str())?;
-    client.get_multiplexed_async_connection_with_config(&config).await.context("the rig's Redis")
+    let client = Client::open(url)?;
+    client.get_multiplexed_async_connection_with_config(&config).await.with_context(|| format!("Redis at {url}"))
 }
 
 /// The answer to a command whose arguments have no spaces.
@@ -38,4 +44,70 @@ pub async fn ask<T: FromRedisValue>(redis: &mut MultiplexedConnection, line: &st
 /// As [`connect`] and [`ask`].
 pub async fn command<T: FromRedisValue>(rig: &Rig, line: &str) -> Result<T> {
     ask(&mut connect(rig).await?, line).await
+}
+
+/// Starts a server that keeps nothing on disk by itself; `more` are arguments.
+///
+/// # Errors
+/// When it does not start.
+pub fn serve(paths: &Paths, part: &str, port: u16, more: &[&str]) -> Result<Child> {
+    let mut redis = Command::new(paths.redis_server());
+    redis.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    // Its title would be written over its environment, by which `down` finds it.
+    redis.args(["--set-proc-title", "no"]).arg("--dir").arg(&paths.dir).args(more);
+    paths.start(part, redis)
+}
+
+/// A second server that follows the rig's.
+pub struct Replica {
+    child: Child,
+    url: String,
+}
+
+const DUMP: &str = "replica.rdb";
+
+impl Replica {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn of(rig: &Rig) -> Result<Self> {
+        let port = free_port()?;
+        let primary = format!("127.0.0.1 {}", rig.redis_port()?);
+        let follows = ["--replicaof", &primary, "--dbfilename", DUMP];
+        Ok(Self { child: serve(&rig.paths, "replica", port, &follows)?, url: format!("redis://127.0.0.1:{port}") })
+    }
+
+    /// Waits until it has all that the primary has.
+    ///
+    /// # Errors
+    /// When it has not in time.
+    pub async fn until_in_step(&self, limit: Duration) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            if self.tell("INFO replication").await.is_ok_and(|info| info.contains("master_link_status:up")) {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < limit, "the replica is not in step after {limit:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The answer to a command.
+    ///
+    /// # Errors
+    /// When it does not answer, or with an error.
+    pub async fn tell(&self, line: &str) -> Result<String> {
+        ask(&mut connect_to(&self.url).await?, line).await
+    }
+
+    /// Takes the place of the rig's server, which is gone, with what it saved.
+    ///
+    /// # Errors
+    /// When it cannot be started there.
+    pub fn take_over(&mut self, rig: &Rig) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        serve(&rig.paths, "redis", rig.redis_port()?, &["--dbfilename", DUMP]).map(drop)
+    }
 }

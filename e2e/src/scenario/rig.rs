@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::paths::{Paths, version};
+use super::redis;
 use crate::provider::Remote;
 
 /// How long the control plane may take to be ready, also on a busy machine.
@@ -80,7 +81,7 @@ impl Rig {
 
         // Only now: a cluster does not start where marked processes are alive.
         let redis_port = free_port()?;
-        start_redis(paths, redis_port)?;
+        redis::serve(paths, "redis", redis_port, &[])?;
 
         let provider_port = free_port()?;
         let provider_url = format!("http://127.0.0.1:{provider_port}");
@@ -179,8 +180,16 @@ impl Rig {
     /// # Errors
     /// When it does not start.
     pub fn start_redis(&self) -> Result<()> {
+        redis::serve(&self.paths, "redis", self.redis_port()?, &[]).map(drop)
+    }
+
+    /// Where the ledger's server listens.
+    ///
+    /// # Errors
+    /// When the URL has no port.
+    pub fn redis_port(&self) -> Result<u16> {
         let port = self.redis_url.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        start_redis(&self.paths, port.context("no port in the URL of Redis")?)
+        port.context("no port in the URL of Redis")
     }
 
     /// The provider's books.
@@ -264,14 +273,6 @@ impl Rig {
     }
 }
 
-fn start_redis(paths: &Paths, port: u16) -> Result<()> {
-    let mut redis = Command::new(paths.redis_server());
-    redis.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-    // Its title would be written over its environment, by which `down` finds it.
-    redis.args(["--set-proc-title", "no"]).arg("--dir").arg(&paths.dir);
-    paths.start("redis", redis).map(drop)
-}
-
-fn free_port() -> Result<u16> {
+pub(super) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

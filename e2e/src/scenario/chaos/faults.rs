@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::cluster::{a_pod, api_server, ask_for, budget, frozen, leader, operators, redis, roll, scale, strategy};
+use super::ledger::{fail_over, forge};
 use super::process::Signal;
 use crate::clock::unix_ms;
 use crate::load::Skew;
@@ -49,6 +50,10 @@ pub enum Fault {
     RedisHangs,
     /// Redis refuses writes for 60 s.
     RedisFull,
+    /// Redis dies, and a replica that lacks the last 2 s takes over.
+    RedisFailover,
+    /// Ledger entries and calls that no member would make.
+    Forged,
     /// API server away for 2 minutes, 3 -> 4 pods after it.
     ApiServerAway,
     /// Budget cut to 40 % for 2 minutes.
@@ -93,12 +98,13 @@ impl Fault {
             | Self::OperatorAwayScaleOut
             | Self::LeaderKilled
             | Self::RedisRestart
+            | Self::RedisFailover
             | Self::ApiServerAway
             | Self::BudgetCut => Some(0.95),
             Self::Hopping => Some(0.9),
             Self::Kills | Self::Frozen | Self::FrozenLong | Self::RedisHangs | Self::RedisFull => Some(0.8),
             Self::RedisAway => Some(0.6),
-            Self::ProviderFails | Self::ProviderSlow => None,
+            Self::ProviderFails | Self::ProviderSlow | Self::Forged => None,
         }
     }
 
@@ -175,6 +181,8 @@ pub async fn strike(rig: &Rig, fault: Fault) -> Result<Vec<Span>> {
             sleep(minute).await;
             command::<()>(rig, "CONFIG SET maxmemory 0").await?;
         }
+        Fault::RedisFailover => fail_over(rig).await?,
+        Fault::Forged => forge(rig).await?,
         Fault::ApiServerAway => {
             frozen(api_server(rig)?, 2 * minute).await?;
             scale(rig, PODS + 1).await?;

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod faults;
+mod ledger;
 mod process;
 mod row;
 
