@@ -31,6 +31,8 @@ pub struct Intent {
     pub writes: Vec<PlanWrite>,
     /// Books of limits that are no more.
     pub forgotten: Vec<BookId>,
+    /// The most processes that may run at once.
+    pub processes: u32,
 }
 
 /// Plans every book. `known` are the books that the ledger may hold.
@@ -48,7 +50,8 @@ pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: 
         .collect();
     let wanted: BTreeSet<&BookId> = writes.iter().map(|w| &w.book).collect();
     let forgotten = known.iter().filter(|book| !wanted.contains(book)).cloned().collect();
-    Intent { policy: policy(tb, limits, &writes, fleet.size), writes, forgotten }
+    let beat_ms = fleet.size.beat_ms(observed.beside).max(observed.least_beat_ms);
+    Intent { policy: policy(tb, limits, &writes, beat_ms), writes, forgotten, processes: fleet.size.most_processes }
 }
 
 /// What all books have in common. Lookups, as there may be thousands of members.
@@ -151,7 +154,7 @@ fn write(tb: &TokenBudget, observed: &Observed, fleet: &Fleet<'_>, book: BookId,
     }
 }
 
-fn policy(tb: &TokenBudget, limits: &[EffectiveLimit], writes: &[PlanWrite], size: FleetSize) -> Policy {
+fn policy(tb: &TokenBudget, limits: &[EffectiveLimit], writes: &[PlanWrite], beat_ms: u64) -> Policy {
     let book = |limit: &EffectiveLimit, unit: Unit| {
         writes
             .iter()
@@ -186,7 +189,7 @@ fn policy(tb: &TokenBudget, limits: &[EffectiveLimit], writes: &[PlanWrite], siz
             api::LedgerLossPolicy::Open => OnLedgerLoss::Open,
         },
         lease_ms: LEASE_MS,
-        beat_ms: size.beat_ms(),
+        beat_ms,
         deriving: tb.spec.derives_limits(),
         limits,
     }
@@ -258,6 +261,8 @@ mod tests {
             targets: Vec::new(),
             redis: None,
             ledger: Some(Ok(ledger)),
+            beside: 0,
+            least_beat_ms: 0,
             admission: None,
         };
         let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",

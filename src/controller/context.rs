@@ -9,6 +9,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::admission::LastAnswer;
 use super::config_maps::AppliedMaps;
+use super::crowd::Crowd;
 use super::memory::Memory;
 use super::redis_url::RedisLocation;
 use crate::api::{SecretKeyRef, TokenBudget};
@@ -45,6 +46,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// What was last heard of the MutatingAdmissionPolicy.
     pub admission_policy: AsyncMutex<LastAnswer>,
+    /// Who shares a Redis with whom.
+    pub crowd: Crowd,
     memories: Mutex<HashMap<String, Arc<AsyncMutex<Memory>>>>,
     policies: Mutex<BTreeMap<String, Policy>>,
     applied_maps: Mutex<AppliedMaps>,
@@ -62,6 +65,7 @@ impl Context {
             leadership,
             metrics,
             admission_policy: AsyncMutex::default(),
+            crowd: Crowd::default(),
             memories: Mutex::default(),
             policies: Mutex::default(),
             applied_maps: Mutex::default(),
@@ -84,6 +88,7 @@ impl Context {
 
     /// Forgets everything: another replica leads, and what was known is out of date.
     pub fn forget_all(&self) {
+        self.crowd.clear();
         locked(&self.memories).clear();
         locked(&self.policies).clear();
         locked(&self.applied_maps).clear();
@@ -92,6 +97,7 @@ impl Context {
     /// Forgets a TokenBudget that is gone.
     pub fn forget(&self, tb: &TokenBudget) {
         let uid = tb.uid().unwrap_or_default();
+        self.crowd.forget(&uid);
         locked(&self.memories).remove(&uid);
         locked(&self.policies).remove(&uid);
         self.metrics.remove_budget(&tb.namespace().unwrap_or_default(), &tb.name_any());

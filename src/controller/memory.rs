@@ -29,6 +29,8 @@ pub struct Memory {
     pub books: BTreeSet<BookId>,
     /// The policy that the last pass made.
     pub policy: Option<Policy>,
+    /// Time between two beats by the policy that was stored before this operator led; 0 when there was none.
+    pub stored_beat_ms: Option<u64>,
     /// Deployments of which every live pod had the agent.
     pub complete: BTreeSet<String>,
     /// Since when every live process has enforced.

@@ -188,6 +188,8 @@ mod tests {
             targets: Vec::new(),
             redis: None,
             ledger: Some(Ok(seen())),
+            beside: 0,
+            least_beat_ms: 0,
             admission: None,
         };
         let known = fleet(&observed, &status);

@@ -6,6 +6,7 @@ mod arrange;
 mod config_maps;
 mod context;
 mod counters;
+mod crowd;
 mod detach;
 mod evidence;
 mod index;
@@ -175,6 +176,9 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     let observed = observe::observe(tb, ctx, world, memory).await?;
     let valid = validate::validate(tb, &observed, &world.evidence);
     let intent = arrange::arrange(tb, &observed, &valid, &memory.books);
+    if let Some(Ok(location)) = &observed.redis {
+        ctx.crowd.set(&tb.uid().unwrap_or_default(), &location.url, intent.processes, Instant::now());
+    }
     let applied = if tb.spec.paused {
         apply::left_as_it_is(&observed)
     } else {

@@ -1,7 +1,7 @@
 //! Step 1, observe: everything that a pass decides on, read once. The only step that reads.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -37,6 +37,10 @@ pub struct Observed {
     pub redis: Option<Result<RedisLocation, NoRedis>>,
     /// What the ledger says, or why it does not.
     pub ledger: Option<Result<Observation, LedgerError>>,
+    /// The most processes of other TokenBudgets on the same Redis.
+    pub beside: u32,
+    /// The least time between two beats, as long as not all of them are known, in ms.
+    pub least_beat_ms: u64,
     /// Why the admission policy gives no agent to anybody; asked only for `attach: Admission`.
     pub admission: Option<Problem>,
 }
@@ -76,6 +80,12 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         _ => None,
     };
     let now = Timestamp::now();
+    let uid = tb.uid().unwrap_or_default();
+    let beside = redis.as_ref().and_then(|redis| redis.as_ref().ok()).map_or(0, |at| ctx.crowd.beside(&uid, &at.url));
+    let least_beat_ms = match (&ledger, ctx.crowd.is_known(Instant::now())) {
+        (Some(Ok(_)), false) => stored_beat_ms(&uid, memory).await,
+        _ => 0,
+    };
     if let Some(Ok(seen)) = &ledger {
         vanished::look(&namespace, &targets, seen, ctx, &world.evidence, memory, now).await;
         counters::read(tb, seen, &world.evidence, memory, now).await;
@@ -84,7 +94,18 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         AttachPolicy::Admission => admission::unavailable(ctx).await?,
         AttachPolicy::Automatic | AttachPolicy::Manual => None,
     };
-    Ok(Observed { now, targets, redis, ledger, admission })
+    Ok(Observed { now, targets, redis, ledger, beside, least_beat_ms, admission })
+}
+
+/// What the policy says that an operator before this one stored: an operator that has just begun knows of few processes, and
+/// would make all of them beat faster for a while.
+async fn stored_beat_ms(uid: &str, memory: &mut Memory) -> u64 {
+    if let (None, Some((_, ledger))) = (memory.stored_beat_ms, &memory.ledger)
+        && let Ok(policy) = ledger.policy(uid).await
+    {
+        memory.stored_beat_ms = Some(policy.map_or(0, |policy| policy.beat_ms));
+    }
+    memory.stored_beat_ms.unwrap_or(0)
 }
 
 async fn target(

@@ -114,7 +114,15 @@ mod tests {
             ..Observation::default()
         };
         let now = Timestamp::from_second(second).unwrap();
-        Observed { now, targets: Vec::new(), redis: None, ledger: Some(Ok(seen)), admission: None }
+        Observed {
+            now,
+            targets: Vec::new(),
+            redis: None,
+            ledger: Some(Ok(seen)),
+            beside: 0,
+            least_beat_ms: 0,
+            admission: None,
+        }
     }
 
     fn seen(observed: &mut Observed) -> &mut Observation {

@@ -189,6 +189,11 @@ impl Ledger for MemoryLedger {
         Ok(self.with(uid, |stored, _| stored.observe(books)))
     }
 
+    async fn policy(&self, uid: &str) -> Result<Option<Policy>, LedgerError> {
+        let text = self.with(uid, |stored, _| stored.policy.as_ref().map(|(_, text)| text.clone()));
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
     async fn publish(&self, uid: &str, epoch: Epoch, policy: &Policy, removed: &[BookId]) -> Result<(), LedgerError> {
         self.with(uid, |stored, _| stored.publish(epoch, policy, removed))
     }

@@ -241,6 +241,9 @@ pub trait Ledger: Send + Sync {
     /// Reads reports and books; needs no epoch.
     fn observe(&self, uid: &str, books: &[BookId]) -> impl Future<Output = Result<Observation, LedgerError>> + Send;
 
+    /// The policy that is stored; `None` also for one that cannot be read.
+    fn policy(&self, uid: &str) -> impl Future<Output = Result<Option<Policy>, LedgerError>> + Send;
+
     /// Stores the policy and deletes the books `removed`, which it does not name.
     fn publish(
         &self,

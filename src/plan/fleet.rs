@@ -1,12 +1,12 @@
 //! How many processes a fleet may come to: what the safe share is a part of.
 
-/// Shortest time between two beats of a member, in ms.
-const BEAT_MS: u64 = 500;
+/// Times between two beats of a member, in ms.
+const BEATS_MS: [u64; 8] = [500, 700, 1_000, 1_400, 2_000, 2_800, 4_000, MOST_BEAT_MS];
 
 /// The longest, in ms: a sixth of a lease, so that a few lost calls end none.
 const MOST_BEAT_MS: u64 = 5_000;
 
-/// Most beats a second that a whole fleet sends: one Redis on one core carries 10,000 calls (`benches/ledger.rs`), and some
+/// Most beats a second that all processes of a Redis send: one Redis on one core carries 10,000 calls (`benches/ledger.rs`), and some
 /// are draws.
 const BEATS_PER_SECOND: u64 = 8_000;
 
@@ -40,10 +40,13 @@ impl FleetSize {
         Self { most_processes: targets.iter().map(most).fold(0, u32::saturating_add).max(1) }
     }
 
-    /// Time between two beats of each member, in ms: a large fleet beats more slowly, so that its ledger can bear it.
+    /// Time between two beats of each member, in ms: many processes beat more slowly, so that their Redis can bear it. `beside`
+    /// are the processes of other fleets on the same one. In steps, so that a process more makes no new policy.
     #[must_use]
-    pub fn beat_ms(self) -> u64 {
-        (u64::from(self.most_processes) * 1000 / BEATS_PER_SECOND).clamp(BEAT_MS, MOST_BEAT_MS)
+    pub fn beat_ms(self, beside: u32) -> u64 {
+        let processes = u64::from(self.most_processes) + u64::from(beside);
+        let least = processes * 1000 / BEATS_PER_SECOND;
+        BEATS_MS.into_iter().find(|beat| *beat >= least).unwrap_or(MOST_BEAT_MS)
     }
 }
 
@@ -60,7 +63,8 @@ mod tests {
 
     #[test]
     fn a_ledger_hears_so_many_beats_a_second() {
-        let beat = |most_processes| FleetSize { most_processes }.beat_ms();
-        assert_eq!([1, 4_000, 20_000, 1_000_000].map(beat), [500, 500, 2_500, 5_000]);
+        let beat = |most_processes| FleetSize { most_processes }.beat_ms(0);
+        assert_eq!([1, 4_000, 4_008, 20_000, 1_000_000].map(beat), [500, 500, 700, 2_800, 5_000]);
+        assert_eq!(FleetSize { most_processes: 20 }.beat_ms(19_980), 2_800, "others count, too");
     }
 }

@@ -135,7 +135,7 @@ impl Setup {
             turn_at: self.turn_at,
             manners: Manners {
                 lease: self.lease,
-                beat: FleetSize { most_processes: self.most }.beat_ms() as f64 / 1000.0,
+                beat: FleetSize { most_processes: self.most }.beat_ms(0) as f64 / 1000.0,
                 max_wait: self.max_wait,
             },
             faults: self.faults.clone(),

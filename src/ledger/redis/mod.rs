@@ -260,6 +260,15 @@ impl Ledger for RedisLedger {
         Ok(observation)
     }
 
+    async fn policy(&self, uid: &str) -> Result<Option<Policy>, LedgerError> {
+        let meta = Keys::new(uid).meta();
+        let meta = &meta;
+        let work = |mut connection: ConnectionManager| async move {
+            redis::cmd("HGET").arg(meta).arg("policy").query_async::<Option<String>>(&mut connection).await
+        };
+        Ok(self.run(uid, "policy", work).await?.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
     async fn publish(&self, uid: &str, epoch: Epoch, policy: &Policy, removed: &[BookId]) -> Result<(), LedgerError> {
         let keys = Keys::new(uid);
         let text = serde_json::to_string(policy).map_err(|_| LedgerError::malformed(keys.meta()))?;
