@@ -7,6 +7,7 @@ mod table;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use tokio::time::sleep;
 
 pub use arms::{Arm, Demand};
@@ -68,13 +69,15 @@ pub async fn run(rig: &Rig, arms: &[Arm], demands: &[Demand], rounds: u32) -> Re
             rig.kubectl(&["-n", "llm", "delete", "tb", "gpt-4o", "--ignore-not-found"])?;
         }
     }
-    let text = table::tables(BUDGET, &runs);
-    let local = rig.paths.root.join(".local");
-    std::fs::write(local.join("benchmarks.md"), &text)?;
+    let text = table::document(BUDGET, rounds, &runs);
+    // A part of it is not for the documentation.
+    let whole = arms.len() == Arm::value_variants().len() && demands.len() == Demand::value_variants().len();
+    let folder = rig.paths.root.join(if whole { "docs" } else { ".local" });
+    std::fs::write(folder.join("benchmarks.md"), &text)?;
     if let Some(svg) = table::plot(BUDGET, &runs) {
-        std::fs::write(local.join("benchmarks.svg"), svg)?;
+        std::fs::write(folder.join("benchmarks.svg"), svg)?;
     }
-    println!("\n{text}\nwritten to {0}/benchmarks.md and {0}/benchmarks.svg", local.display());
+    println!("\n{text}\nwritten to {0}/benchmarks.md and {0}/benchmarks.svg", folder.display());
     Ok(())
 }
 
