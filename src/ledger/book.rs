@@ -157,6 +157,12 @@ fn read(fields: &HashMap<String, String>) -> Option<BookState> {
             members.insert(member.to_owned(), MemberRecord::parse(text)?);
         }
     }
+    // Scripts keep this, whatever they are called with. Planning on a record that somebody else wrote would take from `lent` what
+    // was never added to it, and lend the budget again.
+    let lent = number("lent")?;
+    if members.values().map(|member| u128::from(member.record)).sum::<u128>() != u128::from(lent) {
+        return None;
+    }
     let mut claims = BTreeMap::new();
     for claim in fields.get("claims")?.split_ascii_whitespace() {
         let (slot, amount) = claim.split_once(':')?;
@@ -164,7 +170,7 @@ fn read(fields: &HashMap<String, String>) -> Option<BookState> {
     }
     Some(BookState {
         budget: number("budget")?,
-        lent: number("lent")?,
+        lent,
         aside: number("aside")?,
         level: number("level")?,
         safe: number("safe")?,
@@ -227,6 +233,8 @@ mod tests {
         for (field, value) in [
             ("budget", ""),
             ("lent", "-1"),
+            ("lent", "1099"),
+            ("m:forged", "1 1000000000000 0 0 1 0 0 0 0 0 0 0"),
             ("claims", "4"),
             ("m:p.1.a", "7 1100"),
             ("m:p.1.a", "7 1100 30 5 30010 100 500 9 20 5 6"),
