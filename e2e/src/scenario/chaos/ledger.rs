@@ -75,8 +75,13 @@ pub async fn forge(rig: &Rig) -> Result<()> {
     }
     let known: bool = ask(&mut to, &format!("HEXISTS {book} m:forged")).await?;
     ensure!(!known, "a call that was refused left a record");
-    // It says that it holds 10^18, has spent less than nothing, and never ends.
-    for record in ["1 1000000000000000000 0 0 1 0 0 0 0 0 0 0", "1 -5 -5 NaN 1 0 0 0 0 0 0 0", "no record"] {
+    // What a silent member seems to hold, which was never lent; what cannot be read.
+    for record in [
+        "1 1000000000000000000 0 0 1 0 0 0 0 0 0 0",
+        "1 60000 0 0 1 0 0 0 0 0 0 0",
+        "1 -5 -5 NaN 1 0 0 0 0 0 0 0",
+        "no record",
+    ] {
         redis::cmd("HSET").arg(book).arg("m:forged").arg(record).exec_async(&mut to).await?;
         sleep(Duration::from_secs(10)).await;
     }
