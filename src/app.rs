@@ -184,9 +184,7 @@ async fn follow_leadership(mut leadership: Leadership, ctx: Arc<Context>, metric
 async fn wait_for_crd(client: &Client, namespaces: &[String]) {
     let name = <TokenBudget as kube::CustomResourceExt>::crd_name();
     // Listing where it watches needs no more rights than it has anyway.
-    let api: Api<TokenBudget> = namespaces
-        .first()
-        .map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace));
+    let api: Api<TokenBudget> = controller::api_in(client, namespaces.first().map(String::as_str));
     let mut said = false;
     loop {
         let one = kube::api::ListParams::default().limit(1);

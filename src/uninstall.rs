@@ -108,9 +108,7 @@ pub async fn run(options: Detach) -> Result<(), Error> {
 async fn remaining(client: &Client, namespaces: &[Option<String>]) -> Result<Vec<String>, Error> {
     let mut left = Vec::new();
     for namespace in namespaces {
-        let api: Api<TokenBudget> = namespace
-            .as_deref()
-            .map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace));
+        let api: Api<TokenBudget> = controller::api_in(client, namespace.as_deref());
         match api.list(&kube::api::ListParams::default()).await {
             Ok(list) => left.extend(
                 list.iter()

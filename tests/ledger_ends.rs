@@ -170,6 +170,15 @@ async fn a_leaver_keeps_what_it_spent_for_65_seconds() {
     assert_eq!(fleet.record("a").await, None);
 }
 
+/// The record of `a`, the only member, after so many more ms each.
+async fn falls(fleet: &mut Fleet, steps: &[(u64, u64)]) {
+    for &(after_ms, record) in steps {
+        fleet.pass(after_ms).await;
+        fleet.plan().await;
+        assert_eq!((fleet.record("a").await, fleet.book().await.lent), (Some(record), record), "{after_ms} ms later");
+    }
+}
+
 #[tokio::test]
 async fn what_a_leaver_spent_comes_back_as_it_leaves_the_window() {
     let mut fleet = Fleet::start().await;
@@ -179,11 +188,7 @@ async fn what_a_leaver_spent_comes_back_as_it_leaves_the_window() {
     fleet.send("a", true, last).await;
     fleet.member("a", 100, false);
     // A step has to be over, and 5 s more, as with every hold.
-    for (after_ms, record) in [(9_000, 300), (1_100, 200), (5_000, 200), (5_000, 50), (40_000, 50)] {
-        fleet.pass(after_ms).await;
-        fleet.plan().await;
-        assert_eq!((fleet.record("a").await, fleet.book().await.lent), (Some(record), record), "{after_ms} ms later");
-    }
+    falls(&mut fleet, &[(9_000, 300), (1_100, 200), (5_000, 200), (5_000, 50), (40_000, 50)]).await;
     fleet.pass(5_000).await;
     fleet.plan().await;
     assert_eq!((fleet.record("a").await, fleet.book().await.lent), (None, 0));
@@ -200,11 +205,7 @@ async fn what_a_killed_member_spent_comes_back_as_it_leaves_the_window_after_its
     fleet.send("a", false, last).await;
     // It ended 6 s later, at most: 8 s with the slack. What had left in these two steps it may have spent again.
     fleet.write.members.insert("a".into(), MemberPlan { share: 100, finished_ms: Some(1_006_000) });
-    for (after_ms, record) in [(0, 400), (19_900, 400), (200, 380), (5_000, 380), (4_900, 230), (30_000, 230)] {
-        fleet.pass(after_ms).await;
-        fleet.plan().await;
-        assert_eq!((fleet.record("a").await, fleet.book().await.lent), (Some(record), record), "{after_ms} ms later");
-    }
+    falls(&mut fleet, &[(0, 400), (19_900, 400), (200, 380), (5_000, 380), (4_900, 230), (30_000, 230)]).await;
     fleet.pass(5_100).await;
     fleet.plan().await;
     assert_eq!((fleet.record("a").await, fleet.book().await.lent), (None, 0));
@@ -218,11 +219,7 @@ async fn what_leaves_is_not_counted_while_the_lease_is_ahead() {
     fleet.send("a", false, last).await;
     fleet.member("a", 100, true);
     fleet.plan().await;
-    for (after_ms, record) in [(29_900, 400), (200, 100)] {
-        fleet.pass(after_ms).await;
-        fleet.plan().await;
-        assert_eq!(fleet.record("a").await, Some(record), "{after_ms} ms later");
-    }
+    falls(&mut fleet, &[(29_900, 400), (200, 100)]).await;
 }
 
 #[tokio::test]

@@ -256,15 +256,7 @@ mod tests {
         let book = BookState { members: records.iter().map(record).collect(), clock_ms: 1, ..BookState::default() };
         let books = [(BookId::new("gpt", Unit::Tokens), book)].into();
         let ledger = Observation { policy_version: None, reports: BTreeMap::new(), unreadable: Vec::new(), books };
-        let observed = Observed {
-            now: NOW.parse().unwrap(),
-            targets: Vec::new(),
-            redis: None,
-            ledger: Some(Ok(ledger)),
-            beside: 0,
-            least_beat_ms: 0,
-            admission: None,
-        };
+        let observed = Observed { now: NOW.parse().unwrap(), ledger: Some(Ok(ledger)), ..Observed::default() };
         let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
             "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}]}}));
         arrange(&tb, &observed, valid, &BTreeSet::new()).writes.remove(0)

@@ -22,20 +22,18 @@ struct Inner {
 }
 
 impl Crowd {
-    /// Takes note of the most processes of a TokenBudget whose ledger is at this URL.
-    pub fn set(&self, uid: &str, url: &str, processes: u32, now: Instant) {
+    /// Takes note of the most processes of a TokenBudget whose ledger is on this server.
+    pub fn set(&self, uid: &str, server: String, processes: u32, now: Instant) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.since.get_or_insert(now);
-        let server = server(url).to_owned();
         *inner.all.entry(server.clone()).or_default() += u64::from(processes);
         let old = inner.of.insert(uid.to_owned(), (server, processes));
         inner.take(old);
     }
 
-    /// The processes of the others whose ledgers are at this URL.
-    pub fn beside(&self, uid: &str, url: &str) -> u32 {
+    /// The processes of the others whose ledgers are on this server.
+    pub fn beside(&self, uid: &str, server: &str) -> u32 {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let server = server(url);
         let own = inner.of.get(uid).filter(|(of, _)| of == server).map_or(0, |(_, processes)| u64::from(*processes));
         let all = inner.all.get(server).copied().unwrap_or(0);
         u32::try_from(all - own).unwrap_or(u32::MAX)
@@ -70,41 +68,42 @@ impl Inner {
     }
 }
 
-/// Where a URL leads, without what it is reached with and which of its databases it means.
-fn server(url: &str) -> &str {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-    host.split_once('/').map_or(host, |(host, _)| host)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::{RedisLedger, Timeouts};
 
-    #[test]
-    fn those_of_one_server_are_counted_whatever_they_reach_it_with() {
-        let (crowd, now) = (Crowd::default(), Instant::now());
-        crowd.set("a", "redis://redis:6379/0", 20, now);
-        crowd.set("b", "rediss://user:p%40ss@redis:6379/1", 300, now);
-        crowd.set("c", "redis://other:6379", 4_000, now);
-        assert_eq!(["a", "b", "c", "new"].map(|uid| crowd.beside(uid, "redis://redis:6379")), [300, 20, 320, 320]);
-        crowd.set("b", "redis://redis:6379", 40, now);
-        assert_eq!(crowd.beside("a", "redis://redis:6379"), 40, "it has become smaller");
-        crowd.set("b", "redis://other:6379", 40, now);
-        assert_eq!(crowd.beside("a", "redis://redis:6379"), 0, "it has moved");
-        crowd.forget("c");
-        assert_eq!(crowd.beside("new", "redis://other:6379"), 40);
+    fn server(url: &str) -> String {
+        RedisLedger::connect(url, Timeouts::default()).unwrap().server()
     }
 
-    #[test]
-    fn a_new_leader_knows_all_of_them_after_half_a_minute() {
+    #[tokio::test]
+    async fn those_of_one_server_are_counted_whatever_they_reach_it_with() {
+        let (crowd, now) = (Crowd::default(), Instant::now());
+        crowd.set("a", server("redis://redis:6379/0"), 20, now);
+        crowd.set("b", server("rediss://user:p%40ss@redis:6379/1"), 300, now);
+        crowd.set("c", server("redis://other:6379"), 4_000, now);
+        assert_eq!(
+            ["a", "b", "c", "new"].map(|uid| crowd.beside(uid, &server("redis://redis:6379"))),
+            [300, 20, 320, 320]
+        );
+        crowd.set("b", server("redis://redis:6379"), 40, now);
+        assert_eq!(crowd.beside("a", &server("redis://redis:6379")), 40, "it has become smaller");
+        crowd.set("b", server("redis://other:6379"), 40, now);
+        assert_eq!(crowd.beside("a", &server("redis://redis:6379")), 0, "it has moved");
+        crowd.forget("c");
+        assert_eq!(crowd.beside("new", &server("redis://other:6379")), 40);
+    }
+
+    #[tokio::test]
+    async fn a_new_leader_knows_all_of_them_after_half_a_minute() {
         let (crowd, now) = (Crowd::default(), Instant::now());
         assert!(!crowd.is_known(now));
-        crowd.set("a", "redis://redis", 1, now);
+        crowd.set("a", server("redis://redis"), 1, now);
         assert!(!crowd.is_known(now + KNOWN_AFTER - Duration::from_millis(1)));
         assert!(crowd.is_known(now + KNOWN_AFTER));
         crowd.clear();
         assert!(!crowd.is_known(now + KNOWN_AFTER));
-        assert_eq!(crowd.beside("b", "redis://redis"), 0);
+        assert_eq!(crowd.beside("b", &server("redis://redis")), 0);
     }
 }

@@ -183,15 +183,8 @@ mod tests {
                 "lastTransitionTime": "2026-01-01T00:00:00Z"},
         ]}))
         .unwrap();
-        let mut observed = Observed {
-            now: jiff::Timestamp::UNIX_EPOCH,
-            targets: Vec::new(),
-            redis: None,
-            ledger: Some(Ok(seen())),
-            beside: 0,
-            least_beat_ms: 0,
-            admission: None,
-        };
+        let mut observed =
+            Observed { now: jiff::Timestamp::UNIX_EPOCH, ledger: Some(Ok(seen())), ..Observed::default() };
         let known = fleet(&observed, &status);
         let expected = [("Enforcing", ConditionStatus::Unknown), ("Ready", ConditionStatus::False)];
         assert_eq!(known.conditions, BTreeMap::from(expected));

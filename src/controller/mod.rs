@@ -35,7 +35,7 @@ use kube::runtime::reflector::ObjectRef;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 pub use context::{Context, Settings};
-pub use world::World;
+pub use world::{World, api_in};
 
 use crate::api::TokenBudget;
 use crate::leader::Moment;
@@ -176,8 +176,8 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     let observed = observe::observe(tb, ctx, world, memory).await?;
     let valid = validate::validate(tb, &observed, &world.evidence);
     let intent = arrange::arrange(tb, &observed, &valid, &memory.books);
-    if let Some(Ok(location)) = &observed.redis {
-        ctx.crowd.set(&tb.uid().unwrap_or_default(), &location.url, intent.processes, Instant::now());
+    if let Some((_, ledger)) = &memory.ledger {
+        ctx.crowd.set(&tb.uid().unwrap_or_default(), ledger.server(), intent.processes, Instant::now());
     }
     let applied = if tb.spec.paused {
         apply::left_as_it_is(&observed)

@@ -28,6 +28,7 @@ use crate::litellm::{
 const URL_AGE: Duration = Duration::from_secs(30);
 
 /// What was seen.
+#[derive(Default)]
 pub struct Observed {
     /// When.
     pub now: Timestamp,
@@ -81,7 +82,7 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
     };
     let now = Timestamp::now();
     let uid = tb.uid().unwrap_or_default();
-    let beside = redis.as_ref().and_then(|redis| redis.as_ref().ok()).map_or(0, |at| ctx.crowd.beside(&uid, &at.url));
+    let beside = memory.ledger.as_ref().map_or(0, |(_, ledger)| ctx.crowd.beside(&uid, &ledger.server()));
     let least_beat_ms = match (&ledger, ctx.crowd.is_known(Instant::now())) {
         (Some(Ok(_)), false) => stored_beat_ms(&uid, memory).await,
         _ => 0,

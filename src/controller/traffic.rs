@@ -114,15 +114,7 @@ mod tests {
             ..Observation::default()
         };
         let now = Timestamp::from_second(second).unwrap();
-        Observed {
-            now,
-            targets: Vec::new(),
-            redis: None,
-            ledger: Some(Ok(seen)),
-            beside: 0,
-            least_beat_ms: 0,
-            admission: None,
-        }
+        Observed { now, ledger: Some(Ok(seen)), ..Observed::default() }
     }
 
     fn seen(observed: &mut Observed) -> &mut Observation {

@@ -59,7 +59,7 @@ pub struct Member {
     pub id: String,
     /// What it said.
     pub report: Report,
-    /// When the kubelet says that it ended, by the wall clock of its node, unix ms.
+    /// When it ended, as far as there is evidence, by the wall clock of its node, unix ms.
     pub finished_ms: Option<u64>,
 }
 

@@ -21,6 +21,15 @@ use crate::litellm::{ATTACHED_LABEL, ATTACHED_VALUE};
 /// A stream of changed objects, for the controller's triggers.
 pub type Changes<K> = BoxStream<'static, Result<K, watcher::Error>>;
 
+/// The objects of this namespace, or of all.
+pub fn api_in<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = kube::core::NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    namespace.map_or_else(|| Api::all(client.clone()), |name| Api::namespaced(client.clone(), name))
+}
+
 /// The caches.
 #[derive(Clone)]
 pub struct World {
@@ -217,7 +226,7 @@ where
     K::DynamicType: Default + Eq + std::hash::Hash + Clone + Unpin + Send + Sync,
 {
     let client = from.client.clone();
-    let api = from.namespace.map_or_else(|| Api::all(client.clone()), |name| Api::namespaced(client.clone(), name));
+    let api = api_in(&client, from.namespace);
     let (store, writer) = reflector::store();
     let mut filling = Some(from.filling.clone());
     let changes = watcher(api, config)

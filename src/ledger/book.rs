@@ -44,6 +44,12 @@ impl MemberRecord {
         self.spent.min(self.record)
     }
 
+    /// Takes the first steps out of `leaves`; answers what they come to.
+    pub(super) fn take_steps(&mut self, steps: u64) -> u64 {
+        let steps = usize::try_from(steps).unwrap_or(usize::MAX);
+        self.leaves.iter_mut().take(steps).map(std::mem::take).fold(0, u64::saturating_add)
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_ascii_whitespace().map(|word| word.parse::<u64>().ok());
         let mut next = || words.next()?;

@@ -62,8 +62,8 @@ pub struct Observation {
 pub struct MemberPlan {
     /// Its fair part of the budget, in the book's unit.
     pub share: u64,
-    /// When the kubelet says that its container ended, by the wall clock of its node, unix ms: the only evidence that the
-    /// process is gone.
+    /// When its container ended, by the wall clock of its node, unix ms: the kubelet's word, or the node's for a pod that
+    /// vanished.
     pub finished_ms: Option<u64>,
 }
 

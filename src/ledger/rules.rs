@@ -263,8 +263,7 @@ impl BookState {
             member.ended_ms = Some(clock);
             // What left before the process ended made room for what it may have spent since it said so.
             let passed = (finished_ms + END_SLACK_MS).saturating_sub(member.as_of_ms).div_ceil(LEAVE_STEP_MS);
-            let passed = if rules.hold(Rule::LeavesAfterEnd) { passed } else { 0 };
-            member.leaves.iter_mut().take(usize::try_from(passed).unwrap_or(usize::MAX)).for_each(|step| *step = 0);
+            member.take_steps(if rules.hold(Rule::LeavesAfterEnd) { passed } else { 0 });
         }
         let hold = if rules.hold(Rule::HoldGone) { HOLD_MS } else { 0 };
         let leased = clock < member.until_ms && rules.hold(Rule::KeepWhileLeased);
@@ -274,8 +273,7 @@ impl BookState {
         }
         if let Some(ended) = member.ended_ms.filter(|_| !leased) {
             let passed = clock.saturating_sub(ended + hold.saturating_sub(WINDOW_MS)) / LEAVE_STEP_MS;
-            let steps = member.leaves.iter_mut().take(usize::try_from(passed).unwrap_or(usize::MAX));
-            let gone = steps.map(std::mem::take).fold(0, u64::saturating_add).min(member.record);
+            let gone = member.take_steps(passed).min(member.record);
             self.lent -= gone;
             member.record -= gone;
         }

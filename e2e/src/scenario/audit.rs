@@ -26,6 +26,12 @@ impl Right {
     pub fn of(group: &str, resource: &str, verb: &str) -> Self {
         Self { group: group.to_owned(), resource: resource.to_owned(), verb: verb.to_owned() }
     }
+
+    /// Whether it changes anything.
+    #[must_use]
+    pub fn is_write(&self) -> bool {
+        !matches!(self.verb.as_str(), "get" | "list" | "watch")
+    }
 }
 
 impl std::fmt::Display for Right {

@@ -103,7 +103,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     admission::run(rig).await?;
     println!("check: bad input is answered, the operator lives, the pods serve");
     terminal(rig)?;
-    vanished.until_given_up(&fleet).await?;
+    vanished.until_given_up().await?;
     failover::run(rig).await?;
     killed::run(rig, &fleet).await?;
 

@@ -3,20 +3,18 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
-use kube::api::PostParams;
 use kube::{Api, Client};
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokenbudget::api::TokenBudget;
 
 use super::audit;
 use super::fleet::until;
 use super::operator::{Footprint, Passes};
-use super::rig::Rig;
+use super::rig::{Rig, create};
 
 /// How many TokenBudgets: how it grows is seen in three sizes.
 const MANY: [usize; 3] = [100, 300, 1_000];
@@ -58,21 +56,11 @@ async fn row(rig: &Rig, what: &str) -> Result<()> {
     tokio::time::sleep(WINDOW).await;
     let (after, passes) = (Footprint::of_leader(rig)?, Passes::so_far(rig)?.since(&passes));
     let requests = audit::requests(rig)?.into_iter().filter(|r| r.at_ms >= since_ms).collect::<Vec<_>>();
-    let writes = requests.iter().filter(|r| !matches!(r.right.verb.as_str(), "get" | "list" | "watch")).count();
+    let writes = requests.iter().filter(|r| r.right.is_write()).count();
     let cpu = (after.cpu_s - before.cpu_s) / WINDOW.as_secs_f64() * 100.0;
     let p99 = passes.p99_s().map_or_else(|| "-".to_owned(), |seconds| format!("{:.0} ms", seconds * 1e3));
     let rate = passes.count / WINDOW.as_secs_f64();
     println!("| {what} | {:.0} | {cpu:.1} | {}, {writes} | {rate:.1} | {p99} |", after.rss_mb, requests.len());
-    Ok(())
-}
-
-async fn create<K>(api: &Api<K>, object: Value) -> Result<()>
-where
-    K: kube::Resource + DeserializeOwned + serde::Serialize + Clone + std::fmt::Debug,
-    K::DynamicType: Default,
-{
-    let object: K = serde_json::from_value(object)?;
-    api.create(&PostParams::default(), &object).await.context("an object could not be created")?;
     Ok(())
 }
 
@@ -84,7 +72,8 @@ async fn foreign(client: &Client) -> Result<()> {
             "nodeSelector": {"nobody": "has-it"}, "automountServiceAccountToken": false,
             "containers": [{"name": "main", "image": "example.com/foreign:1"}]}})
     };
-    stream::iter(0..FOREIGN).map(|index| create(&pods, pod(index))).buffer_unordered(AT_ONCE).try_collect::<()>().await
+    let made = stream::iter(0..FOREIGN).map(|index| create(&pods, pod(index))).buffer_unordered(AT_ONCE);
+    made.map_ok(drop).try_collect().await
 }
 
 async fn many(rig: &Rig, client: &Client, new: std::ops::Range<usize>) -> Result<()> {
@@ -108,6 +97,7 @@ async fn many(rig: &Rig, client: &Client, new: std::ops::Range<usize>) -> Result
                 "limits": [{"name": "a", "models": [{"modelName": "m"}], "tokensPerMinute": 60_000}]}}),
         )
         .await
+        .map(drop)
     };
     stream::iter(new).map(make).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     let reached = || -> Result<usize> {

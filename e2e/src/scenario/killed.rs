@@ -19,8 +19,11 @@ const BOOT: Duration = Duration::from_secs(120);
 const VANISHED: Duration = Duration::from_secs(240);
 
 /// A process that ended, and when.
-pub struct Ended<'a> {
-    rig: &'a Rig,
+pub struct Ended {
+    ledger: RedisLedger,
+    /// Of the fleet's TokenBudget, and its book.
+    uid: String,
+    book: BookId,
     pod_uid: String,
     at: Instant,
 }
@@ -33,7 +36,7 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     let ready = fleet.ready_pods()?.len();
     let pod = chaos::kill_process(rig)?;
     let ended = Ended::of(rig, fleet, &pod).await?;
-    let took = ended.until_known(fleet, SOON).await?;
+    let took = ended.until_known(SOON).await?;
     println!("check: the ledger knows of a killed process after {:.1} s", took.as_secs_f32());
     fleet.until_ready(ready, BOOT).await.map(drop)
 }
@@ -42,7 +45,7 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
 ///
 /// # Errors
 /// When no pod is Ready, or no other comes in its place.
-pub async fn vanish<'a>(rig: &'a Rig, fleet: &Fleet<'_>) -> Result<Ended<'a>> {
+pub async fn vanish(rig: &Rig, fleet: &Fleet<'_>) -> Result<Ended> {
     let ready = fleet.ready_pods()?;
     let pod = text(&ready.first().context("no pod is Ready")?["metadata"]["name"]);
     let ended = Ended::of(rig, fleet, pod).await?;
@@ -51,11 +54,17 @@ pub async fn vanish<'a>(rig: &'a Rig, fleet: &Fleet<'_>) -> Result<Ended<'a>> {
     Ok(ended)
 }
 
-impl<'a> Ended<'a> {
-    async fn of(rig: &'a Rig, fleet: &Fleet<'_>, pod: &str) -> Result<Self> {
-        let pod_uid = text(&fleet.get("pod", pod)?["metadata"]["uid"]).to_owned();
-        let ended = Self { rig, pod_uid, at: Instant::now() };
-        ensure!(!ended.records(fleet).await?.is_empty(), "the ledger has no record of pod {pod}");
+impl Ended {
+    async fn of(rig: &Rig, fleet: &Fleet<'_>, pod: &str) -> Result<Self> {
+        let budget = fleet.get("tokenbudget", "gpt-4o")?;
+        let ended = Self {
+            ledger: RedisLedger::connect(&rig.redis_url, Timeouts::default())?,
+            uid: text(&budget["metadata"]["uid"]).to_owned(),
+            book: BookId::new(text(&budget["status"]["limits"][0]["name"]), Unit::Tokens),
+            pod_uid: text(&fleet.get("pod", pod)?["metadata"]["uid"]).to_owned(),
+            at: Instant::now(),
+        };
+        ensure!(!ended.records().await?.is_empty(), "the ledger has no record of pod {pod}");
         Ok(ended)
     }
 
@@ -63,27 +72,23 @@ impl<'a> Ended<'a> {
     ///
     /// # Errors
     /// When it does not in time.
-    pub async fn until_given_up(&self, fleet: &Fleet<'_>) -> Result<()> {
-        let took = self.until_known(fleet, VANISHED).await?;
+    pub async fn until_given_up(&self) -> Result<()> {
+        let took = self.until_known(VANISHED).await?;
         println!("check: a pod that vanished on a healthy node holds nothing back after {:.0} s", took.as_secs_f32());
         Ok(())
     }
 
     /// Of each record of its processes in the ledger, since when they are known to have ended.
-    async fn records(&self, fleet: &Fleet<'_>) -> Result<Vec<Option<u64>>> {
-        let budget = fleet.get("tokenbudget", "gpt-4o")?;
-        let name = text(&budget["status"]["limits"][0]["name"]);
-        let (uid, book) = (text(&budget["metadata"]["uid"]), BookId::new(name, Unit::Tokens));
-        let ledger = RedisLedger::connect(&self.rig.redis_url, Timeouts::default())?;
-        let seen = ledger.observe(uid, std::slice::from_ref(&book)).await?;
-        let state = seen.books.get(&book).context("the fleet has no book")?;
+    async fn records(&self) -> Result<Vec<Option<u64>>> {
+        let seen = self.ledger.observe(&self.uid, std::slice::from_ref(&self.book)).await?;
+        let state = seen.books.get(&self.book).context("the fleet has no book")?;
         let of_pod = state.members.iter().filter(|(id, _)| id.starts_with(&self.pod_uid));
         Ok(of_pod.map(|(_, member)| member.ended_ms).collect())
     }
 
-    async fn until_known(&self, fleet: &Fleet<'_>, limit: Duration) -> Result<Duration> {
+    async fn until_known(&self, limit: Duration) -> Result<Duration> {
         loop {
-            let records = self.records(fleet).await?;
+            let records = self.records().await?;
             // 65 s after that it is gone.
             if records.is_empty() || records.iter().any(Option::is_some) {
                 return Ok(self.at.elapsed());

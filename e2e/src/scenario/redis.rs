@@ -46,6 +46,15 @@ pub async fn command<T: FromRedisValue>(rig: &Rig, line: &str) -> Result<T> {
     ask(&mut connect(rig).await?, line).await
 }
 
+/// A number of what INFO answered.
+///
+/// # Errors
+/// When it is not there.
+pub fn figure(info: &str, name: &str) -> Result<f64> {
+    let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    Ok(value.with_context(|| format!("INFO has no {name}"))?.trim().parse()?)
+}
+
 /// Starts a server that keeps nothing on disk by itself; `more` are arguments.
 ///
 /// # Errors

@@ -7,6 +7,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use kube::Api;
+use kube::api::PostParams;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::paths::{Paths, version};
 use super::redis;
@@ -275,4 +279,17 @@ impl Rig {
 
 pub(super) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Creates an object.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn create<K>(api: &Api<K>, object: Value) -> Result<K>
+where
+    K: kube::Resource + DeserializeOwned + serde::Serialize + Clone + std::fmt::Debug,
+    K::DynamicType: Default,
+{
+    let object: K = serde_json::from_value(object)?;
+    api.create(&PostParams::default(), &object).await.context("an object could not be created")
 }

@@ -23,6 +23,19 @@ end
 if at ~= #ARGV then error('arguments left over') end
 local replid = replication_id()
 
+-- Takes the first steps out of what leaves a member's window; answers with the rest of its text, and what they come to.
+local function take_steps(rest, steps)
+  local head, leaves = string.match(rest, '^(%S+ %S+ %S+ %S+)(.*)$')
+  local step, gone = 0, 0
+  leaves = string.gsub(leaves, '%d+', function(amount)
+    step = step + 1
+    if step > steps then return end
+    gone = gone + tonumber(amount)
+    return '0'
+  end)
+  return head .. leaves, gone
+end
+
 local leaving = {}
 local function plan_book(p)
   local f = redis.call('HMGET', p.key, 'budget', 'lent', 'clock', 'time', 'replid', 'learnUntil', 'leaseMs', 'round',
@@ -48,12 +61,8 @@ local function plan_book(p)
     if who.finished > 0 and ended == 0 then
       ended = clock
       -- What left before the process ended made room for what it may have spent since it said so.
-      local head, as_of, leaves = string.match(rest, '^(%S+ %S+ %S+) (%S+)(.*)$')
-      local passed, step = math.ceil((who.finished + END_SLACK - tonumber(as_of)) / LEAVE_STEP), 0
-      rest = head .. ' ' .. as_of .. string.gsub(leaves, '%d+', function()
-        step = step + 1
-        if step <= passed then return '0' end
-      end)
+      local as_of = tonumber(string.match(rest, '^%S+ %S+ %S+ (%S+)'))
+      rest = take_steps(rest, math.ceil((who.finished + END_SLACK - as_of) / LEAVE_STEP))
     end
     if ended > 0 and clock >= ended + HOLD and not leased then
       lent, leaving[who.id] = lent - record, true
@@ -61,15 +70,9 @@ local function plan_book(p)
     end
     if ended > 0 and not leased then
       -- What it said in its last call: so much has left its window since.
-      local passed, step, gone = math.floor((clock - ended - (HOLD - WINDOW)) / LEAVE_STEP), 0, 0
-      local head, leaves = string.match(rest, '^(%S+ %S+ %S+ %S+)(.*)$')
-      leaves = string.gsub(leaves, '%d+', function(amount)
-        step = step + 1
-        if step > passed then return end
-        gone = gone + tonumber(amount)
-        return '0'
-      end)
-      gone, rest = math.min(gone, record), head .. leaves
+      local gone
+      rest, gone = take_steps(rest, math.floor((clock - ended - (HOLD - WINDOW)) / LEAVE_STEP))
+      gone = math.min(gone, record)
       lent, record = lent - gone, record - gone
     end
     if ended == 0 and clock >= until_ + HOLD and record > off then

@@ -15,7 +15,7 @@ use run::Run;
 
 use super::bench::{BUDGET, Bench};
 use super::fleet::{Fleet, until};
-use super::redis::command;
+use super::redis::{command, figure};
 use super::rig::Rig;
 use crate::clock::unix_ms;
 use crate::load::{Burst, LoadSpec, Skew};
@@ -149,8 +149,7 @@ async fn one(rig: &Rig, bench: &Bench<'_>, demand: Demand, seed: u64) -> Result<
 /// The commands that Redis has run.
 async fn commands(rig: &Rig) -> Result<u64> {
     let info: String = command(rig, "INFO stats").await?;
-    let line = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
-    let count = line.context("Redis does not count commands")?.trim().parse()?;
+    let count = figure(&info, "total_commands_processed")? as u64;
     ensure!(count > 0, "Redis has run no command");
     Ok(count)
 }

@@ -15,10 +15,10 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use members::Members;
-use pods::{Made, NAMESPACE, create};
+use pods::{Made, NAMESPACE};
 use table::{Costs, Row};
 
-use super::rig::Rig;
+use super::rig::{Rig, create};
 
 /// The limit of each TokenBudget.
 const LIMIT: &str = "gpt";

@@ -8,13 +8,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokenbudget::api::TokenBudget;
 use tokenbudget::litellm::is_attached;
 use tokio::time::{Instant, sleep};
+
+use crate::scenario::rig::create;
 
 pub const NAMESPACE: &str = "scale";
 const NODE: &str = "scale";
@@ -32,19 +33,6 @@ pub struct Made {
     pub uid: String,
     /// Names and UIDs of its pods.
     pub pods: Vec<(String, String)>,
-}
-
-/// Creates an object.
-///
-/// # Errors
-/// When the API server refuses it.
-pub async fn create<K>(api: &Api<K>, object: Value) -> Result<K>
-where
-    K: kube::Resource + DeserializeOwned + serde::Serialize + Clone + std::fmt::Debug,
-    K::DynamicType: Default,
-{
-    let object: K = serde_json::from_value(object)?;
-    api.create(&PostParams::default(), &object).await.context("an object could not be created")
 }
 
 /// The node, whose Lease is renewed for as long as the answer is awaited.

@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use jiff::Timestamp;
 
 use super::members::Seen;
 use crate::scenario::audit;
 use crate::scenario::operator::{Footprint, Passes};
-use crate::scenario::redis::command;
+use crate::scenario::redis::{command, figure};
 use crate::scenario::rig::Rig;
 
 /// What was used until a moment.
@@ -58,11 +58,7 @@ impl Costs {
     /// When something cannot be read.
     pub async fn so_far(rig: &Rig) -> Result<Self> {
         let info: String = command(rig, "INFO").await?;
-        let figure = |name: &str| -> Result<f64> {
-            let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            Ok(value.with_context(|| format!("INFO has no {name}"))?.trim().parse()?)
-        };
-        let write = |verb: &str| !matches!(verb, "get" | "list" | "watch");
+        let figure = |name| figure(&info, name);
         Ok(Self {
             at_ms: Timestamp::now().as_millisecond(),
             operator: Footprint::of_leader(rig)?,
@@ -70,7 +66,7 @@ impl Costs {
             redis_cpu_s: figure("used_cpu_user")? + figure("used_cpu_sys")?,
             redis_commands: figure("total_commands_processed")?,
             redis_mb: figure("used_memory")? / 1e6,
-            writes: audit::requests(rig)?.iter().filter(|request| write(&request.right.verb)).count(),
+            writes: audit::requests(rig)?.iter().filter(|request| request.right.is_write()).count(),
         })
     }
 
