@@ -88,9 +88,9 @@ async fn keys(rig: &Rig) -> Result<Vec<String>> {
             "hash" => ask(&mut redis, &format!("HGETALL {name}")).await?,
             _ => BTreeMap::new(),
         };
-        // Asked last, since a key may end between two questions.
+        // Asked last, since a key may end between two questions. In its last half second the answer is 0.
         let ttl: i64 = ask(&mut redis, &format!("TTL {name}")).await?;
-        let closed = name.ends_with(":meta") && ttl > 0 && says.get("version").is_some_and(|v| v == "detached");
+        let closed = name.ends_with(":meta") && ttl >= 0 && says.get("version").is_some_and(|v| v == "detached");
         if ttl != GONE && !closed {
             kept.push(format!("{name}, which ends in {ttl} s: {says:?}"));
         }
