@@ -84,23 +84,18 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Test => on_a_cluster("test", work(true, true)).await,
         Command::Chaos { only, quick } => {
             let faults = if quick { Fault::QUICK.to_vec() } else { or_all(only) };
-            on_a_cluster("chaos", async |rig: &Rig| chaos::run(rig, &faults).await).await
+            on_a_cluster("chaos", async |rig: &Rig| none_missed(&chaos::run(rig, &faults).await?)).await
         }
         Command::Bench { arms, demands, rounds } => {
             let (arms, demands) = (or_all(arms), or_all(demands));
-            let work = async |rig: &Rig| compare::run(rig, &arms, &demands, rounds).await.map(|()| true);
-            on_a_cluster("bench", work).await
+            on_a_cluster("bench", async |rig: &Rig| compare::run(rig, &arms, &demands, rounds).await).await
         }
-        Command::Uninstall => {
-            on_a_cluster("uninstall", async |rig: &Rig| uninstall::alone(rig).await.map(|()| true)).await
-        }
+        Command::Uninstall => on_a_cluster("uninstall", async |rig: &Rig| uninstall::alone(rig).await).await,
         Command::Scale { parts } => {
             let parts = or_all(parts);
-            on_a_cluster("scale", async |rig: &Rig| scale::run(rig, &parts).await.map(|()| true)).await
+            on_a_cluster("scale", async |rig: &Rig| scale::run(rig, &parts).await).await
         }
-        Command::Footprint => {
-            on_a_cluster("footprint", async |rig: &Rig| footprint::run(rig).await.map(|()| true)).await
-        }
+        Command::Footprint => on_a_cluster("footprint", async |rig: &Rig| footprint::run(rig).await).await,
     }
 }
 
@@ -110,17 +105,17 @@ fn or_all<T: ValueEnum>(asked: Vec<T>) -> Vec<T> {
 }
 
 /// Runs something on a cluster that is stopped afterwards whatever happens.
-async fn on_a_cluster(name: &str, work: impl AsyncFnOnce(&Rig) -> Result<bool>) -> Result<ExitCode> {
+async fn on_a_cluster(name: &str, work: impl AsyncFnOnce(&Rig) -> Result<()>) -> Result<ExitCode> {
     let paths = Paths::new(name)?;
     let outcome = tokio::select! {
         outcome = async { work(&Rig::up(&paths).await?).await } => outcome,
         _ = interrupted() => Err(anyhow::anyhow!("interrupted")),
     };
-    if !matches!(outcome, Ok(true)) && paths.dir.exists() {
+    if outcome.is_err() && paths.dir.exists() {
         eprintln!("logs are kept in {}", paths.keep_logs()?.display());
     }
     Rig::down(&paths)?;
-    Ok(if outcome? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    outcome.map(|()| ExitCode::SUCCESS)
 }
 
 async fn up() -> Result<ExitCode> {
@@ -143,25 +138,30 @@ The provider: {}",
     Ok(ExitCode::SUCCESS)
 }
 
-/// The demo, the checks, or both with the short half of the faults between them; answers whether every figure was reached.
-fn work(with_demo: bool, with_checks: bool) -> impl AsyncFnOnce(&Rig) -> Result<bool> {
+/// The demo, the checks, or both with the short half of the faults between them.
+fn work(with_demo: bool, with_checks: bool) -> impl AsyncFnOnce(&Rig) -> Result<()> {
     async move |rig| {
-        let outcome = if with_demo {
-            demo::run(rig).await?
+        let mut missed = Vec::new();
+        if with_demo {
+            let outcome = demo::run(rig).await?;
+            outcome.failures.iter().for_each(|failure| println!("FAILED: {failure}"));
+            outcome.lines.iter().for_each(|line| println!("{line}"));
+            missed = outcome.failures;
         } else {
             checks::prepare(rig).await?;
-            demo::Outcome::default()
-        };
-        for failure in &outcome.failures {
-            println!("FAILED: {failure}");
         }
-        for line in &outcome.lines {
-            println!("{line}");
+        if with_demo && with_checks {
+            missed.extend(chaos::strike_all(rig, &Fault::QUICK).await?);
         }
-        let whole = !(with_demo && with_checks) || chaos::strike_all(rig, &Fault::QUICK).await?;
         if with_checks {
             checks::run(rig).await?;
         }
-        Ok(outcome.failures.is_empty() && whole)
+        none_missed(&missed)
     }
+}
+
+/// Says again what was missed, as the last thing of a long run.
+fn none_missed(missed: &[String]) -> Result<()> {
+    anyhow::ensure!(missed.is_empty(), "{} figures were missed: {}", missed.len(), missed.join("; "));
+    Ok(())
 }

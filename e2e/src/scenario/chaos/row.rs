@@ -19,7 +19,7 @@ pub struct Row {
     lost: u64,
     recovered_s: Option<f64>,
     /// What did not reach its figure; empty when all is well.
-    pub missed: Vec<String>,
+    missed: Vec<String>,
 }
 
 impl Row {
@@ -61,6 +61,11 @@ impl Row {
     pub fn failed(fault: Fault, error: &anyhow::Error) -> Self {
         let missed = vec![format!("{error:#}").lines().next().unwrap_or_default().to_owned()];
         Self { title: fault.told().1, worst: "-".to_owned(), used: 0.0, lost: 0, recovered_s: None, missed }
+    }
+
+    /// What did not reach its figure, each with the name of the fault.
+    pub fn misses(&self) -> impl Iterator<Item = String> {
+        self.missed.iter().map(|missed| format!("{}: {missed}", self.title))
     }
 
     fn recovery(&self) -> String {
