@@ -19,7 +19,7 @@ pub const BUDGET: u64 = 60_000;
 const OVERLOAD: f64 = 5.0;
 
 /// The key in `manifests/litellm.yaml`.
-const MASTER_KEY: &str = "sk-local";
+pub(super) const MASTER_KEY: &str = "sk-local";
 
 /// How long a load lasts.
 pub const LOAD: Duration = Duration::from_secs(75);

@@ -11,7 +11,7 @@ use crate::scenario::operator::{holder, pod_of};
 use crate::scenario::rig::{OPERATOR_NAMESPACE, Rig};
 
 /// A LiteLLM process has to start, several at once on two cores.
-const BOOT: Duration = Duration::from_secs(240);
+pub const BOOT: Duration = Duration::from_secs(240);
 
 /// Scales the fleet and waits for it.
 pub async fn scale(rig: &Rig, replicas: usize) -> Result<()> {

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use serde_json::json;
 use tokio::time::sleep;
 
 use super::cluster::{a_pod, api_server, ask_for, budget, frozen, leader, operators, redis, roll, scale, strategy};
+use super::hostile;
 use super::ledger::{fail_over, forge};
 use super::process::Signal;
+use super::relay::Relay;
+use super::shapes::{self, Shape};
 use crate::clock::unix_ms;
 use crate::load::Skew;
 use crate::scenario::bench::BUDGET;
@@ -22,6 +25,8 @@ const PODS: usize = 3;
 
 /// A cut holds when the last token that was spent before it has left the window.
 const CUT: Duration = Duration::from_secs(65);
+
+const NO_RELAY: &str = "there is no relay before Redis";
 
 /// What can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -50,10 +55,16 @@ pub enum Fault {
     RedisHangs,
     /// Redis refuses writes for 60 s.
     RedisFull,
+    /// Redis answers 200 ms late for 60 s.
+    RedisSlow,
+    /// One pod cut off from Redis for 90 s.
+    CutOff,
     /// Redis dies, and a replica that lacks the last 2 s takes over.
     RedisFailover,
     /// Ledger entries and calls that no member would make.
     Forged,
+    /// 10,000 requests that are malformed or huge.
+    Hostile,
     /// API server away for 2 minutes, 3 -> 4 pods after it.
     ApiServerAway,
     /// Budget cut to 40 % for 2 minutes.
@@ -64,6 +75,12 @@ pub enum Fault {
     ProviderFails,
     /// Provider takes 30 s to answer, for 60 s.
     ProviderSlow,
+    /// Two worker processes in each pod.
+    TwoWorkers,
+    /// Two Deployments in one budget.
+    TwoDeployments,
+    /// Three limits on one fleet.
+    ThreeLimits,
 }
 
 /// A time in which another budget holds.
@@ -100,11 +117,30 @@ impl Fault {
             | Self::RedisRestart
             | Self::RedisFailover
             | Self::ApiServerAway
-            | Self::BudgetCut => Some(0.95),
+            | Self::BudgetCut
+            | Self::TwoWorkers
+            | Self::TwoDeployments
+            | Self::ThreeLimits => Some(0.95),
             Self::Hopping => Some(0.9),
-            Self::Kills | Self::Frozen | Self::FrozenLong | Self::RedisHangs | Self::RedisFull => Some(0.8),
+            Self::Kills
+            | Self::Frozen
+            | Self::FrozenLong
+            | Self::RedisSlow
+            | Self::CutOff
+            | Self::RedisHangs
+            | Self::RedisFull => Some(0.8),
             Self::RedisAway => Some(0.6),
-            Self::ProviderFails | Self::ProviderSlow | Self::Forged => None,
+            Self::ProviderFails | Self::ProviderSlow | Self::Forged | Self::Hostile => None,
+        }
+    }
+
+    /// The shape of the fleet meanwhile, where it is another.
+    const fn shape(self) -> Option<Shape> {
+        match self {
+            Self::TwoWorkers => Some(Shape::TwoWorkers),
+            Self::TwoDeployments => Some(Shape::TwoDeployments),
+            Self::ThreeLimits => Some(Shape::ThreeLimits),
+            _ => None,
         }
     }
 
@@ -115,11 +151,22 @@ impl Fault {
     }
 }
 
+/// What has to be so before the load begins.
+///
+/// # Errors
+/// When it does not become so.
+pub async fn prepare(rig: &Rig, fault: Fault) -> Result<()> {
+    match fault.shape() {
+        Some(shape) => shapes::take(rig, shape).await,
+        None => Ok(()),
+    }
+}
+
 /// Breaks it, for as long as the fault lasts.
 ///
 /// # Errors
 /// When it cannot be broken.
-pub async fn strike(rig: &Rig, fault: Fault) -> Result<Vec<Span>> {
+pub async fn strike(rig: &Rig, relay: Option<&Relay>, fault: Fault) -> Result<Vec<Span>> {
     let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
     match fault {
         Fault::Steps => {
@@ -181,8 +228,21 @@ pub async fn strike(rig: &Rig, fault: Fault) -> Result<Vec<Span>> {
             sleep(minute).await;
             command::<()>(rig, "CONFIG SET maxmemory 0").await?;
         }
+        Fault::RedisSlow => {
+            let relay = relay.context(NO_RELAY)?;
+            relay.late(Duration::from_millis(200));
+            sleep(minute).await;
+            relay.late(Duration::ZERO);
+        }
+        Fault::CutOff => {
+            let relay = relay.context(NO_RELAY)?;
+            relay.cut(Some(a_pod(rig, 0)?.1));
+            sleep(minute + minute / 2).await;
+            relay.cut(None);
+        }
         Fault::RedisFailover => fail_over(rig).await?,
         Fault::Forged => forge(rig).await?,
+        Fault::Hostile => hostile::send(rig).await?,
         Fault::ApiServerAway => {
             frozen(api_server(rig)?, 2 * minute).await?;
             scale(rig, PODS + 1).await?;
@@ -197,6 +257,7 @@ pub async fn strike(rig: &Rig, fault: Fault) -> Result<Vec<Span>> {
             return Ok(vec![held]);
         }
         Fault::Hopping => sleep(2 * minute).await,
+        Fault::TwoWorkers | Fault::TwoDeployments | Fault::ThreeLimits => sleep(minute).await,
         Fault::ProviderFails => {
             rig.provider()?.set(&json!({"failures": {"probability": 0.5, "status": 500}})).await?;
             sleep(minute).await;
@@ -221,6 +282,9 @@ pub async fn mend(rig: &Rig, fault: Fault) -> Result<()> {
         Fault::Rollout => strategy(rig, "25%", "25%")?,
         Fault::LeaderKilled => operators(rig, 1)?,
         _ => {}
+    }
+    if let Some(shape) = fault.shape() {
+        shapes::leave(rig, shape).await?;
     }
     settle(rig).await
 }

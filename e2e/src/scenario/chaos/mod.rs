@@ -3,15 +3,19 @@
 
 mod cluster;
 mod faults;
+mod hostile;
 mod ledger;
 mod process;
+mod relay;
 mod row;
+mod shapes;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 pub use faults::Fault;
+use relay::Relay;
 use row::Row;
 
 use super::bench::{BUDGET, Bench};
@@ -35,15 +39,20 @@ const WARM: Duration = Duration::from_secs(70);
 /// # Errors
 /// When the fleet is not as it was after a fault. A fault that cannot be made and a figure that is missed are in the table.
 pub async fn run(rig: &Rig, faults: &[Fault]) -> Result<Vec<String>> {
+    let relay = Relay::start(rig).await?;
     checks::prepare(rig).await?;
-    strike_all(rig, faults).await
+    strike(rig, Some(&relay), faults).await
 }
 
-/// The same on a rig whose fleet enforces already.
+/// The same on a rig whose fleet enforces already, for faults that need nothing between it and Redis.
 ///
 /// # Errors
 /// As [`run`].
 pub async fn strike_all(rig: &Rig, faults: &[Fault]) -> Result<Vec<String>> {
+    strike(rig, None, faults).await
+}
+
+async fn strike(rig: &Rig, relay: Option<&Relay>, faults: &[Fault]) -> Result<Vec<String>> {
     // Nobody else moves the replicas.
     rig.kubectl(&["-n", "llm", "delete", "hpa", "litellm", "--ignore-not-found"])?;
     faults::settle(rig).await?;
@@ -54,8 +63,9 @@ pub async fn strike_all(rig: &Rig, faults: &[Fault]) -> Result<Vec<String>> {
     let mut rows = Vec::new();
     for (fault, seed) in faults.iter().zip(1000..) {
         let spec = LoadSpec { seed, ..spec.clone() };
-        let row =
-            one(rig, &bench, *fault, spec, enforcing_ms).await.unwrap_or_else(|error| Row::failed(*fault, &error));
+        let row = one(rig, relay, &bench, *fault, spec, enforcing_ms)
+            .await
+            .unwrap_or_else(|error| Row::failed(*fault, &error));
         println!("{row}");
         rows.push(row);
         faults::mend(rig, *fault).await.with_context(|| format!("after {}", fault.told().0))?;
@@ -85,16 +95,24 @@ pub fn kill_process(rig: &Rig) -> Result<String> {
     Ok(pod)
 }
 
-async fn one(rig: &Rig, bench: &Bench<'_>, fault: Fault, spec: LoadSpec, enforcing_ms: u64) -> Result<Row> {
+async fn one(
+    rig: &Rig,
+    relay: Option<&Relay>,
+    bench: &Bench<'_>,
+    fault: Fault,
+    spec: LoadSpec,
+    enforcing_ms: u64,
+) -> Result<Row> {
     let (name, title) = fault.told();
     println!("\n== {title}");
+    faults::prepare(rig, fault).await?;
     let from_ms = unix_ms();
     let spec = LoadSpec { skew: fault.skew(spec.rate), ..spec };
     let (report, struck) = bench
         .meanwhile(spec, async {
             tokio::time::sleep(BEFORE).await;
             let began_ms = unix_ms();
-            let spans = faults::strike(rig, fault).await?;
+            let spans = faults::strike(rig, relay, fault).await?;
             let ended_ms = unix_ms();
             tokio::time::sleep(AFTER).await;
             Ok((began_ms, ended_ms, spans))

@@ -50,6 +50,11 @@ impl Process {
         Ok(Self(found[0]))
     }
 
+    /// Its id.
+    pub const fn id(self) -> u32 {
+        self.0
+    }
+
     /// Sends a signal.
     ///
     /// # Errors
@@ -63,5 +68,12 @@ impl Process {
         let status = Command::new("kill").args([name, &self.0.to_string()]).status()?;
         ensure!(status.success(), "process {} got no {name}", self.0);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Process {
+    pub(super) fn myself() -> Self {
+        Self(std::process::id())
     }
 }
