@@ -64,6 +64,10 @@ test-alerts: ## What the chart's alerts fire on, by promtool (5 minutes to build
 chaos: prepare build ## What breaks in production, broken on purpose under load: 25 faults, a table of figures (80 minutes)
 	target/release/scenario chaos
 
+.PHONY: soak
+soak: prepare build ## Small faults drawn from a seed for half an hour under load, and what is left of them (35 minutes)
+	target/release/scenario soak
+
 .PHONY: bench
 bench: prepare prepare-litellm build ## TokenBudget beside what LiteLLM has, on the same requests: tables and a plot (90 minutes)
 	target/release/scenario bench

@@ -1,6 +1,7 @@
 //! Starts the local cluster and runs what users do on it.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -30,7 +31,7 @@ enum Command {
     Test,
     /// Only `helm uninstall` while a TokenBudget is there (a minute).
     Uninstall,
-    /// What breaks in production, broken on purpose under load, and judged by the provider's count (50 minutes).
+    /// What breaks in production, broken on purpose under load, and judged by the provider's count (80 minutes).
     Chaos {
         /// Only these faults, in this order.
         #[arg(long, value_delimiter = ',', conflicts_with = "quick")]
@@ -38,6 +39,15 @@ enum Command {
         /// Only the three of `make test`.
         #[arg(long)]
         quick: bool,
+    },
+    /// Small faults drawn from a seed, one after the other under load, and what is left of them afterwards.
+    Soak {
+        /// For how long.
+        #[arg(long, value_parser = rig::load::duration, default_value = "30m")]
+        time: Duration,
+        /// Which faults, and when.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// TokenBudget beside what LiteLLM has, on the same requests, with tables and a plot (25 minutes a way and round).
     Bench {
@@ -74,7 +84,7 @@ async fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Up => up().await,
         Command::Down => {
-            for name in ["up", "demo", "checks", "test", "chaos", "bench", "uninstall", "footprint"] {
+            for name in ["up", "demo", "checks", "test", "chaos", "soak", "bench", "scale", "uninstall", "footprint"] {
                 Rig::down(&Paths::new(name)?)?;
             }
             Ok(ExitCode::SUCCESS)
@@ -85,6 +95,9 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Chaos { only, quick } => {
             let faults = if quick { Fault::QUICK.to_vec() } else { or_all(only) };
             on_a_cluster("chaos", async |rig: &Rig| none_missed(&chaos::run(rig, &faults).await?)).await
+        }
+        Command::Soak { time, seed } => {
+            on_a_cluster("soak", async |rig: &Rig| none_missed(&chaos::soak(rig, time, seed).await?)).await
         }
         Command::Bench { arms, demands, rounds } => {
             let (arms, demands) = (or_all(arms), or_all(demands));

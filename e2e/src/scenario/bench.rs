@@ -158,13 +158,13 @@ impl<'a> Bench<'a> {
         Ok(self.provider.arrivals(&Range { from_ms: Some(from_ms), ..Range::default() }).await?.admitted())
     }
 
-    /// Offers a load while something else happens, until that has ended.
+    /// Offers a load while something else happens, until that has ended; for at most an hour.
     ///
     /// # Errors
     /// When the load or the work fails.
     pub async fn meanwhile<T>(&self, spec: LoadSpec, work: impl Future<Output = Result<T>>) -> Result<(LoadReport, T)> {
         let cancel = CancellationToken::new();
-        let spec = LoadSpec { duration: Duration::from_secs(600), ..spec };
+        let spec = LoadSpec { duration: Duration::from_secs(3600), ..spec };
         let offered = tokio::spawn(load::run_on(spec, self.pods().await?, cancel.clone()));
         let done = work.await;
         cancel.cancel();

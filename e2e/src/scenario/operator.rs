@@ -109,6 +109,8 @@ pub struct Footprint {
     pub cpu_s: f64,
     /// Resident memory, in MB.
     pub rss_mb: f64,
+    /// Open files and connections.
+    pub files: usize,
 }
 
 impl Footprint {
@@ -117,7 +119,14 @@ impl Footprint {
     /// # Errors
     /// When there is none, or its process cannot be read.
     pub fn of_leader(rig: &Rig) -> Result<Self> {
-        let process = process_of(pod_of(&holder(rig)?))?;
+        Self::of_process(&process_of(pod_of(&holder(rig)?))?)
+    }
+
+    /// Of a process.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn of_process(process: &str) -> Result<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
         // The name may have spaces in it; after it come the state and 10 fields, then the ticks of user and system.
         let (_, fields) = stat.rsplit_once(')').context("no name in /proc/*/stat")?;
@@ -127,6 +136,7 @@ impl Footprint {
             bail!("process {process} has no VmRSS");
         };
         // CLK_TCK is 100 on every Linux that Rust's tier 1 knows.
-        Ok(Self { cpu_s: ticks / 100.0, rss_mb: rss.parse::<f64>()? / 1000.0 })
+        let files = std::fs::read_dir(format!("/proc/{process}/fd"))?.count();
+        Ok(Self { cpu_s: ticks / 100.0, rss_mb: rss.parse::<f64>()? / 1000.0, files })
     }
 }

@@ -21,7 +21,7 @@ use crate::scenario::redis::command;
 use crate::scenario::rig::Rig;
 
 /// The pods of the fleet before and after each fault.
-const PODS: usize = 3;
+pub(super) const PODS: usize = 3;
 
 /// A cut holds when the last token that was spent before it has left the window.
 const CUT: Duration = Duration::from_secs(65);

@@ -9,6 +9,7 @@ mod process;
 mod relay;
 mod row;
 mod shapes;
+mod soak;
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use anyhow::{Context, Result};
 pub use faults::Fault;
 use relay::Relay;
 use row::Row;
+pub use soak::run as soak;
 
 use super::bench::{BUDGET, Bench};
 use super::checks;
