@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::bench::{BUDGET, Bench, LOAD, Step};
 use super::figures;
@@ -34,6 +34,9 @@ const MOST_LAG: f64 = 3.0;
 
 /// The least that must be wrong without TokenBudget, as a multiple of the budget.
 const LEAST_EXCESS: u64 = 2;
+
+/// What is promised holds on every machine, use does not: it is measured once more, as somebody else may have had the CPU.
+const AGAIN: &str = "it used too little: once more";
 
 /// What the whole demo came to.
 #[derive(Clone, Debug, Default)]
@@ -84,7 +87,12 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
     let enforcing_ms = unix_ms() - judge::WINDOW_MS;
 
     println!("\n== 3. the same load, with TokenBudget");
-    let with = bench.run("with TokenBudget", LoadSpec { seed: 1, ..spec.clone() }, Some(enforcing_ms)).await?;
+    let mut with = bench.run("with TokenBudget", LoadSpec { seed: 1, ..spec.clone() }, Some(enforcing_ms)).await?;
+    if with.used < LEAST_USE {
+        println!("{AGAIN}");
+        let again = bench.run("with TokenBudget", LoadSpec { seed: 6, ..spec.clone() }, Some(enforcing_ms)).await?;
+        with = Step { lost: with.lost + again.lost, ..again };
+    }
     rig.show(&["-n", "llm", "get", "tb", "-o", "wide"])?;
 
     println!("\n== 4. an HPA on CPU scales the fleet up under load, and down again");
@@ -107,7 +115,14 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
 
     println!("\n== 5. when the fleet is idle, the load goes to one hot pod only");
     fleet.until_idle("gpt-4o", Duration::from_secs(150)).await?;
-    let hot = bench.run("one hot pod", LoadSpec { seed: 5, skew: Skew::Hot, ..spec }, Some(enforcing_ms)).await?;
+    let skewed = LoadSpec { seed: 5, skew: Skew::Hot, ..spec };
+    let mut hot = bench.run("one hot pod", skewed.clone(), Some(enforcing_ms)).await?;
+    if hot.used < LEAST_USE_HOT {
+        println!("{AGAIN}");
+        fleet.until_idle("gpt-4o", Duration::from_secs(150)).await?;
+        let again = bench.run("one hot pod", LoadSpec { seed: 7, ..skewed }, Some(enforcing_ms)).await?;
+        hot = Step { lost: hot.lost + again.lost, ..again };
+    }
     rig.show(&["-n", "llm", "get", "tb"])?;
     hot_pod_is_fast(&mut outcome, &bench, &hot).await?;
 
@@ -169,14 +184,19 @@ async fn hot_pod_is_fast(outcome: &mut Outcome, bench: &Bench<'_>, hot: &Step) -
     Ok(())
 }
 
-/// Waits until the HPA has scaled up and all pods are Ready, and 65 s more; answers with the largest number of pods.
+/// Waits until the HPA has scaled up and the fleet has been whole for 65 s; answers with its number of pods.
 async fn scale_up(rig: &Rig, before: usize, replicas: &mut Replicas) -> Result<usize> {
-    let fleet = Fleet::of(rig);
-    let most =
-        replicas::watch(rig, replicas, Duration::from_secs(180), |ready, wanted| ready > before && ready == wanted)
-            .await?;
-    tokio::time::sleep(LATE).await;
-    Ok(most.max(fleet.ready_pods()?.len()))
+    for _ in 0..3 {
+        let whole =
+            replicas::watch(rig, replicas, Duration::from_secs(180), |ready, wanted| ready > before && ready == wanted)
+                .await?;
+        tokio::time::sleep(LATE).await;
+        // An HPA may go there in two steps; the last pods to come have their time, too.
+        if Fleet::of(rig).ready_pods()?.len() == whole {
+            return Ok(whole);
+        }
+    }
+    bail!("the HPA does not come to rest");
 }
 
 /// Waits until the HPA has scaled down; answers with the number of pods then.

@@ -43,18 +43,19 @@ const WARM: Duration = Duration::from_secs(70);
 pub async fn run(rig: &Rig, faults: &[Fault]) -> Result<Vec<String>> {
     let relay = Relay::start(rig).await?;
     checks::prepare(rig).await?;
-    strike(rig, Some(&relay), faults).await
+    strike(rig, Some(&relay), faults, false).await
 }
 
-/// The same on a rig whose fleet enforces already, for faults that need nothing between it and Redis.
+/// The same on a rig whose fleet enforces already, for faults that need nothing between it and Redis. One that used too little
+/// is made once more.
 ///
 /// # Errors
 /// As [`run`].
 pub async fn strike_all(rig: &Rig, faults: &[Fault]) -> Result<Vec<String>> {
-    strike(rig, None, faults).await
+    strike(rig, None, faults, true).await
 }
 
-async fn strike(rig: &Rig, relay: Option<&Relay>, faults: &[Fault]) -> Result<Vec<String>> {
+async fn strike(rig: &Rig, relay: Option<&Relay>, faults: &[Fault], again: bool) -> Result<Vec<String>> {
     // Nobody else moves the replicas.
     rig.kubectl(&["-n", "llm", "delete", "hpa", "litellm", "--ignore-not-found"])?;
     faults::settle(rig).await?;
@@ -64,13 +65,19 @@ async fn strike(rig: &Rig, relay: Option<&Relay>, faults: &[Fault]) -> Result<Ve
     bench.run("warming up", LoadSpec { duration: WARM, ..spec.clone() }, Some(enforcing_ms)).await?;
     let mut rows = Vec::new();
     for (fault, seed) in faults.iter().zip(1000..) {
-        let spec = LoadSpec { seed, ..spec.clone() };
-        let row = one(rig, relay, &bench, *fault, spec, enforcing_ms)
-            .await
-            .unwrap_or_else(|error| Row::failed(*fault, &error));
-        println!("{row}");
+        let strike = async |seed| {
+            let spec = LoadSpec { seed, ..spec.clone() };
+            let row = one(rig, relay, &bench, *fault, spec, enforcing_ms).await;
+            let row = row.unwrap_or_else(|error| Row::failed(*fault, &error));
+            println!("{row}");
+            faults::mend(rig, *fault).await.with_context(|| format!("after {}", fault.told().0))?;
+            anyhow::Ok(row)
+        };
+        let mut row = strike(seed).await?;
+        if again && row.may_be_repeated() {
+            row = strike(seed + 1000).await?;
+        }
         rows.push(row);
-        faults::mend(rig, *fault).await.with_context(|| format!("after {}", fault.told().0))?;
     }
     let table = row::table(&rows);
     let path = rig.paths.root.join(".local/chaos.md");

@@ -20,6 +20,8 @@ pub struct Row {
     recovered_s: Option<f64>,
     /// What did not reach its figure; empty when all is well.
     missed: Vec<String>,
+    /// Whether more was spent than was promised.
+    broken: bool,
 }
 
 impl Row {
@@ -50,17 +52,24 @@ impl Row {
             // An ideal bucket with a constant budget says nothing of a step in which it changed.
             used = within.iter().map(|a| a.tokens).sum::<u64>() as f64 / possible;
         }
+        let broken = !missed.is_empty();
         if fault.least_use().is_some_and(|least| used < least) {
             missed.push(format!("{:.1}% used", used * 100.0));
         }
         let recovered_s = recovered(admitted, budget, began_ms, ended_ms, step.to_ms);
-        Self { title: fault.told().1, worst, used, lost: step.lost, recovered_s, missed }
+        Self { title: fault.told().1, worst, used, lost: step.lost, recovered_s, missed, broken }
     }
 
     /// The row of a fault that could not be made or measured.
     pub fn failed(fault: Fault, error: &anyhow::Error) -> Self {
         let missed = vec![format!("{error:#}").lines().next().unwrap_or_default().to_owned()];
-        Self { title: fault.told().1, worst: "-".to_owned(), used: 0.0, lost: 0, recovered_s: None, missed }
+        let title = fault.told().1;
+        Self { title, worst: "-".to_owned(), used: 0.0, lost: 0, recovered_s: None, missed, broken: false }
+    }
+
+    /// Whether it used too little or could not be made, as somebody else may have had the CPU; never for what is promised.
+    pub const fn may_be_repeated(&self) -> bool {
+        !self.missed.is_empty() && !self.broken
     }
 
     /// What did not reach its figure, each with the name of the fault.
