@@ -7,31 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::bench::Bench;
 use super::fleet::{Fleet, conditions, text};
 use super::operator::{Passes, restarts};
 use super::outsider::Outsider;
 use super::rig::Rig;
-use super::{admission, audit, failover, killed, knobs, logs, manners, releases, rights, shapes, uninstall};
-
-/// What the API server refuses at once: a spec, and words of the answer.
-const REFUSED: [(&str, &str, &str); 8] = [
-    ("a negative limit", "limits: [{name: a, models: [{modelName: m}], tokensPerMinute: -5}]", "tokensPerMinute"),
-    ("a zero limit", "limits: [{name: a, models: [{modelName: m}], requestsPerMinute: 0}]", "requestsPerMinute"),
-    ("a limit without a figure", "limits: [{name: a, models: [{modelName: m}]}]", "a limit needs tokensPerMinute"),
-    (
-        "a selector without a field",
-        "limits: [{name: a, models: [{}], tokensPerMinute: 5}]",
-        "give at least one of modelName",
-    ),
-    (
-        "two limits of one name",
-        "limits: [{name: a, models: [{id: one}], tokensPerMinute: 5}, {name: a, models: [{id: two}], tokensPerMinute: 5}]",
-        "each name may be used once",
-    ),
-    ("an unknown field", "tokensPerMinuteee: 5", "unknown field \"spec.tokensPerMinuteee\""),
-    ("no headroom left", "headroomPercent: 95", "headroomPercent"),
-    ("a wait that is too long", "maxWait: 20s", "at most 10s"),
-];
+use super::{admission, audit, failover, killed, knobs, logs, manners, releases, rights, schema, shapes, uninstall};
+use crate::load::LoadSpec;
 
 /// What only a condition can say: a name, a spec, the condition's type, its reason, and words of its message.
 const ACCEPTED_FALSE: [(&str, &str, &str, &str, &str); 6] = [
@@ -74,9 +56,7 @@ const IDLE: Duration = Duration::from_secs(40);
 pub async fn run(rig: &Rig) -> Result<()> {
     let fleet = Fleet::of(rig);
     rig.apply("plain.yaml")?;
-    for (what, spec, words) in REFUSED {
-        refused(rig, what, spec, words)?;
-    }
+    schema::run(rig)?;
     let before = restarts(rig)?;
     for (name, spec, kind, reason, words) in ACCEPTED_FALSE {
         said(rig, name, spec, (kind, reason, words)).await?;
@@ -184,14 +164,6 @@ pub(super) fn apply_with(rig: &Rig, options: &[&str], manifest: &str) -> Result<
     Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
-fn refused(rig: &Rig, what: &str, spec: &str, words: &str) -> Result<()> {
-    let (accepted, said) = apply_text(rig, &manifest("refused", spec))?;
-    ensure!(!accepted, "{what} was accepted");
-    ensure!(said.contains(words), "{what}: expected {words:?} in: {said}");
-    println!("check: {what} is refused: {}", said.lines().last().unwrap_or_default().trim());
-    Ok(())
-}
-
 /// Applies a TokenBudget that cannot work, and waits for what is said about it.
 async fn said(rig: &Rig, name: &str, spec: &str, (kind, reason, words): (&str, &str, &str)) -> Result<()> {
     let (accepted, answer) = apply_text(rig, &manifest(name, spec))?;
@@ -235,11 +207,26 @@ pub(super) fn delete_within(rig: &Rig, budget: &str, limit: Duration) -> Result<
 
 /// The last TokenBudget goes: the fleet rolls back to what it was, and the finalizer does not hang.
 async fn leaves_no_trace(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
-    let started = Instant::now();
-    delete_within(rig, "gpt-4o", Duration::from_secs(30))?;
-    println!("check: the TokenBudget was gone after {:.1} s", started.elapsed().as_secs_f32());
-    untouched(fleet, "litellm")?;
-    rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/litellm", "--timeout=180s"])?;
+    let bench = Bench::new(rig)?;
+    let light = LoadSpec { rate: 2.0, progress: None, ..bench.spec().await? };
+    let leave = async {
+        // The load has begun before.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let started = Instant::now();
+        delete_within(rig, "gpt-4o", Duration::from_secs(30))?;
+        let gone = started.elapsed();
+        untouched(fleet, "litellm")?;
+        rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/litellm", "--timeout=180s"])?;
+        Ok(gone)
+    };
+    let (report, gone) = bench.meanwhile(light, leave).await?;
+    let counts = report.summary().counts;
+    ensure!(counts.ok > 0 && counts.lost == 0, "{} requests were lost while the TokenBudget went", counts.lost);
+    println!(
+        "check: the TokenBudget was gone after {:.1} s, {} requests were answered while the fleet rolled back, none was lost",
+        gone.as_secs_f32(),
+        counts.ok
+    );
     ensure!(!fleet.ready_pods()?.is_empty(), "no pod is ready after the TokenBudget was removed");
     let maps = rig.kubectl(&["-n", "llm", "get", "configmaps", "-o", "name"])?;
     ensure!(!maps.contains("tokenbudget-litellm"), "a ConfigMap is left: {maps}");

@@ -25,6 +25,7 @@ mod replicas;
 mod rig;
 mod rights;
 pub mod scale;
+mod schema;
 mod shapes;
 pub mod uninstall;
 
