@@ -626,10 +626,11 @@ class Governor:
         self.last_call, self.next_beat, self.last_good = -1e9, 0.0, None
         self.last_report, self.report_at = None, -1e9
         self.policy = {}
-        self.update(policy)
+        self.update(policy, now)
 
-    def update(self, policy: Policy) -> None:
-        """Takes a new policy; books that stay keep what they hold."""
+    def update(self, policy: Policy, now: float) -> None:
+        """Takes a new policy; books that stay keep what they hold, and of new ones nothing is known before
+        now."""
         self.policy = policy
         self.name = policy.get("tokenBudget", self.uid)
         self.mode = policy.get("mode", "Enforce")
@@ -649,12 +650,12 @@ class Governor:
                 key = (name, unit)
                 book = self.books.get(key)
                 if book is None:
-                    book = Book(
-                        limit["name"], unit, given["budget"], given.get("safe", 0), self.lease, self.started
-                    )
+                    book = Book(limit["name"], unit, given["budget"], given.get("safe", 0), self.lease, now)
                     book.governor = self
                 book.lease, book.budget, book.safe = self.lease, given["budget"], given.get("safe", 0)
                 books[key] = book
+        if all(book.boot is None for book in books.values()):
+            self.started = now
         self.books = books
         self.tallies = {
             name: tally for name, tally in self.tallies.items() if any(n == name for n, _ in books)
@@ -1737,7 +1738,7 @@ class Ledger(threading.Thread):
                 log.warning("tokenbudget: %s is detached, LiteLLM's own limits are back", governor.name)
             else:
                 policy.setdefault("uid", governor.uid)
-                governor.update(policy)
+                governor.update(policy, agent.clock.boot())
                 governor.next_beat = 0.0
         if agent.adapter:
             agent.adapter.changed()

@@ -242,7 +242,7 @@ def test_waiting_requests_are_woken_by_an_answer(tb, agent, give):
 
 def test_observe_refuses_nothing_and_counts_what_would_have_been(tb, agent, give):
     governor = agent.governors["uid-1"]
-    governor.update({**governor.policy, "mode": "Observe"})
+    governor.update({**governor.policy, "mode": "Observe"}, agent.clock.boot())
     give(books(agent)["tokens"], 1500)
     for call_id in "ab":
         left = asyncio.run(attempt(tb, agent, call_id, 1000))
@@ -253,7 +253,7 @@ def test_observe_refuses_nothing_and_counts_what_would_have_been(tb, agent, give
 
 def test_open_lets_through_when_the_lease_is_over(tb, agent, clock):
     governor = agent.governors["uid-1"]
-    governor.update({**governor.policy, "onLedgerLoss": "Open"})
+    governor.update({**governor.policy, "onLedgerLoss": "Open"}, agent.clock.boot())
     clock.now += 31
     left = asyncio.run(attempt(tb, agent, "a", 50000))
     assert left[0] is DEPLOYMENT, "LiteLLM's own limit holds"
@@ -300,7 +300,7 @@ def test_embeddings_have_no_output_and_images_and_tools_count(tb, agent):
 
 def test_estimate_learns_the_mean_output_and_the_ratio(tb, agent):
     governor = agent.governors["uid-1"]
-    governor.update({**governor.policy, "reserve": "Estimate"})
+    governor.update({**governor.policy, "reserve": "Estimate"}, agent.clock.boot())
     learned = agent.learned["openai/gpt"]
     for _ in range(30):
         learned.learn(chars=1000, overhead=7, prompt=257, output=50)
@@ -351,10 +351,25 @@ def test_an_attempt_ends_when_litellm_has_dropped_its_call(tb, agent, clock):
 def test_a_policy_change_keeps_what_books_hold(tb, agent):
     asyncio.run(attempt(tb, agent, "a", 1000))
     governor, before = agent.governors["uid-1"], books(agent)["tokens"]
-    governor.update(policy([limit(budget=30000, safe=5000), limit(name="new", budget=10)]))
+    governor.update(policy([limit(budget=30000, safe=5000), limit(name="new", budget=10)]), agent.clock.boot())
     assert governor.books[("gpt", "tokens")] is before
     assert before.budget == 30000
     assert set(governor.books) == {("gpt", "tokens"), ("new", "tokens")}
+
+
+@pytest.mark.parametrize("loss", ["SafeShare", "Open"])
+def test_limits_of_other_names_on_an_old_process_are_no_loss_of_the_ledger(tb, agent, clock, loss):
+    """The new books are as good as unasked: nothing is spent of them, and nobody goes LiteLLM's own way."""
+    governor = agent.governors["uid-1"]
+    clock.now += 1000
+    governor.update({**policy([limit(name="new", safe=500)]), "onLedgerLoss": loss}, agent.clock.boot())
+    book = governor.books["new", "tokens"]
+    boot, wall = agent.clock.boot(), agent.clock.wall()
+    assert not governor.lost(boot, wall)
+    assert governor.acting(boot, wall) == "enforce"
+    assert book.allowed(boot, wall) == 0
+    later = boot + governor.lease + tb.HOLD
+    assert governor.lost(later, wall) and book.allowed(later, wall) == 500
 
 
 def test_admission_costs_little(tb, agent, give):
