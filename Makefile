@@ -61,7 +61,7 @@ test-alerts: ## What the chart's alerts fire on, by promtool (5 minutes to build
 	$(CACHE)/promtool/promtool test rules tests/chart/alerts.yaml
 
 .PHONY: chaos
-chaos: prepare build ## What breaks in production, broken on purpose under load: 25 faults, a table of figures (80 minutes)
+chaos: prepare build ## What breaks in production, broken on purpose under load: 26 faults, a table of figures (80 minutes)
 	target/release/scenario chaos
 
 .PHONY: soak

@@ -45,8 +45,11 @@ pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: 
     let fleet = Fleet::of(valid, observed.now);
     let writes: Vec<PlanWrite> = limits
         .iter()
-        .flat_map(|limit| limit.books().map(move |(unit, budget)| (BookId::new(&limit.name, unit), budget)))
-        .map(|(book, budget)| write(tb, observed, &fleet, book, budget))
+        .flat_map(|limit| limit.books().map(move |(unit, budget)| (limit, BookId::new(&limit.name, unit), budget)))
+        .map(|(limit, book, budget)| {
+            let first = is_first(tb, limits, limit, book.unit);
+            write(observed, &fleet, book, budget, first)
+        })
         .collect();
     let wanted: BTreeSet<&BookId> = writes.iter().map(|w| &w.book).collect();
     let forgotten = known.iter().filter(|book| !wanted.contains(book)).cloned().collect();
@@ -122,7 +125,19 @@ fn running_since(pod: &Pod, container: &str) -> Option<Timestamp> {
     running.and_then(|r| r.started_at).map(|t| t.0)
 }
 
-fn write(tb: &TokenBudget, observed: &Observed, fleet: &Fleet<'_>, book: BookId, budget: u64) -> PlanWrite {
+/// Whether a missing book may lend at once, as nothing that was spent before counts for it.
+fn is_first(tb: &TokenBudget, limits: &[EffectiveLimit], limit: &EffectiveLimit, unit: Unit) -> bool {
+    let before = tb.status.as_ref().map_or(&[][..], |s| s.limits.as_slice());
+    let stays = |name: &str| limits.iter().any(|l| l.name == name && l.books().any(|(u, _)| u == unit));
+    before.iter().filter(|row| row.unit == unit.as_str()).all(|row| {
+        // The status names every book that was made: one that it names and the ledger lacks was lost.
+        row.name != limit.name
+            // One that is no more may have been about the same deployments; of derived limits each is about its own.
+            && (stays(&row.name) || row.derived.is_some() && limit.derived.is_some())
+    })
+}
+
+fn write(observed: &Observed, fleet: &Fleet<'_>, book: BookId, budget: u64, first: bool) -> PlanWrite {
     let state = match &observed.ledger {
         Some(Ok(observation)) => observation.books.get(&book),
         _ => None,
@@ -139,9 +154,6 @@ fn write(tb: &TokenBudget, observed: &Observed, fleet: &Fleet<'_>, book: BookId,
     let unrecorded = fleet.reported.keys().filter(|id| state.is_none_or(|s| !s.members.contains_key(**id)));
     let recorded = demand.members.iter().zip(plan.shares).map(|(m, share)| member_plan(m.member, share));
     let members = recorded.chain(unrecorded.map(|id| member_plan(id, 0))).collect();
-    let before = tb.status.as_ref().map_or(&[][..], |s| s.limits.as_slice());
-    // The status names every book that was ever made: one that it names and the ledger lacks was lost.
-    let first = !before.iter().any(|row| row.name == book.limit && row.unit == book.unit.as_str());
     PlanWrite {
         book,
         first,
@@ -264,6 +276,43 @@ mod tests {
 
     fn shares(write: &PlanWrite) -> Vec<(&str, u64, bool)> {
         write.members.iter().map(|(id, m)| (id.as_str(), m.share, m.finished_ms.is_some())).collect()
+    }
+
+    #[test]
+    fn a_limit_that_takes_the_place_of_another_is_not_the_first() {
+        let limit = |name: &str, derived: bool| EffectiveLimit {
+            name: name.to_owned(),
+            derived: derived.then(|| name.to_owned()),
+            tokens: Some(60_000),
+            ..EffectiveLimit::default()
+        };
+        let first = |before: &[EffectiveLimit], now: &[EffectiveLimit], name: &str| {
+            let row = |l: &EffectiveLimit| api::LimitStatus {
+                name: l.name.clone(),
+                unit: Unit::Tokens.as_str().to_owned(),
+                derived: l.derived.clone(),
+                ..api::LimitStatus::default()
+            };
+            let status = api::TokenBudgetStatus { limits: before.iter().map(row).collect(), ..Default::default() };
+            let spec = json(serde_json::json!({"targetRefs": [{"name": "litellm"}]}));
+            let mut tb = TokenBudget::new("tb", spec);
+            tb.status = Some(status);
+            let limit = now.iter().find(|l| l.name == name).unwrap();
+            is_first(&tb, now, limit, Unit::Tokens)
+        };
+        let (a, b) = (limit("a", false), limit("b", false));
+        let (x, y) = (limit("x", true), limit("y", true));
+        let (a, b, x, y) = (&a, &b, &x, &y);
+        let one = std::slice::from_ref::<EffectiveLimit>;
+        let both = |one: &EffectiveLimit, other: &EffectiveLimit| [one.clone(), other.clone()];
+        assert!(first(&[], one(a), "a"), "a new TokenBudget");
+        assert!(!first(one(a), one(a), "a"), "its book was lost");
+        assert!(!first(one(a), one(b), "b"), "a got another name");
+        assert!(!first(one(x), one(a), "a"), "what was derived is explicit now");
+        assert!(!first(one(a), one(x), "x"), "and the other way round");
+        assert!(first(one(a), &both(a, b), "b"), "beside one that stays");
+        assert!(first(one(x), one(y), "y"), "LiteLLM has another deployment in the place of x");
+        assert!(first(&both(x, y), &[y.clone(), limit("z", true)], "z"));
     }
 
     #[test]

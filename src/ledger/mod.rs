@@ -83,7 +83,7 @@ pub struct PlanWrite {
     /// The longest lease that any member may still go by, ms. It has to be raised here before it is published, and
     /// lowered here only when every member follows the shorter one.
     pub lease_ms: u64,
-    /// This TokenBudget never had a book that matched the same models: a missing book may lend at once.
+    /// This TokenBudget had no book before that may have been about the same deployments: a missing book may lend at once.
     pub first: bool,
     /// The known members: those with a report, a record, or both. Others are left alone.
     pub members: BTreeMap<String, MemberPlan>,

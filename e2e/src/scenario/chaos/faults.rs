@@ -69,6 +69,8 @@ pub enum Fault {
     ApiServerAway,
     /// Budget cut to 40 % for 2 minutes.
     BudgetCut,
+    /// Limits get other names under load, and their first ones again.
+    Renamed,
     /// Demand jumps to another pod every 10 s.
     Hopping,
     /// Provider fails half of the requests for 60 s.
@@ -130,7 +132,7 @@ impl Fault {
             | Self::RedisHangs
             | Self::RedisFull => Some(0.8),
             Self::RedisAway => Some(0.6),
-            Self::ProviderFails | Self::ProviderSlow | Self::Forged | Self::Hostile => None,
+            Self::ProviderFails | Self::ProviderSlow | Self::Forged | Self::Hostile | Self::Renamed => None,
         }
     }
 
@@ -255,6 +257,11 @@ pub async fn strike(rig: &Rig, relay: Option<&Relay>, fault: Fault) -> Result<Ve
             let held = Span { from_ms, to_ms: unix_ms(), budget: BUDGET * 4 / 10 };
             budget(rig, &json!({"headroomPercent": 0}))?;
             return Ok(vec![held]);
+        }
+        Fault::Renamed => {
+            shapes::take(rig, Shape::ThreeLimits).await?;
+            sleep(minute).await;
+            shapes::leave(rig, Shape::ThreeLimits).await?;
         }
         Fault::Hopping => sleep(2 * minute).await,
         Fault::TwoWorkers | Fault::TwoDeployments | Fault::ThreeLimits => sleep(minute).await,
