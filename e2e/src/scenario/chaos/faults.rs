@@ -178,7 +178,7 @@ pub async fn strike(rig: &Rig, relay: Option<&Relay>, fault: Fault) -> Result<Ve
             }
         }
         Fault::Rollout => {
-            strategy(rig, "100%", "0")?;
+            strategy(rig, "100%", "0%")?;
             roll(rig).await?;
         }
         Fault::Kills => {
