@@ -28,6 +28,7 @@ impl Row {
     /// Judges a step by what was promised for its fault. `spans` are the times in which another budget than `budget` held.
     pub fn new(
         fault: Fault,
+        least_use: Option<f64>,
         step: &Step,
         admitted: &[Arrival],
         budget: u64,
@@ -53,7 +54,7 @@ impl Row {
             used = within.iter().map(|a| a.tokens).sum::<u64>() as f64 / possible;
         }
         let broken = !missed.is_empty();
-        if fault.least_use().is_some_and(|least| used < least) {
+        if least_use.is_some_and(|least| used < least) {
             missed.push(format!("{:.1}% used", used * 100.0));
         }
         let recovered_s = recovered(admitted, budget, began_ms, ended_ms, step.to_ms);
