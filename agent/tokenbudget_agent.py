@@ -1053,7 +1053,7 @@ class Agent:
         """The part of the report that is no state: docs/protocol.md."""
         minute = self.minute()
         found: dict[str, Any] = {}
-        if not self.adapter or self.adapter.declared() is None:
+        if not self.adapter or self.adapter.declared(governor) is None:
             return found  # there is no router yet
         named = self.adapter.named
         with self.lock:
@@ -1693,7 +1693,7 @@ class Ledger(threading.Thread):
 
     def report(self, governor: Governor, now: float) -> str:
         adapter, problems = self.agent.adapter, self.agent.problems()
-        declared = adapter.declared() if adapter else None
+        declared = adapter.declared(governor) if adapter else None
         env = self.agent.env
         due = now - governor.report_at >= REPORT_EVERY
         if due:
@@ -1813,7 +1813,8 @@ class Adapter:
     seen: dict[str, Row]
     matched: dict[str, list[Book]]
     named: dict[tuple[str, str], set[str]]
-    declared_rows: list[dict[str, Any]] | None
+    # What LiteLLM's configuration declares, and the TokenBudgets that name it in an explicit limit.
+    declared_rows: list[tuple[dict[str, Any], set[str]]] | None
     identities: dict[str, str]
     caches: list[tuple[Any, str, Any]]
 
@@ -1842,8 +1843,12 @@ class Adapter:
     def changed(self) -> None:
         self.dirty = True
 
-    def declared(self) -> list[dict[str, Any]] | None:
-        return self.declared_rows
+    def declared(self, governor: Governor) -> list[dict[str, Any]] | None:
+        """What this TokenBudget may derive limits from: not what an explicit limit of another one names. What
+        its own names counts: those may go."""
+        if self.declared_rows is None:
+            return None
+        return [row for row, named in self.declared_rows if not named - {governor.uid}]
 
     # -- registration
 
@@ -1939,7 +1944,7 @@ class Adapter:
         self.problem("strategy", unasked)
         self.identify(models)
         boot, wall = self.agent.clock.boot(), self.agent.clock.wall()
-        rows: list[dict[str, Any]]
+        rows: list[tuple[dict[str, Any], set[str]]]
         present: set[str]
         rows, all_governed, present = [], True, set()
         named: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
@@ -1947,14 +1952,14 @@ class Adapter:
             key = model_id(deployment)
             present.add(key)
             row = self.originals(key, deployment)
-            books, explicit = self.match(deployment)
+            books, named_by = self.match(deployment)
             self.matched[key] = books
             for book in books:
                 model = (deployment.get("litellm_params") or {}).get("model")
                 named[book.governor.uid, book.limit].add(f"{key}:{model}")
             limits = self.limits_of(deployment, row[1])
-            if not explicit and any(v is not None for v in limits.values()):
-                rows.append(self.declared_row(deployment, limits))
+            if any(v is not None for v in limits.values()):
+                rows.append((self.declared_row(deployment, limits), named_by))
             enforced = [b for b in books if b.governor.acting(boot, wall) == "enforce"]
             self.write(deployment, row, enforced)
             if not enforced and any(v is not None for v in limits.values()):
@@ -2040,8 +2045,8 @@ class Adapter:
             "requestsPerMinute": limits["rpm"],
         }
 
-    def match(self, deployment: Deployment) -> tuple[list[Book], bool]:
-        """(books, whether an explicit limit matched). Explicit limits beat derived ones."""
+    def match(self, deployment: Deployment) -> tuple[list[Book], set[str]]:
+        """(books, the TokenBudgets of which an explicit limit matched). Explicit limits beat derived ones."""
         params = deployment.get("litellm_params") or {}
         have: dict[str, Any] = {
             "modelName": deployment.get("model_name"),
@@ -2052,7 +2057,8 @@ class Adapter:
         identity = self.identities.get(have["id"])
         explicit: list[Book]
         derived: list[Book]
-        explicit, derived = [], []
+        named_by: set[str]
+        explicit, derived, named_by = [], [], set()
         for governor in list(self.agent.governors.values()):
             for limit in governor.limits:
                 books = [
@@ -2068,7 +2074,8 @@ class Adapter:
                     for selector in limit.get("models") or []
                 ):
                     explicit += books
-        return (explicit, True) if explicit else (derived, False)
+                    named_by.add(governor.uid)
+        return explicit or derived, named_by
 
     def books_of(self, deployment: Deployment) -> list[Book]:
         """On the request path: what the last refresh found, or found now for an entry that is new."""

@@ -47,7 +47,7 @@ pub struct Report {
     /// What keeps it from enforcing, in sentences.
     #[serde(default)]
     pub problems: Vec<String>,
-    /// Deployments that declare a `tpm` or `rpm` and that no explicit limit matches; `None` while `Starting`.
+    /// Deployments that declare a `tpm` or `rpm` and that no explicit limit of another TokenBudget matches; `None` while `Starting`.
     #[serde(default)]
     pub declared: Option<Vec<Declared>>,
     /// The router of this process keeps its counters in memory only: LiteLLM's counters in Redis lack its calls.

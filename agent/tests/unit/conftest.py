@@ -63,7 +63,7 @@ class FakeAdapter:
     def counts_alone(self):
         return False
 
-    def declared(self):
+    def declared(self, governor):
         return self.declared_rows
 
     def changed(self):

@@ -33,3 +33,17 @@ def test_an_entry_that_comes_and_goes_between_two_refreshes_is_forgotten(agent, 
     adapter.refresh()
     assert not adapter.skips_filter("second")
     assert list(adapter.matched) == list(adapter.seen) == list(adapter.identities) == ["first"]
+
+
+def test_what_an_explicit_limit_names_is_declared_to_its_own_tokenbudget_only(tb, agent, router):
+    """Its limits may go; those of another TokenBudget beat what could be derived."""
+    router.model_list[0]["litellm_params"]["tpm"] = 700
+    derives = tb.Governor({"uid": "uid-2", "limits": []}, agent.clock.boot())
+    agent.governors["uid-2"] = derives
+    agent.adapter.refresh()
+    (row,) = agent.adapter.declared(agent.governors["uid-1"])
+    assert row["tokensPerMinute"] == 700
+    assert agent.adapter.declared(derives) == []
+    del agent.governors["uid-1"]
+    agent.adapter.refresh()
+    assert agent.adapter.declared(derives) == [row]
