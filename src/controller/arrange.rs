@@ -42,12 +42,12 @@ pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: 
         Limits::Known(limits) => limits.as_slice(),
         Limits::Waiting | Limits::NoneDeclared => &[],
     };
-    let fleet = Fleet::of(valid, observed.now);
+    let (fleet, before) = (Fleet::of(valid, observed.now), Before::of(tb, limits));
     let writes: Vec<PlanWrite> = limits
         .iter()
         .flat_map(|limit| limit.books().map(move |(unit, budget)| (limit, BookId::new(&limit.name, unit), budget)))
         .map(|(limit, book, budget)| {
-            let first = is_first(tb, limits, limit, book.unit);
+            let first = before.is_first(limit, book.unit);
             write(observed, &fleet, book, budget, first)
         })
         .collect();
@@ -125,16 +125,33 @@ fn running_since(pod: &Pod, container: &str) -> Option<Timestamp> {
     running.and_then(|r| r.started_at).map(|t| t.0)
 }
 
-/// Whether a missing book may lend at once, as nothing that was spent before counts for it.
-fn is_first(tb: &TokenBudget, limits: &[EffectiveLimit], limit: &EffectiveLimit, unit: Unit) -> bool {
-    let before = tb.status.as_ref().map_or(&[][..], |s| s.limits.as_slice());
-    let stays = |name: &str| limits.iter().any(|l| l.name == name && l.books().any(|(u, _)| u == unit));
-    before.iter().filter(|row| row.unit == unit.as_str()).all(|row| {
-        // The status names every book that was made: one that it names and the ledger lacks was lost.
-        row.name != limit.name
-            // One that is no more may have been about the same deployments; of derived limits each is about its own.
-            && (stays(&row.name) || row.derived.is_some() && limit.derived.is_some())
-    })
+/// The books that the status names: every one that was made. Lookups, as there may be hundreds of derived limits.
+struct Before<'a> {
+    /// By name and unit. One that the ledger lacks was lost.
+    named: BTreeSet<(&'a str, &'a str)>,
+    /// Those of limits that are no more.
+    gone: Vec<&'a api::LimitStatus>,
+}
+
+impl<'a> Before<'a> {
+    fn of(tb: &'a TokenBudget, limits: &[EffectiveLimit]) -> Self {
+        let rows = tb.status.as_ref().map_or(&[][..], |s| s.limits.as_slice());
+        let stay: BTreeSet<(&str, &str)> =
+            limits.iter().flat_map(|l| l.books().map(|(unit, _)| (l.name.as_str(), unit.as_str()))).collect();
+        let key = |row: &'a api::LimitStatus| (row.name.as_str(), row.unit.as_str());
+        Self {
+            named: rows.iter().map(key).collect(),
+            gone: rows.iter().filter(|row| !stay.contains(&key(row))).collect(),
+        }
+    }
+
+    /// Whether a missing book may lend at once, as nothing that was spent before counts for it.
+    fn is_first(&self, limit: &EffectiveLimit, unit: Unit) -> bool {
+        // One that is gone may have been about the same deployments; of derived limits each is about its own.
+        let counts =
+            |row: &api::LimitStatus| row.unit == unit.as_str() && (row.derived.is_none() || limit.derived.is_none());
+        !self.named.contains(&(limit.name.as_str(), unit.as_str())) && !self.gone.iter().any(|row| counts(row))
+    }
 }
 
 fn write(observed: &Observed, fleet: &Fleet<'_>, book: BookId, budget: u64, first: bool) -> PlanWrite {
@@ -298,7 +315,7 @@ mod tests {
             let mut tb = TokenBudget::new("tb", spec);
             tb.status = Some(status);
             let limit = now.iter().find(|l| l.name == name).unwrap();
-            is_first(&tb, now, limit, Unit::Tokens)
+            Before::of(&tb, now).is_first(limit, Unit::Tokens)
         };
         let (a, b) = (limit("a", false), limit("b", false));
         let (x, y) = (limit("x", true), limit("y", true));
