@@ -1053,7 +1053,7 @@ class Agent:
         """The part of the report that is no state: docs/protocol.md."""
         minute = self.minute()
         found: dict[str, Any] = {}
-        if not self.adapter or self.adapter.declared(governor) is None:
+        if not self.adapter or self.adapter.declared_rows is None:
             return found  # there is no router yet
         named = self.adapter.named
         with self.lock:

@@ -55,8 +55,13 @@ def test_the_share_is_there_before_the_process_is_ready(rig, proxy):
     )
     assert (report["state"], report["problems"]) == ("Enforcing", [])
     # What its own explicit limits name is declared all the same: they may go.
-    declared = {d["modelName"]: d["tokensPerMinute"] for d in report["declared"]}
-    assert declared.items() >= {"free": 777, "small": 1000, "twice": 1200}.items()
+    assert [(d["modelName"], d["tokensPerMinute"]) for d in report["declared"]] == [
+        ("gpt", 60000),
+        ("small", 1000),
+        ("counted", None),
+        ("free", 777),
+        ("twice", 1200),
+    ]
 
 
 def test_a_config_with_one_callback_as_a_string_does_not_drop_the_agent(proxy):
