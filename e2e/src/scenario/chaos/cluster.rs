@@ -89,3 +89,18 @@ pub async fn frozen(process: Process, time: Duration) -> Result<()> {
     sleep(time).await;
     process.signal(Signal::Continue)
 }
+
+/// Redis is killed, and started again empty after so long.
+pub async fn without_redis(rig: &Rig, time: Duration) -> Result<()> {
+    redis(rig)?.signal(Signal::Kill)?;
+    sleep(time).await;
+    rig.start_redis()
+}
+
+/// The provider fails half of the requests for so long.
+pub async fn provider_fails(rig: &Rig, time: Duration) -> Result<()> {
+    let provider = rig.provider()?;
+    provider.set(&serde_json::json!({"failures": {"probability": 0.5, "status": 500}})).await?;
+    sleep(time).await;
+    provider.set(&serde_json::json!({"failures": {"probability": 0.0}})).await.map(drop)
+}

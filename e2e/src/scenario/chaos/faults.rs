@@ -7,7 +7,10 @@ use clap::ValueEnum;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::cluster::{a_pod, api_server, ask_for, budget, frozen, leader, operators, redis, roll, scale, strategy};
+use super::cluster::{
+    a_pod, api_server, ask_for, budget, frozen, leader, operators, provider_fails, redis, roll, scale, strategy,
+    without_redis,
+};
 use super::hostile;
 use super::ledger::{fail_over, forge};
 use super::process::Signal;
@@ -211,11 +214,7 @@ pub async fn strike(rig: &Rig, relay: Option<&Relay>, fault: Fault) -> Result<Ve
             leader(rig)?.signal(Signal::Kill)?;
             sleep(minute / 2).await;
         }
-        Fault::RedisRestart => {
-            redis(rig)?.signal(Signal::Kill)?;
-            sleep(15 * second).await;
-            rig.start_redis()?;
-        }
+        Fault::RedisRestart => without_redis(rig, 15 * second).await?,
         Fault::RedisAway => {
             // Room for one process more is set aside already when the fleet may have one more.
             redis(rig)?.signal(Signal::Kill)?;
@@ -230,18 +229,8 @@ pub async fn strike(rig: &Rig, relay: Option<&Relay>, fault: Fault) -> Result<Ve
             sleep(minute).await;
             command::<()>(rig, "CONFIG SET maxmemory 0").await?;
         }
-        Fault::RedisSlow => {
-            let relay = relay.context(NO_RELAY)?;
-            relay.late(Duration::from_millis(200));
-            sleep(minute).await;
-            relay.late(Duration::ZERO);
-        }
-        Fault::CutOff => {
-            let relay = relay.context(NO_RELAY)?;
-            relay.cut(Some(a_pod(rig, 0)?.1));
-            sleep(minute + minute / 2).await;
-            relay.cut(None);
-        }
+        Fault::RedisSlow => relay.context(NO_RELAY)?.late(minute).await,
+        Fault::CutOff => relay.context(NO_RELAY)?.cut_off(a_pod(rig, 0)?.1, minute + minute / 2).await,
         Fault::RedisFailover => fail_over(rig).await?,
         Fault::Forged => forge(rig).await?,
         Fault::Hostile => hostile::send(rig).await?,
@@ -265,11 +254,7 @@ pub async fn strike(rig: &Rig, relay: Option<&Relay>, fault: Fault) -> Result<Ve
         }
         Fault::Hopping => sleep(2 * minute).await,
         Fault::TwoWorkers | Fault::TwoDeployments | Fault::ThreeLimits => sleep(minute).await,
-        Fault::ProviderFails => {
-            rig.provider()?.set(&json!({"failures": {"probability": 0.5, "status": 500}})).await?;
-            sleep(minute).await;
-            rig.provider()?.set(&json!({"failures": {"probability": 0.0}})).await?;
-        }
+        Fault::ProviderFails => provider_fails(rig, minute).await?,
         Fault::ProviderSlow => {
             let before = rig.provider()?.settings().await?;
             rig.provider()?.set(&json!({"latency_ms": "30000"})).await?;

@@ -13,13 +13,16 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::process::Process;
 use crate::scenario::rig::Rig;
 
 /// The most pieces of an answer that are on their way.
 const ON_THE_WAY: usize = 1024;
+
+/// How much later answers of a slow Redis arrive.
+const LATE_MS: u64 = 200;
 
 /// Relays to the rig's Redis. The processes that start from now on go through it, and so does the operator.
 #[derive(Debug)]
@@ -51,14 +54,18 @@ impl Relay {
         Ok(Self { ways, task })
     }
 
-    /// Answers arrive so much later from now on.
-    pub fn late(&self, by: Duration) {
-        self.ways.late_ms.store(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Answers arrive 200 ms later for so long.
+    pub async fn late(&self, time: Duration) {
+        self.ways.late_ms.store(LATE_MS, Ordering::Relaxed);
+        sleep(time).await;
+        self.ways.late_ms.store(0, Ordering::Relaxed);
     }
 
-    /// Nothing arrives from this process, or at it, until somebody else or nobody is cut off. What it sent arrives then.
-    pub fn cut(&self, process: Option<Process>) {
-        self.ways.cut.send_replace(process);
+    /// Nothing arrives from this process, or at it, for so long. What it sent arrives then.
+    pub async fn cut_off(&self, process: Process, time: Duration) {
+        self.ways.cut.send_replace(Some(process));
+        sleep(time).await;
+        self.ways.cut.send_replace(None);
     }
 }
 

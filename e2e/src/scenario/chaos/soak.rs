@@ -4,9 +4,10 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 use tokio::time::sleep;
 
-use super::cluster::{a_pod, frozen, leader, operators, redis, scale};
+use super::cluster::{a_pod, frozen, leader, operators, provider_fails, redis, scale, without_redis};
 use super::faults::{PODS, settle};
 use super::process::Signal;
 use super::relay::Relay;
@@ -33,7 +34,7 @@ const MORE_PROCESS_MB: f64 = 100.0;
 const MORE_FILES: usize = 20;
 
 /// One small fault.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Blow {
     Killed,
     Frozen,
@@ -46,19 +47,6 @@ enum Blow {
     Fewer,
     ProviderFails,
 }
-
-const BLOWS: [Blow; 10] = [
-    Blow::Killed,
-    Blow::Frozen,
-    Blow::LeaderKilled,
-    Blow::RedisKilled,
-    Blow::RedisFrozen,
-    Blow::RedisLate,
-    Blow::CutOff,
-    Blow::More,
-    Blow::Fewer,
-    Blow::ProviderFails,
-];
 
 /// What the parts hold at rest.
 #[derive(Clone, Debug)]
@@ -107,7 +95,7 @@ async fn strike_for(rig: &Rig, relay: &Relay, time: Duration, seed: u64) -> Resu
     let (began, mut dice, mut blows) = (Instant::now(), SplitMix64::new(seed), 0);
     while began.elapsed() < time {
         sleep(Duration::from_secs(15 + dice.below(20) as u64)).await;
-        let blow = BLOWS[dice.below(BLOWS.len())];
+        let blow = Blow::value_variants()[dice.below(Blow::value_variants().len())];
         println!("{:5.0} s  {blow:?}", began.elapsed().as_secs_f64());
         strike(rig, relay, blow, dice.below(PODS)).await.with_context(|| format!("{blow:?}"))?;
         blows += 1;
@@ -130,29 +118,13 @@ async fn strike(rig: &Rig, relay: &Relay, blow: Blow, pod: usize) -> Result<()> 
             leader(rig)?.signal(Signal::Kill)?;
             sleep(20 * second).await;
         }
-        Blow::RedisKilled => {
-            redis(rig)?.signal(Signal::Kill)?;
-            sleep(5 * second).await;
-            rig.start_redis()?;
-        }
+        Blow::RedisKilled => without_redis(rig, 5 * second).await?,
         Blow::RedisFrozen => frozen(redis(rig)?, 10 * second).await?,
-        Blow::RedisLate => {
-            relay.late(Duration::from_millis(200));
-            sleep(15 * second).await;
-            relay.late(Duration::ZERO);
-        }
-        Blow::CutOff => {
-            relay.cut(Some(a_pod(rig, pod)?.1));
-            sleep(20 * second).await;
-            relay.cut(None);
-        }
+        Blow::RedisLate => relay.late(15 * second).await,
+        Blow::CutOff => relay.cut_off(a_pod(rig, pod)?.1, 20 * second).await,
         Blow::More => scale(rig, PODS + 1).await?,
         Blow::Fewer => scale(rig, PODS - 1).await?,
-        Blow::ProviderFails => {
-            rig.provider()?.set(&serde_json::json!({"failures": {"probability": 0.5, "status": 500}})).await?;
-            sleep(15 * second).await;
-            rig.provider()?.set(&serde_json::json!({"failures": {"probability": 0.0}})).await?;
-        }
+        Blow::ProviderFails => provider_fails(rig, 15 * second).await?,
     }
     Ok(())
 }
