@@ -85,6 +85,7 @@ STEP = 0.03  # a clock that differs by more was not drifting: one of the two was
 STALL = 0.1  # an event loop whose turn took longer may have held requests back after their stamp
 MARGIN = 0.2  # a request stamped this long before a stall may still have been on its way out
 TURN = 0.05  # how often the light loop looks
+REFRESH = 1.0  # how often it looks over shares and leases, and at all while no request is on its way out
 TURNS = 16  # at most, of the event loop, from the stamp until a request has left (new connection, TLS)
 DAMP = 1 / 3  # part of the way that a grant moves per beat; all of it under pressure
 BUFFER = 0.05  # seconds of its own rate that a member keeps beyond what it spent
@@ -279,6 +280,10 @@ class Ring:
                 break
             slot.index = max(slot.index, last)
             slot.turns += turn
+
+    def may_stall(self, now: float) -> bool:
+        """Whether an event loop that stands still could hold back something of it."""
+        return bool(self.slots) and (self.slots[-1].index + 1) * SLOT + MARGIN >= now
 
     def gone_at(self, amount: float) -> float | None:
         """When so much will have left; None if there is less."""
@@ -955,6 +960,7 @@ class Agent:
     faults: dict[str, tuple[float, str]]
     logged: dict[str, float]
     last_tick: float | None
+    resting: asyncio.Future[None] | None
     draw: Callable[[], None]
     adapter: Adapter | MaybeNone
 
@@ -968,6 +974,7 @@ class Agent:
         self.faults, self.logged = {}, {}
         self.drift, self.outside = Drift(), Outside()
         self.last_tick, self.last_sweep = None, 0.0
+        self.resting = None  # the light loop waits for this, or until there is something to look over
         self.draw = lambda: None  # set by the ledger thread
         self.adapter = None
         self.watcher: asyncio.Task[None] | None = None  # kept: a loop holds its tasks weakly
@@ -1021,8 +1028,8 @@ class Agent:
     def tick(self, now: float, turn: bool = False) -> None:
         """Called by the light loop (`turn`) and by every admission. A gap between two turns means that the
         event loop stood still, also when one turn is slow as it admits so many requests."""
-        last = self.last_tick
-        if turn or last is None:
+        last, roused = self.last_tick, not turn and self.rouse()
+        if turn or roused or last is None:
             self.last_tick = now
         if last is not None and now - last > STALL:
             with self.lock:
@@ -1032,6 +1039,23 @@ class Agent:
         if now - self.last_sweep > 1:
             self.last_sweep = now
             self.sweep(now)
+
+    def may_rest(self, now: float) -> bool:
+        """Whether no turn of the event loop needs to be measured: nothing is on its way out."""
+        with self.lock:
+            return not self.attempts and not any(
+                book.ring.may_stall(now)
+                for governor in self.governors.values()
+                for book in governor.books.values()
+            )
+
+    def rouse(self) -> bool:
+        """Ends the light loop's rest; whether it was resting."""
+        resting, self.resting = self.resting, None
+        if resting is None:
+            return False
+        finish(resting)
+        return True
 
     def minute(self) -> int:
         """The calendar minute, by which LiteLLM counts."""
@@ -1203,10 +1227,7 @@ class Agent:
         with self.lock:
             waiters = [f for f, needs in self.waiters.items() if any(b.fits(n, boot, wall) for b, n in needs)]
         for future in waiters:
-            try:
-                future.get_loop().call_soon_threadsafe(lambda f=future: f.done() or f.set_result(None))  # type: ignore[misc]
-            except RuntimeError:
-                pass  # its loop is closed
+            finish(future)
 
     def refusal(self, call_id: str, needs_list: list[Needs], kind: type[Refused] = Refused) -> Refused:
         """The 429, by the deployment that will have room first."""
@@ -1301,6 +1322,14 @@ class Agent:
 
     def never_left(self, attempt: Attempt) -> bool:
         return not attempt.hooked or attempt.kind in self.stamps_known
+
+
+def finish(future: asyncio.Future[None]) -> None:
+    """Ends what waits for it, from whichever thread."""
+    try:
+        future.get_loop().call_soon_threadsafe(lambda: future.done() or future.set_result(None))  # type: ignore[func-returns-value]
+    except RuntimeError:
+        pass  # its loop is closed
 
 
 def model_id(deployment: Deployment) -> str:
@@ -1842,6 +1871,7 @@ class Adapter:
 
     def changed(self) -> None:
         self.dirty = True
+        self.agent.rouse()
 
     def declared(self, governor: Governor) -> list[dict[str, Any]] | None:
         """What this TokenBudget may derive limits from: not what an explicit limit of another one names. What
@@ -2523,21 +2553,27 @@ def start() -> None:
 
 async def watch(agent: Agent) -> None:
     """A light loop beside LiteLLM: sees stalls of the event loop, keeps the callback registered and shares
-    written."""
+    written. Looks every TURN while a request is on its way out, else when it is roused or has to."""
     next_refresh = 0.0
     while True:
+        now = agent.clock.boot()
         try:
-            now = agent.clock.boot()
             agent.tick(now, turn=True)
             if agent.adapter.dirty or now >= next_refresh:
-                next_refresh = now + 1.0
+                next_refresh = now + REFRESH
                 agent.watch_leases(now, agent.clock.wall())
                 agent.adapter.refresh()
             elif agent.adapter.router is None:
                 agent.adapter.register()
         except Exception as error:
             agent.fault("watch", error)
-        await asyncio.sleep(TURN)
+        if not agent.may_rest(now):
+            await asyncio.sleep(TURN)
+            continue
+        agent.resting = asyncio.get_running_loop().create_future()
+        soon = agent.adapter.router is None or agent.adapter.dirty  # another thread may have said so just now
+        await asyncio.wait([agent.resting], timeout=TURN if soon else max(TURN, next_refresh - now))
+        agent.resting = None
 
 
 def leave() -> None:
@@ -2553,6 +2589,7 @@ def restart_after_fork() -> None:
     """A forked process is a new member with nothing lent to it."""
     global _ledger
     agent: Agent | MaybeNone = _agent
+    agent.resting = None  # of a loop that goes on in the other process
     with agent.lock:
         agent.reset_identity()
         policies = [governor.policy for governor in agent.governors.values()]

@@ -331,6 +331,55 @@ def test_admissions_do_not_hide_that_the_event_loop_stands_still(tb, agent, cloc
     assert {s.index for s in books(agent)["tokens"].ring.slots} == {int(clock.now / tb.SLOT)}
 
 
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+def test_the_light_loop_rests_only_while_nothing_is_on_its_way_out(tb, agent, clock):
+    assert agent.may_rest(clock.now)
+    asyncio.run(attempt(tb, agent, "a", 1000))
+    clock.now += 30
+    assert not agent.may_rest(clock.now)  # the client library may send it again at any time
+    done(tb, agent, "a", 900)
+    assert agent.may_rest(clock.now)
+    asyncio.run(attempt(tb, agent, "b", 1000))
+    done(tb, agent, "b", 900)
+    assert not agent.may_rest(clock.now + tb.MARGIN)  # a stall would move what it charged
+    assert agent.may_rest(clock.now + tb.MARGIN + 2 * tb.SLOT)
+
+
+def test_an_admission_ends_the_rest_of_the_light_loop_and_the_rest_is_no_stall(tb, agent, clock):
+    async def run():
+        agent.adapter.router, agent.adapter.refresh = object(), lambda: setattr(agent.adapter, "dirty", False)
+        agent.adapter.refresh()
+        watching = asyncio.ensure_future(tb.watch(agent))
+        await until(lambda: agent.resting is not None)
+        clock.now += 0.9
+        await attempt(tb, agent, "a", 1000)
+        assert agent.resting is None
+        clock.now += 0.01
+        await until(lambda: agent.last_tick == clock.now)  # long before the next second
+        watching.cancel()
+
+    start = time.monotonic()
+    asyncio.run(run())
+    assert time.monotonic() - start < tb.REFRESH
+    (slot,) = books(agent)["tokens"].ring.slots
+    assert (slot.index, slot.turns) == (int((clock.now - 0.01) / tb.SLOT), 0)
+
+
+def test_changed_shares_end_the_rest_of_the_light_loop(tb, agent):
+    async def run():
+        agent.resting = asyncio.get_running_loop().create_future()
+        resting = agent.resting
+        await asyncio.get_running_loop().run_in_executor(None, tb.Adapter(agent, None).changed)
+        await asyncio.wait_for(resting, 5)
+
+    asyncio.run(run())
+
+
 def test_an_attempt_ends_when_litellm_has_dropped_its_call(tb, agent, clock):
     """A client that left: no event comes, and what was reserved stays charged."""
 
