@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import bisect
 import collections
 import contextvars
 import functools
@@ -720,33 +721,57 @@ def size_of(value: object) -> tuple[int, int]:
         return (0 if value is None else 4), 0
     chars = images = 0
     for item in values:
+        if isinstance(item, str):  # most are
+            chars += len(item)
+            continue
         c, i = size_of(item)
         chars, images = chars + c, images + i
     return chars, images
+
+
+class Recent:
+    """The last 64 values: their mean, and what 95 of 100 do not exceed. Kept in order, as each request adds
+    one."""
+
+    def __init__(self) -> None:
+        self.values: collections.deque[float] = collections.deque()
+        self.ordered: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def add(self, value: float) -> None:
+        if len(self.values) == 64:
+            del self.ordered[bisect.bisect_left(self.ordered, self.values.popleft())]
+        self.values.append(value)
+        bisect.insort(self.ordered, value)
+
+    def high(self) -> float:
+        return self.ordered[int(0.95 * (len(self.ordered) - 1) + 0.5)]
+
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
 
 
 class Learned:
     """What a model's answers taught: tokens per character (95th percentile), output tokens (95th percentile,
     mean)."""
 
-    ratios: collections.deque[float]
-    outputs: collections.deque[int]
     output_high: int | None
     output_mean: float | None
 
     def __init__(self) -> None:
-        self.ratios, self.outputs = collections.deque(maxlen=64), collections.deque(maxlen=64)
+        self.ratios, self.outputs = Recent(), Recent()
         self.ratio, self.output_high, self.output_mean = 1 / 3, None, None
 
     def learn(self, chars: int, overhead: int, prompt: int, output: int) -> None:
         if prompt and chars >= 20:
-            self.ratios.append(max(0.05, (prompt - overhead) / chars))
-            high = sorted(self.ratios)[int(0.95 * (len(self.ratios) - 1) + 0.5)]
+            self.ratios.add(max(0.05, (prompt - overhead) / chars))
+            high = self.ratios.high()
             self.ratio = high if len(self.ratios) >= 16 else max(1 / 3, high)
         if output:
-            self.outputs.append(output)
-            self.output_high = sorted(self.outputs)[int(0.95 * (len(self.outputs) - 1) + 0.5)]
-            self.output_mean = sum(self.outputs) / len(self.outputs)
+            self.outputs.add(output)
+            self.output_high, self.output_mean = int(self.outputs.high()), self.outputs.mean()
 
 
 # What counts of a request's body.
@@ -756,6 +781,12 @@ OUTPUTS = ("max_tokens", "max_completion_tokens", "max_output_tokens")  # the la
 TIMES = frozenset(("n", "best_of"))
 ASKED = WORDS | TIMES | frozenset(OUTPUTS + CONTENT)
 NO_OUTPUT = ("embedding", "rerank", "moderation", "transcription", "speech", "image", "ocr", "search")
+
+
+@functools.lru_cache(maxsize=256)
+def has_no_output(call_type: str) -> bool:
+    """Whether calls of this type answer with no tokens."""
+    return any(word in call_type for word in NO_OUTPUT)
 
 
 class Request:
@@ -794,8 +825,10 @@ class Request:
         self.call_id, self.body = call_id, body
         _, sent, call_type = body or (None, {}, "")
         # What the router was given, else what the client sent: few of the names are there.
-        given = {name: sent[name] for name in ASKED & sent.keys()}
-        given.update({name: data[name] for name in ASKED & data.keys() if data[name] is not None})
+        given = {name: sent[name] for name in ASKED if name in sent}
+        for name in ASKED:
+            if data.get(name) is not None:
+                given[name] = data[name]
         content = messages
         for name in CONTENT:
             content = content if content is not None else given.get(name)
@@ -812,7 +845,7 @@ class Request:
             elif name in WORDS and value:
                 chars, images = size_of(value)
                 self.chars, self.images = self.chars + chars, self.images + images
-        self.no_output = any(word in call_type for word in NO_OUTPUT)
+        self.no_output = has_no_output(call_type)
         self.deadline = self.attempt = self.parent = None
         self.candidates, self.needs = (), {}
 
@@ -1028,7 +1061,7 @@ class Agent:
     def tick(self, now: float, turn: bool = False) -> None:
         """Called by the light loop (`turn`) and by every admission. A gap between two turns means that the
         event loop stood still, also when one turn is slow as it admits so many requests."""
-        last, roused = self.last_tick, not turn and self.rouse()
+        last, roused = self.last_tick, not turn and self.resting is not None and self.rouse()
         if turn or roused or last is None:
             self.last_tick = now
         if last is not None and now - last > STALL:
@@ -1167,21 +1200,18 @@ class Agent:
         with self.lock:
             if not force and not self.fits(needs, boot, wall):
                 return None
-            taken: Needs
-            observed: Needs
-            taken, observed = [], []
-            for need in needs:
-                observes = need[0].governor.acting(boot, wall) == "observe"
-                (observed if observes else taken).append(need)
-            if all(book.fits(amount, boot, wall) for book, amount in observed):
-                taken += observed  # only what would have been admitted is in the ring
-            else:
+            taken = needs
+            observed = [need for need in needs if need[0].governor.acting(boot, wall) == "observe"]
+            if observed and not all(book.fits(amount, boot, wall) for book, amount in observed):
+                # Only what would have been admitted is in the ring.
+                taken = [need for need in needs if need not in observed]
                 for book, amount in observed:
                     book.denied.add(request.call_id, amount, boot)
                     book.pending = max(book.pending, amount)
                 self.draw()
-            charges = [(book, book.ring.charge(amount)) for book, amount in taken]
-            for book, _ in taken:
+            charges = []
+            for book, amount in taken:
+                charges.append((book, book.ring.charge(amount)))
                 if book.denied.by_id:
                     book.denied.forget(request.call_id)
             model = (deployment.get("litellm_params") or {}).get("model") or ""
@@ -1306,7 +1336,7 @@ class Agent:
                         book.governor.tally(book.limit, self.minute()).ratios.append(charge.amount / total)
                     book.ring.settle(charge, total, now)
             attempts = self.attempts.get(attempt.call_id)
-            if attempts and all(a.ended for a in attempts):
+            if attempts and not [a for a in attempts if not a.ended]:
                 del self.attempts[attempt.call_id]
         if self.waiters:
             self.wake()

@@ -95,7 +95,7 @@ impl RollingWindow {
 }
 
 /// What one ideal central bucket would have admitted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ideal {
     /// Tokens admitted.
     pub tokens: u64,

@@ -1,6 +1,7 @@
 """Admission over several books, refusals, estimates, the life of an attempt: the hooks without LiteLLM."""
 
 import asyncio
+import random
 import time
 
 import pytest
@@ -446,3 +447,14 @@ def test_admission_costs_little(tb, agent, give):
     p99, p50 = min(asyncio.run(run(1000 * k)) for k in range(5))
     print(f"admission p50 {p50 * 1e6:.1f} us, p99 {p99 * 1e6:.1f} us")  # noqa: T201
     assert p99 < 150e-6
+
+
+def test_what_is_learned_is_of_the_last_64_values(tb):
+    rng, recent, values = random.Random(1), tb.Recent(), []
+    for _ in range(1000):
+        values.append(rng.choice((rng.randrange(9), 5 * rng.random())))
+        recent.add(values[-1])
+        last = values[-64:]
+        assert len(recent) == len(last)
+        assert recent.high() == sorted(last)[int(0.95 * (len(last) - 1) + 0.5)]
+        assert recent.mean() == sum(last) / len(last)

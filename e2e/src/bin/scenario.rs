@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use rig::clock::interrupted;
 use rig::scenario::chaos::{self, Fault};
-use rig::scenario::compare::{self, Arm, Demand};
+use rig::scenario::compare::{self, Arm, Comparison, Demand};
 use rig::scenario::{Paths, Rig, checks, demo, footprint, scale, uninstall};
 
 /// The local cluster and the scenarios on it. `make up`, `make down`, `make demo` and `make test` call it.
@@ -49,7 +49,7 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
-    /// TokenBudget beside what LiteLLM has, on the same requests, with tables and a plot (25 minutes a way and round).
+    /// TokenBudget beside what LiteLLM has, on the same requests, with tables and a plot (15 minutes a way and round).
     Bench {
         /// Only these ways.
         #[arg(long, value_delimiter = ',')]
@@ -60,6 +60,9 @@ enum Command {
         /// How often, one way after the other each time.
         #[arg(long, default_value_t = 1)]
         rounds: u32,
+        /// Goes on where an interrupted comparison was.
+        #[arg(long)]
+        resume: bool,
     },
     /// What the operator costs in memory, CPU and requests: one TokenBudget, 1,000, and 5,000 pods of others (12 minutes).
     Footprint,
@@ -99,9 +102,9 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Soak { time, seed } => {
             on_a_cluster("soak", async |rig: &Rig| none_missed(&chaos::soak(rig, time, seed).await?)).await
         }
-        Command::Bench { arms, demands, rounds } => {
-            let (arms, demands) = (or_all(arms), or_all(demands));
-            on_a_cluster("bench", async |rig: &Rig| compare::run(rig, &arms, &demands, rounds).await).await
+        Command::Bench { arms, demands, rounds, resume } => {
+            let of = Comparison { arms: or_all(arms), demands: or_all(demands), rounds, resume };
+            on_a_cluster("bench", async |rig: &Rig| compare::run(rig, &of).await).await
         }
         Command::Uninstall => on_a_cluster("uninstall", async |rig: &Rig| uninstall::alone(rig).await).await,
         Command::Scale { parts } => {

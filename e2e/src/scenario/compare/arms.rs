@@ -94,6 +94,12 @@ pub enum Demand {
 }
 
 impl Demand {
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> String {
+        self.to_possible_value().unwrap_or_default().get_name().to_owned()
+    }
+
     /// What it is.
     #[must_use]
     pub fn told(self) -> String {

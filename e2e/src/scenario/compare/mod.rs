@@ -1,16 +1,18 @@
 //! `make bench`: TokenBudget beside what LiteLLM has, on the same requests, judged by the provider's count.
 
 mod arms;
+mod kept;
 mod run;
 mod table;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use tokio::time::sleep;
 
 pub use arms::{Arm, Demand};
+use kept::Kept;
 use run::Run;
 
 use super::bench::{BUDGET, Bench};
@@ -38,46 +40,81 @@ const WITH_REDIS: Duration = Duration::from_secs(30);
 /// Second of the clock's minute at which each load begins, so that no way has another edge than the others.
 const PHASE: Duration = Duration::from_secs(30);
 
-/// Runs all ways under all demands, so many times one after the other, and writes tables and a plot.
+/// What is compared.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    /// The ways.
+    pub arms: Vec<Arm>,
+    /// Under what.
+    pub demands: Vec<Demand>,
+    /// So many times all of it, one after the other.
+    pub rounds: u32,
+    /// Whether to go on where an earlier one stopped.
+    pub resume: bool,
+}
+
+/// Runs all ways under all demands, and writes tables and a plot. A way that cannot be run does not keep the others from it.
 ///
 /// # Errors
-/// When something cannot be run.
-pub async fn run(rig: &Rig, arms: &[Arm], demands: &[Demand], rounds: u32) -> Result<()> {
-    for arm in arms {
+/// When something could not be run; the tables have the rest.
+pub async fn run(rig: &Rig, of: &Comparison) -> Result<()> {
+    for arm in &of.arms {
         let litellm = rig.paths.litellm(arm.version());
         ensure!(litellm.exists(), "{} is missing: run e2e/prepare litellm-all", litellm.display());
     }
     rig.apply("litellm.yaml")?;
     let bench = Bench::new(rig)?;
-    let mut runs = Vec::new();
-    for round in 1..=rounds {
-        for arm in arms {
-            let (name, what) = arm.told();
-            println!("\n== {what} (round {round} of {rounds})");
-            prepare(rig, &bench, *arm).await.with_context(|| name.clone())?;
-            for demand in demands {
-                let of = one(rig, &bench, *demand, u64::from(round)).await.with_context(|| name.clone())?;
-                println!(
-                    "{name}, {}: worst 60 s {}, {:.1}% used, {} lost",
-                    demand.told(),
-                    crate::judge::percent_up(of.worst_60s, BUDGET),
-                    of.used * 100.0,
-                    of.lost
-                );
-                runs.push((*demand, *arm, of));
+    let kept = Kept::at(&rig.paths.root, of.resume)?;
+    let (mut runs, mut failed) = (Vec::new(), Vec::new());
+    for round in 1..=of.rounds {
+        for arm in &of.arms {
+            println!("\n== {} (round {round} of {})", arm.told().1, of.rounds);
+            if let Err(error) = way(rig, &bench, &kept, *arm, &of.demands, round).await {
+                println!("FAILED: {error:#}");
+                failed.push(format!("{} in round {round}: {error}", arm.told().0));
             }
-            rig.kubectl(&["-n", "llm", "delete", "tb", "gpt-4o", "--ignore-not-found"])?;
+            for demand in &of.demands {
+                runs.extend(kept.get(round, *arm, *demand)?.map(|run| (*demand, *arm, run)));
+            }
         }
     }
-    let text = table::document(BUDGET, rounds, &runs);
+    let text = table::document(BUDGET, of.rounds, &runs);
     // A part of it is not for the documentation.
-    let whole = arms.len() == Arm::value_variants().len() && demands.len() == Demand::value_variants().len();
-    let folder = rig.paths.root.join(if whole { "docs" } else { ".local" });
+    let whole = Arm::value_variants().len() * Demand::value_variants().len() * usize::try_from(of.rounds)?;
+    let folder = rig.paths.root.join(if runs.len() == whole { "docs" } else { ".local" });
     std::fs::write(folder.join("benchmarks.md"), &text)?;
     if let Some(svg) = table::plot(BUDGET, &runs) {
         std::fs::write(folder.join("benchmarks.svg"), svg)?;
     }
     println!("\n{text}\nwritten to {0}/benchmarks.md and {0}/benchmarks.svg", folder.display());
+    ensure!(failed.is_empty(), "not run: {}; `scenario bench --resume` goes on", failed.join("; "));
+    Ok(())
+}
+
+/// One way under all demands that it was not run under yet.
+async fn way(rig: &Rig, bench: &Bench<'_>, kept: &Kept, arm: Arm, demands: &[Demand], round: u32) -> Result<()> {
+    let mut left = Vec::new();
+    for demand in demands {
+        if kept.get(round, arm, *demand)?.is_none() {
+            left.push(*demand);
+        }
+    }
+    if left.is_empty() {
+        return Ok(());
+    }
+    prepare(rig, bench, arm).await?;
+    for demand in left {
+        let run = one(rig, bench, demand, u64::from(round)).await?;
+        println!(
+            "{}, {}: worst 60 s {}, {:.1}% used, {} lost",
+            arm.told().0,
+            demand.told(),
+            crate::judge::percent_up(run.worst_60s, BUDGET),
+            run.used * 100.0,
+            run.lost
+        );
+        kept.put(round, arm, demand, &run)?;
+    }
     Ok(())
 }
 
@@ -85,6 +122,7 @@ pub async fn run(rig: &Rig, arms: &[Arm], demands: &[Demand], rounds: u32) -> Re
 async fn prepare(rig: &Rig, bench: &Bench<'_>, arm: Arm) -> Result<()> {
     let fleet = Fleet::of(rig);
     let deployment = |args: &[&str]| rig.kubectl(&[&["-n", "llm"], args].concat());
+    deployment(&["delete", "tb", "gpt-4o", "--ignore-not-found"])?;
     deployment(&["scale", "deployment/litellm", "--replicas=0"])?;
     fleet.until_ready(0, Duration::from_secs(90)).await?;
     deployment(&["wait", "--for=delete", "pod", "-l", "app=litellm", "--timeout=90s"])?;

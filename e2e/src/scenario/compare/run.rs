@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::judge::{self, Arrival, Ideal};
 use crate::load::LoadReport;
 
 /// What one run came to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
     /// What the provider admitted, in Unix milliseconds.
     pub admitted: Vec<Arrival>,
