@@ -369,34 +369,50 @@ class Denied:
             self.total = 0.0
 
 
+class ByMinute:
+    """Counts of the calendar minute that runs, and of the one before it."""
+
+    def __init__(self, *names: str) -> None:
+        self.since: int | None = None  # the first minute is not whole
+        self.at: int | None = None
+        self.none = dict.fromkeys(names, 0)
+        self.now, self.last = self.none.copy(), self.none
+
+    def add(self, minute: int, **counts: int) -> None:
+        self.roll(minute)
+        for name, count in counts.items():
+            self.now[name] += count
+
+    def roll(self, minute: int) -> None:
+        if self.at is None:
+            self.since = self.at = minute
+        elif minute != self.at:
+            self.last = self.now if minute == self.at + 1 else self.none
+            self.at, self.now = minute, self.none.copy()
+
+    def figures(self, minute: int) -> dict[str, int] | None:
+        """Of the last whole minute; None until there is one."""
+        self.roll(minute)
+        known = self.since is not None and minute - 1 > self.since
+        return {"at": minute - 1, **self.last} if known else None
+
+
 class Tally:
     """What became of the calls of one limit: for the report, nothing is decided by it."""
 
-    def __init__(self, minute: int) -> None:
+    def __init__(self) -> None:
         self.ratios: collections.deque[float] = collections.deque(maxlen=RATIOS)  # reserved / used
-        self.since, self.at = minute, minute  # the first minute is not whole
-        self.tokens = self.requests = 0
-        self.last = (0, 0)
-
-    def roll(self, minute: int) -> None:
-        if minute != self.at:
-            self.last = (self.tokens, self.requests) if minute == self.at + 1 else (0, 0)
-            self.at, self.tokens, self.requests = minute, 0, 0
-
-    def count(self, tokens: int, minute: int) -> None:
-        """A call has ended; LiteLLM counts it in this minute, too (Router.deployment_callback_on_success)."""
-        self.roll(minute)
-        self.tokens, self.requests = self.tokens + tokens, self.requests + 1
+        self.counts = ByMinute("tokens", "requests", "waited")
 
     def figures(self, minute: int) -> dict[str, Any]:
-        self.roll(minute)
         found: dict[str, Any] = {}
         if self.ratios:
             ratios, most = sorted(self.ratios), len(self.ratios) - 1
             p50, p99 = (round(100 * ratios[math.ceil(part * most)]) for part in (0.5, 0.99))
             found["reserved"] = {"calls": len(ratios), "p50": p50, "p99": p99}
-        if minute - 1 > self.since:
-            found["minute"] = {"at": minute - 1, "tokens": self.last[0], "requests": self.last[1]}
+        counts = self.counts.figures(minute)
+        if counts:
+            found["minute"] = counts
         return found
 
 
@@ -631,6 +647,7 @@ class Governor:
         self.tallies, self.figures = {}, {}
         self.last_call, self.next_beat, self.last_good = -1e9, 0.0, None
         self.last_report, self.report_at = None, -1e9
+        self.calls = ByMinute("beats", "draws")  # of the ledger
         self.policy = {}
         self.update(policy, now)
 
@@ -667,10 +684,10 @@ class Governor:
             name: tally for name, tally in self.tallies.items() if any(n == name for n, _ in books)
         }
 
-    def tally(self, limit: str, minute: int) -> Tally:
+    def tally(self, limit: str) -> Tally:
         found = self.tallies.get(limit)
         if found is None:
-            found = self.tallies[limit] = Tally(minute)
+            found = self.tallies[limit] = Tally()
         return found
 
     def key(self, rest: str) -> str:
@@ -1095,11 +1112,12 @@ class Agent:
         return int(self.clock.wall() // 60)
 
     def count(self, books: list[Book], tokens: int) -> None:
-        """A call on a deployment with these books has ended, whether or not anything was reserved for it."""
+        """A call on a deployment with these books has ended, whether or not anything was reserved for it.
+        LiteLLM counts it in this minute, too (Router.deployment_callback_on_success)."""
         minute = self.minute()
         with self.lock:
             for governor, limit in {(book.governor, book.limit) for book in books}:
-                governor.tally(limit, minute).count(tokens, minute)
+                governor.tally(limit).counts.add(minute, tokens=tokens, requests=1)
 
     def went_past(self, kind: str, requests: int = 0, tokens: int = 0) -> None:
         """A call went to a provider without asking the router."""
@@ -1119,11 +1137,14 @@ class Agent:
                 {
                     "name": limit,
                     "deployments": sorted(named[governor.uid, limit])[:NAMED_DEPLOYMENTS],
-                    **governor.tally(limit, minute).figures(minute),
+                    **governor.tally(limit).figures(minute),
                 }
                 for limit in sorted({limit for limit, _ in governor.books})
                 if (governor.uid, limit) in named
             ]
+            calls = governor.calls.figures(minute)
+        if calls:
+            found["calls"] = calls
         if outside:
             found["outside"] = outside
         if self.adapter.counts_alone():
@@ -1227,6 +1248,8 @@ class Agent:
         if request.deadline is None:
             waits = [book.governor.max_wait for needs in needs_list for book, _ in needs]
             request.deadline = now + max(waits or [0])
+            if request.deadline > now:
+                self.waits(needs_list)
         left = request.deadline - now
         future = asyncio.get_running_loop().create_future()
         with self.lock:
@@ -1243,6 +1266,19 @@ class Agent:
                 if left <= 0:  # the draw that it asked for is still to come
                     for book, amount in asked:
                         book.pending = max(book.pending, amount)
+
+    def waits(self, needs_list: list[Needs]) -> None:
+        """Counts a request that waits, for each limit that has no room for it."""
+        boot, wall, minute = self.clock.boot(), self.clock.wall(), self.minute()
+        with self.lock:
+            full = {
+                (book.governor, book.limit)
+                for needs in needs_list
+                for book, amount in needs
+                if not book.fits(amount, boot, wall)
+            }
+            for governor, limit in full:
+                governor.tally(limit).counts.add(minute, waited=1)
 
     def wanted(self, book: Book) -> tuple[float, float]:
         """What waiting requests and refusals need of this book: all of them, and the smallest."""
@@ -1333,7 +1369,7 @@ class Agent:
                     book.ring.stamp(charge, now)  # not seen leaving: it left by now at the latest
                 if total is not None and book.unit == "tokens":
                     if total > 0:
-                        book.governor.tally(book.limit, self.minute()).ratios.append(charge.amount / total)
+                        book.governor.tally(book.limit).ratios.append(charge.amount / total)
                     book.ring.settle(charge, total, now)
             attempts = self.attempts.get(attempt.call_id)
             if attempts and not [a for a in attempts if not a.ended]:
@@ -1674,6 +1710,7 @@ class Ledger(threading.Thread):
                 return False
             boot = agent.clock.boot()
             governor.last_call = boot
+            governor.calls.add(agent.minute(), beats=int(beat), draws=int(not beat))
             if beat:
                 governor.next_beat = boot + governor.beat
             try:

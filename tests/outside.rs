@@ -35,7 +35,7 @@ fn member(at: u64, tokens: u64, requests: u64) -> Report {
         name: "gpt-4o".into(),
         deployments: vec!["id-1:openai/gpt-4o".into(), "id-2:azure/gpt-4o".into()],
         reserved: None,
-        minute: Some(Minute { at, tokens, requests }),
+        minute: Some(Minute { at, tokens, requests, waited: 0 }),
     };
     Report { limits: Some(vec![usage]), ..report(MemberState::Enforcing) }
 }

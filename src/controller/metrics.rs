@@ -8,8 +8,11 @@ use super::apply::Applied;
 use super::context::Context;
 use super::observe::Observed;
 use super::signed;
+use super::traffic::minute_of;
 use crate::api::{ConditionKind, TokenBudget, TokenBudgetStatus};
-use crate::ledger::{self, BookId, LedgerError, MemberRecord, MemberState, Observation, PlannedBook};
+use crate::ledger::{
+    self, BookId, LedgerError, MemberRecord, MemberState, Observation, PlannedBook, Report, calls_by, waited_by,
+};
 use crate::ops::{ConditionStatus, FleetReading, LedgerErrorKind, ProcessState, Reading, Unit};
 
 /// Sets the series of a TokenBudget from a pass, and counts failures of the ledger.
@@ -43,6 +46,7 @@ pub fn set(tb: &TokenBudget, ctx: &Context, observed: &Observed, applied: &Appli
                 denied: row.denied,
                 outside: outside(&row.name).map(|o| if unit == Unit::tokens { o.tokens } else { o.requests }),
                 reserved_percent: reserved(&row.name).map(|r| [r.p50, r.p99]),
+                waited: waited_by(reports(observed), &row.name, minute_of(observed.now)).map(signed),
             };
             (row.name.as_str(), unit, reading)
         })
@@ -50,6 +54,11 @@ pub fn set(tb: &TokenBudget, ctx: &Context, observed: &Observed, applied: &Appli
     let (namespace, name) = (tb.namespace().unwrap_or_default(), tb.name_any());
     ctx.metrics.set_budget(&namespace, &name, &readings);
     ctx.metrics.set_fleet(&namespace, &name, &fleet(observed, status));
+}
+
+/// What the processes say of themselves; nothing while the ledger does not answer.
+fn reports(observed: &Observed) -> impl Iterator<Item = &Report> {
+    observed.ledger.iter().flatten().flat_map(|seen| seen.reports.values())
 }
 
 /// What the ledger said of a book in this pass.
@@ -77,6 +86,7 @@ fn fleet(observed: &Observed, status: &TokenBudgetStatus) -> FleetReading {
     FleetReading {
         conditions: ConditionKind::ALL.into_iter().filter_map(condition).collect(),
         processes: observed.ledger.as_ref().and_then(|l| l.as_ref().ok()).map(processes),
+        calls: calls_by(reports(observed), minute_of(observed.now)).map(|c| [signed(c.beats), signed(c.draws)]),
         pods_with_agent: signed(living.count()),
         pods_without_agent: signed(without),
     }

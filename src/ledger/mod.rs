@@ -25,8 +25,8 @@ pub use policy::{LimitPolicy, Mode, ModelSelector, OnLedgerLoss, Policy, PolicyF
 pub use redis::{RedisLedger, Timeouts};
 pub use report::{Declared, MemberState, Report};
 pub use scripts::call_script;
-pub use sums::{outside_of_router, reserved_by, seen_by};
-pub use usage::{LimitUsage, MOST_DEPLOYMENTS, Minute, OutsideKind, OutsideUsage, Reserved};
+pub use sums::{calls_by, outside_of_router, reserved_by, seen_by, waited_by};
+pub use usage::{Calls, LimitUsage, MOST_DEPLOYMENTS, Minute, OutsideKind, OutsideUsage, Reserved};
 
 /// What a provider's minute is taken to be: any 60 s.
 pub const WINDOW_MS: u64 = 60_000;

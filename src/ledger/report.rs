@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::usage::{self, LimitUsage, OutsideUsage};
+use super::usage::{self, Calls, LimitUsage, OutsideUsage};
 
 /// How a member does, by its own words. `Offline` is never reported: it follows from missing answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -56,6 +56,9 @@ pub struct Report {
     /// What it saw of the traffic of each limit that has a deployment in it; `None` when it does not say.
     #[serde(default, deserialize_with = "usage::limits", skip_serializing_if = "Option::is_none")]
     pub limits: Option<Vec<LimitUsage>>,
+    /// Its calls of the ledger in the last whole minute; `None` when it does not say.
+    #[serde(default, deserialize_with = "usage::calls", skip_serializing_if = "Option::is_none")]
+    pub calls: Option<Calls>,
     /// What it sent to a provider without asking the router.
     #[serde(default, deserialize_with = "usage::outside", skip_serializing_if = "Vec::is_empty")]
     pub outside: Vec<OutsideUsage>,

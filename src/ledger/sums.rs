@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{MemberState, Minute, OutsideKind, OutsideUsage, Report, Reserved};
+use super::{Calls, MemberState, Minute, OutsideKind, OutsideUsage, Report, Reserved};
 
 /// What ended well in `minute` (unix time in minutes) on the limit's deployments, in all of these processes. None while
 /// one of them has not said so, or cannot: what is missing would be taken for traffic of others.
@@ -43,6 +43,28 @@ pub fn reserved_by<'a>(reports: impl IntoIterator<Item = &'a Report>, limit: &st
     Some(Reserved { calls, p50: median.p50, p99 })
 }
 
+/// A process tells of a minute up to so many minutes after it, as its report is made anew only now and then.
+const TOLD_WITHIN: u64 = 2;
+
+/// Requests that waited for room of this limit in the last whole minute that each process told of; none while none did.
+#[must_use]
+pub fn waited_by<'a>(reports: impl IntoIterator<Item = &'a Report>, limit: &str, minute: u64) -> Option<u64> {
+    let limits = reports.into_iter().filter_map(|report| report.limits.as_ref()).flatten();
+    let told = limits.filter(|usage| usage.name == limit).filter_map(|usage| usage.minute);
+    told.filter(|told| told.at + TOLD_WITHIN >= minute).map(|told| told.waited).reduce(u64::saturating_add)
+}
+
+/// Calls of the ledger in the last whole minute that each process told of; none while none did. `at` is `minute`.
+#[must_use]
+pub fn calls_by<'a>(reports: impl IntoIterator<Item = &'a Report>, minute: u64) -> Option<Calls> {
+    let told = reports.into_iter().filter_map(|report| report.calls).filter(|told| told.at + TOLD_WITHIN >= minute);
+    told.reduce(|a, b| Calls {
+        at: minute,
+        beats: a.beats.saturating_add(b.beats),
+        draws: a.draws.saturating_add(b.draws),
+    })
+}
+
 /// What all these processes sent to providers in the last 5 minutes without asking the router, by kind.
 #[must_use]
 pub fn outside_of_router<'a>(reports: impl IntoIterator<Item = &'a Report>) -> Vec<OutsideUsage> {
@@ -68,6 +90,21 @@ mod tests {
     fn minute(at: u64, tokens: u64) -> Report {
         let minute = format!(r#"{{"at": {at}, "tokens": {tokens}, "requests": 2}}"#);
         report(&format!(r#""limits": [{{"name": "gpt", "minute": {minute}}}]"#))
+    }
+
+    #[test]
+    fn waits_and_calls_are_summed_up_over_those_that_told_of_them_lately() {
+        let report = |at: u64| {
+            let minute = format!(r#"{{"at": {at}, "tokens": 1, "requests": 2, "waited": 5}}"#);
+            report(&format!(
+                r#""limits": [{{"name": "gpt", "minute": {minute}}}], "calls": {{"at": {at}, "beats": 120, "draws": 9}}"#
+            ))
+        };
+        let reports = [report(8), report(9), report(5)];
+        assert_eq!(waited_by(&reports, "gpt", 10), Some(10));
+        assert_eq!(waited_by(&reports, "other", 10), None);
+        assert_eq!(calls_by(&reports, 10).map(|sum| (sum.beats, sum.draws)), Some((240, 18)));
+        assert_eq!(calls_by(&reports, 12), None);
     }
 
     #[test]

@@ -55,6 +55,19 @@ pub struct Minute {
     pub tokens: u64,
     /// Calls that ended well.
     pub requests: u64,
+    /// Requests that waited for room before they were admitted or refused; 0 of an older agent.
+    pub waited: u64,
+}
+
+/// The calls of the ledger that a process made in a minute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Calls {
+    /// Unix time in minutes.
+    pub at: u64,
+    /// Those that renew the lease, made whatever happens.
+    pub beats: u64,
+    /// Those that ask for more because a request had no room.
+    pub draws: u64,
 }
 
 /// A way to a provider that does not ask the router.
@@ -105,6 +118,12 @@ pub(super) fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     })
 }
 
+/// The last whole minute's calls of the ledger.
+pub(super) fn calls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Calls>, D::Error> {
+    let found = figures(&Value::deserialize(deserializer)?, ["at", "beats", "draws"]);
+    Ok(found.map(|[at, beats, draws]| Calls { at, beats, draws }))
+}
+
 /// The traffic that did not ask the router; what cannot be read of it is left out.
 pub(super) fn outside<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<OutsideUsage>, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
@@ -117,18 +136,24 @@ fn limit(value: &Value) -> Option<LimitUsage> {
     let name = name(value.get("name")?)?;
     let named = value.get("deployments").and_then(Value::as_array);
     let deployments = named.into_iter().flatten().filter_map(self::name).take(MOST_DEPLOYMENTS).collect();
-    let figures = |key: &str, of: [&str; 3]| {
-        let object = value.get(key)?;
-        Some([amount(object.get(of[0])?)?, amount(object.get(of[1])?)?, amount(object.get(of[2])?)?])
-    };
-    let reserved = figures("reserved", ["calls", "p50", "p99"]);
-    let minute = figures("minute", ["at", "tokens", "requests"]);
+    let reserved = value.get("reserved").and_then(|of| figures(of, ["calls", "p50", "p99"]));
+    let minute = value.get("minute").and_then(|of| Some((figures(of, ["at", "tokens", "requests"])?, of)));
     Some(LimitUsage {
         name,
         deployments,
         reserved: reserved.map(|[calls, p50, p99]| Reserved { calls, p50, p99 }).filter(|r| r.calls > 0),
-        minute: minute.map(|[at, tokens, requests]| Minute { at, tokens, requests }),
+        minute: minute.map(|([at, tokens, requests], of)| Minute {
+            at,
+            tokens,
+            requests,
+            waited: of.get("waited").and_then(amount).unwrap_or(0),
+        }),
     })
+}
+
+/// These amounts of an object, if it has all of them.
+fn figures(object: &Value, of: [&str; 3]) -> Option<[u64; 3]> {
+    Some([amount(object.get(of[0])?)?, amount(object.get(of[1])?)?, amount(object.get(of[2])?)?])
 }
 
 fn outside_usage(value: &Value) -> Option<OutsideUsage> {
@@ -211,7 +236,8 @@ mod tests {
         let report = report(
             r#", "private": true, "limits": [{"name": "gpt", "deployments": ["id-1:openai/gpt-4o"],
                  "reserved": {"calls": 120, "p50": 118, "p99": 640},
-                 "minute": {"at": 29756321, "tokens": 51234.0, "requests": 77}}],
+                 "minute": {"at": 29756321, "tokens": 51234.0, "requests": 77, "waited": 3}}],
+               "calls": {"at": 29756321, "beats": 120, "draws": 14},
                "outside": [{"kind": "passthrough", "requests": 12, "tokens": 3400}, {"kind": "new", "requests": 1}]"#,
         )
         .unwrap();
@@ -219,7 +245,8 @@ mod tests {
         let limit = &report.limits.as_ref().unwrap()[0];
         assert_eq!(limit.deployments, ["id-1:openai/gpt-4o"]);
         assert_eq!(limit.reserved, Some(Reserved { calls: 120, p50: 118, p99: 640 }));
-        assert_eq!(limit.minute, Some(Minute { at: 29_756_321, tokens: 51_234, requests: 77 }));
+        assert_eq!(limit.minute, Some(Minute { at: 29_756_321, tokens: 51_234, requests: 77, waited: 3 }));
+        assert_eq!(report.calls, Some(Calls { at: 29_756_321, beats: 120, draws: 14 }));
         let kinds: Vec<_> = report.outside.iter().map(|o| (o.kind, o.requests, o.tokens)).collect();
         assert_eq!(kinds, [(OutsideKind::Passthrough, 12, 3400), (OutsideKind::Other, 1, 0)]);
         assert_eq!(Report::read(&serde_json::to_string(&report).unwrap()), Some(report));
@@ -228,7 +255,7 @@ mod tests {
     #[test]
     fn an_older_agent_says_none_of_it() {
         let report = report("").unwrap();
-        assert_eq!((report.private, report.limits, report.outside), (false, None, vec![]));
+        assert_eq!((report.private, report.limits, report.outside, report.calls), (false, None, vec![], None));
     }
 
     #[test]
@@ -238,7 +265,7 @@ mod tests {
             let text = format!(r#", "limits": [{{"name": "gpt", "deployments": ["a:b", 7, ""], "minute": {minute}}}]"#);
             report(&text).unwrap().limits.unwrap().remove(0)
         };
-        assert_eq!(minute("5", "1").minute, Some(Minute { at: 5, tokens: 1, requests: 1 }));
+        assert_eq!(minute("5", "1").minute, Some(Minute { at: 5, tokens: 1, requests: 1, waited: 0 }));
         for bad in ["-1", "NaN", "Infinity", "-Infinity", "1e400", "1e13", "1000000000001", "\"1\"", "null", "[1]"] {
             let limit = minute("5", bad);
             assert_eq!((limit.minute, &*limit.deployments), (None, &["a:b".to_owned()][..]), "{bad}");
@@ -301,8 +328,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_figures_break_a_report(limits in any_json(), outside in any_json(), private in any_json()) {
-            let text = format!(r#", "limits": {limits}, "outside": {outside}, "private": {private}"#);
+        fn no_figures_break_a_report(limits in any_json(), outside in any_json(), private in any_json(), calls in any_json()) {
+            let text = format!(r#", "limits": {limits}, "outside": {outside}, "private": {private}, "calls": {calls}"#);
             prop_assert_eq!(report(&text).unwrap().pod, "p");
             prop_assert_eq!(plain_json(&text), text);
         }

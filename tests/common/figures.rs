@@ -36,6 +36,7 @@ pub fn report(state: MemberState) -> Report {
         declared: None,
         private: false,
         limits: None,
+        calls: None,
         outside: vec![],
     }
 }

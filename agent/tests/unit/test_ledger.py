@@ -65,6 +65,9 @@ def test_a_draw_is_rate_limited_and_brings_what_is_wanted(member, operator, tb):
     calls = one.ledger.seq - seq
     assert 2 <= calls <= 11
     assert one.book().grant == 5000
+    (governor,) = one.agent.governors.values()
+    assert governor.calls.now["draws"] + governor.calls.last["draws"] >= calls
+    assert governor.calls.now["beats"] + governor.calls.last["beats"] == 1
 
 
 def test_a_new_policy_comes_with_a_beat(member, operator):

@@ -47,9 +47,19 @@ def test_the_last_whole_minute_is_what_ended_in_it(tb, agent, governor, clock):
         done(tb, agent, f"not reserved {number}", tokens)
     assert "minute" not in figures(agent, governor, clock)
     clock.now += 60
-    assert figures(agent, governor, clock)["minute"] == {"at": 1001, "tokens": 100, "requests": 2}
+    assert figures(agent, governor, clock)["minute"] == {
+        "at": 1001,
+        "tokens": 100,
+        "requests": 2,
+        "waited": 0,
+    }
     clock.now += 600
-    assert figures(agent, governor, clock)["minute"] == {"at": 1011, "tokens": 0, "requests": 0}
+    assert figures(agent, governor, clock)["minute"] == {
+        "at": 1011,
+        "tokens": 0,
+        "requests": 0,
+        "waited": 0,
+    }
 
 
 def test_what_litellm_does_not_count_is_not_counted(tb, agent, governor, clock):
@@ -59,6 +69,42 @@ def test_what_litellm_does_not_count_is_not_counted(tb, agent, governor, clock):
     done(tb, agent, "a session", 70, call_type="_arealtime")
     clock.now += 60
     assert figures(agent, governor, clock)["minute"]["tokens"] == 0
+
+
+def test_a_request_that_waits_counts_once_for_the_limit_that_has_no_room(tb, agent, governor, clock):
+    clock.now = 60 * 1000.0
+    figures(agent, governor, clock)
+    clock.now += 60
+    for max_wait in (200, 0):  # the second fails at once
+        governor.update({**governor.policy, "maxWaitMs": max_wait}, clock.now)
+        with pytest.raises(tb.Refused):
+            asyncio.run(attempt_in_time(tb, agent, clock, f"waits {max_wait}"))
+    clock.now = 60 * 1002.0
+    assert figures(agent, governor, clock)["minute"]["waited"] == 1
+
+
+async def attempt_in_time(tb, agent, clock, call_id):
+    """An attempt for which there is no room, and time that passes."""
+
+    async def pass_time():
+        while True:
+            await asyncio.sleep(0.01)
+            clock.now += 0.1
+
+    passing = asyncio.ensure_future(pass_time())
+    try:
+        await attempt(tb, agent, call_id, 10 * books(agent)["tokens"].budget // 11)
+    finally:
+        passing.cancel()
+
+
+def test_what_a_process_asked_of_the_ledger_is_reported(tb, agent, governor, clock):
+    for second, beat in ((0, True), (60, True), (70, False), (80, False)):
+        clock.now = 60_000.0 + second
+        governor.calls.add(agent.minute(), beats=int(beat), draws=int(not beat))
+    assert "calls" not in agent.figures(governor, clock.now), "the first minute is not whole"
+    clock.now += 60
+    assert agent.figures(governor, clock.now)["calls"] == {"at": 1001, "beats": 1, "draws": 2}
 
 
 def test_what_goes_past_the_router_is_reported_for_five_minutes(tb, agent, governor, clock):

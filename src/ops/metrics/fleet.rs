@@ -1,22 +1,30 @@
-//! Series of a TokenBudget as a whole: conditions, processes, pods.
+//! Series of a TokenBudget as a whole: conditions, processes, their calls, pods.
 
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::labels::{ConditionLabels, ConditionStatus, FleetReading, PodLabels, ProcessLabels, ProcessState};
+use super::labels::{
+    CallKind, CallLabels, ConditionLabels, ConditionStatus, FleetReading, PodLabels, ProcessLabels, ProcessState,
+};
 use crate::api::ConditionKind;
 
 #[derive(Clone)]
 pub(super) struct Fleets {
     condition: Family<ConditionLabels, Gauge>,
     processes: Family<ProcessLabels, Gauge>,
+    calls: Family<CallLabels, Gauge>,
     pods: Family<PodLabels, Gauge>,
 }
 
 impl Fleets {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let fleets = Self { condition: Family::default(), processes: Family::default(), pods: Family::default() };
+        let fleets = Self {
+            condition: Family::default(),
+            processes: Family::default(),
+            calls: Family::default(),
+            pods: Family::default(),
+        };
         registry.register(
             "condition",
             "Conditions of the TokenBudget: 1 for the status that it has, 0 for the others",
@@ -26,6 +34,11 @@ impl Fleets {
             "processes",
             "LiteLLM processes in the ledger by how they do; missing while the ledger does not answer",
             fleets.processes.clone(),
+        );
+        registry.register(
+            "calls",
+            "Calls of the ledger by LiteLLM processes in the last whole minute: beats, and draws for requests without room",
+            fleets.calls.clone(),
         );
         registry.register(
             "pods",
@@ -60,6 +73,16 @@ impl Fleets {
                 }
             }
         }
+        for (labels, place) in call_labels(namespace, tokenbudget).iter().zip(0..) {
+            match reading.calls {
+                Some(calls) => {
+                    self.calls.get_or_create(labels).set(calls[place]);
+                }
+                None => {
+                    self.calls.remove(labels);
+                }
+            }
+        }
         for labels in pod_labels(namespace, tokenbudget) {
             let count = if labels.agent { reading.pods_with_agent } else { reading.pods_without_agent };
             self.pods.get_or_create(&labels).set(count);
@@ -73,6 +96,9 @@ impl Fleets {
         for labels in process_labels(namespace, tokenbudget) {
             self.processes.remove(&labels);
         }
+        for labels in call_labels(namespace, tokenbudget) {
+            self.calls.remove(&labels);
+        }
         for labels in pod_labels(namespace, tokenbudget) {
             self.pods.remove(&labels);
         }
@@ -81,6 +107,7 @@ impl Fleets {
     pub(super) fn clear(&self) {
         self.condition.clear();
         self.processes.clear();
+        self.calls.clear();
         self.pods.clear();
     }
 }
@@ -99,6 +126,14 @@ fn process_labels(namespace: &str, tokenbudget: &str) -> [ProcessLabels; 6] {
         namespace: namespace.to_owned(),
         tokenbudget: tokenbudget.to_owned(),
         state,
+    })
+}
+
+fn call_labels(namespace: &str, tokenbudget: &str) -> [CallLabels; 2] {
+    [CallKind::beat, CallKind::draw].map(|kind| CallLabels {
+        namespace: namespace.to_owned(),
+        tokenbudget: tokenbudget.to_owned(),
+        kind,
     })
 }
 

@@ -83,6 +83,8 @@ pub struct Reading {
     pub outside: Option<i64>,
     /// Reserved as a percentage of what was used, p50 and p99; of the limit, so the same in both of its units.
     pub reserved_percent: Option<[i64; 2]>,
+    /// Requests that waited for room in the last whole minute; of the limit, as well.
+    pub waited: Option<i64>,
 }
 
 /// What is shown of a TokenBudget as a whole. What is not known has no series.
@@ -92,6 +94,8 @@ pub struct FleetReading {
     pub conditions: BTreeMap<&'static str, ConditionStatus>,
     /// LiteLLM processes in each state; `None` while the ledger does not answer.
     pub processes: Option<BTreeMap<ProcessState, i64>>,
+    /// Beats and draws of all processes in the last whole minute, if they are known.
+    pub calls: Option<[i64; 2]>,
     /// Live pods of the targets that were made with the agent.
     pub pods_with_agent: i64,
     /// Those that were made without.
@@ -183,6 +187,35 @@ pub(super) struct ReservedLabels {
     tokenbudget: String,
     limit: String,
     quantile: Quantile,
+}
+
+/// One limit of one TokenBudget, whatever it counts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct LimitLabels {
+    namespace: String,
+    tokenbudget: String,
+    limit: String,
+}
+
+impl LimitLabels {
+    pub(super) fn of(book: &BookLabels) -> Self {
+        Self { namespace: book.namespace.clone(), tokenbudget: book.tokenbudget.clone(), limit: book.limit.clone() }
+    }
+}
+
+/// What a call of the ledger is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the names are the labels' values")]
+pub(super) enum CallKind {
+    beat,
+    draw,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct CallLabels {
+    pub(super) namespace: String,
+    pub(super) tokenbudget: String,
+    pub(super) kind: CallKind,
 }
 
 impl ReservedLabels {

@@ -19,7 +19,7 @@ use prometheus_client::registry::{Registry, Unit as Measure};
 pub use labels::{BookLabels, ConditionStatus, FleetReading, LedgerErrorKind, Outcome, ProcessState, Reading, Unit};
 
 use fleet::Fleets;
-use labels::{KindLabel, OutcomeLabel, ReservedLabels};
+use labels::{KindLabel, LimitLabels, OutcomeLabel, ReservedLabels};
 
 /// All metrics. Clones are the same metrics.
 #[derive(Clone)]
@@ -39,6 +39,7 @@ pub struct Metrics {
     denied: Family<BookLabels, Gauge>,
     outside: Family<BookLabels, Gauge>,
     reserved: Family<ReservedLabels, Gauge<f64, AtomicU64>>,
+    waited: Family<LimitLabels, Gauge>,
     fleets: Fleets,
     leader: Gauge,
     leader_changes: Counter,
@@ -108,6 +109,12 @@ impl Metrics {
             "What was reserved for a call's tokens, divided by what it used: the processes' last calls",
             reserved.clone(),
         );
+        let waited = Family::default();
+        registry.register(
+            "waited",
+            "Requests that waited for room before they were admitted or refused, in the last whole minute",
+            waited.clone(),
+        );
         let fleets = Fleets::register(&mut registry);
         let leader = Gauge::default();
         registry.register("leader", "1 while this replica leads", leader.clone());
@@ -140,6 +147,7 @@ impl Metrics {
             denied,
             outside,
             reserved,
+            waited,
             fleets,
             leader,
             leader_changes,
@@ -214,6 +222,11 @@ impl Metrics {
                     self.reserved.remove(labels);
                 }
             }
+            if let Some(waited) = reading.waited {
+                self.waited.get_or_create(&LimitLabels::of(book)).set(waited);
+            } else {
+                self.waited.remove(&LimitLabels::of(book));
+            }
         }
         let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
         books.extend(wanted);
@@ -255,6 +268,7 @@ impl Metrics {
                 for labels in &ReservedLabels::of(book) {
                     self.reserved.remove(labels);
                 }
+                self.waited.remove(&LimitLabels::of(book));
             }
             keep
         });

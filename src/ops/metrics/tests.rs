@@ -8,6 +8,7 @@ fn fleet() -> FleetReading {
     FleetReading {
         conditions: BTreeMap::from([("Ready", ConditionStatus::False)]),
         processes: Some(BTreeMap::from([(ProcessState::Enforcing, 2)])),
+        calls: Some([360, 42]),
         pods_with_agent: 3,
         pods_without_agent: 1,
     }
@@ -34,6 +35,7 @@ fn every_family_has_its_name() {
         denied: 7,
         outside: Some(900),
         reserved_percent: Some([118, 640]),
+        waited: Some(17),
     };
     metrics.set_budget("llm", "azure", &[("gpt", Unit::tokens, reading)]);
     metrics.set_fleet("llm", "azure", &fleet());
@@ -56,6 +58,9 @@ fn every_family_has_its_name() {
         format!("tokenbudget_outside{book} 900"),
         r#"tokenbudget_reserved_ratio{namespace="llm",tokenbudget="azure",limit="gpt",quantile="0.5"} 1.18"#.to_owned(),
         r#"tokenbudget_reserved_ratio{namespace="llm",tokenbudget="azure",limit="gpt",quantile="0.99"} 6.4"#.to_owned(),
+        format!(r#"tokenbudget_waited{{{one},limit="gpt"}} 17"#),
+        format!(r#"tokenbudget_calls{{{one},kind="beat"}} 360"#),
+        format!(r#"tokenbudget_calls{{{one},kind="draw"}} 42"#),
         format!("tokenbudget_condition{{{one},type=\"Ready\",status=\"True\"}} 0"),
         format!("tokenbudget_condition{{{one},type=\"Ready\",status=\"False\"}} 1"),
         format!("tokenbudget_condition{{{one},type=\"Ready\",status=\"Unknown\"}} 0"),

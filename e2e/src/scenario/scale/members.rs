@@ -331,6 +331,7 @@ impl Member {
             declared: Some(Vec::new()),
             private: false,
             limits: None,
+            calls: None,
             outside: Vec::new(),
         }
     }
