@@ -494,6 +494,7 @@ class Book:
         self.state, self.answered, self.left = "none", False, False
         self.boot = self.wall = None  # when the call that renewed the lease was sent
         self.slack, self.yielded = 1.0, 0.0  # slack: how full the pool is, 0 to 1
+        self.asked = self.missed = False  # a call was prepared; the one before it was not answered
         self.pending = 0.0  # what draws are to ask for, beyond the waiting requests
         self.leaves: list[int] = []
         self.as_of_ms, self.leaves_at = 0, started  # as of when, and in boot time when it is looked up again
@@ -513,7 +514,7 @@ class Book:
 
     def pressed(self, boot: float) -> bool:
         """Whether others wait for what this process has no use for, and can get it."""
-        return self.slack < 0.5 and self.boot is not None and boot - self.boot < TOUCH
+        return self.slack < 0.5 and not self.missed and self.boot is not None and boot - self.boot < TOUCH
 
     def give_back_at(self, boot: float) -> float | None:
         """When a beat is worth sending early, as enough will have left to be given back; or None."""
@@ -564,6 +565,7 @@ class Book:
     ) -> Sent:
         """What the next call carries; `pending` is what waiting requests need together, `smallest` what one
         does. The grant shrinks here, before the call is sent (rule 2)."""
+        self.asked, self.missed = True, self.asked
         self.advance(boot, wall)
         self.denied.advance(boot)
         spent = math.ceil(self.ring.spent - 1e-6)
@@ -580,7 +582,7 @@ class Book:
                 keep = max(keep, self.safe)
             # A fleet whose processes all start must not take its own pool for pressure, and give all back.
             want = max(keep, math.ceil((1 - FULL) * self.safe - 1e-6))
-        elif beat:
+        elif beat and not self.missed:  # what is given up in a call that nobody hears is lent to nobody
             keep, want = self.aim(spent, keep)
         if pending and not final:
             want = max(want, math.ceil(spent + pending - 1e-6))
@@ -613,7 +615,7 @@ class Book:
         if state not in ("ok", "contended", "learning"):
             self.state = state if state == "none" else self.state
             return False
-        self.state, self.answered = state, True
+        self.state, self.answered, self.asked, self.missed = state, True, False, False
         self.share, self.pool, self.budget, self.safe = share, pool, budget, safe
         self.slack = max(0.0, min(1.0, (pool / budget - EMPTY) / (FULL - EMPTY))) if budget > 0 else 0.0
         if self.slack < 0.5 and grant > share:  # what left the window while the call was under way

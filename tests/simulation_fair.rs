@@ -50,8 +50,10 @@ fn got(run: &Run, who: Option<usize>, from: f64, to: f64) -> u64 {
 /// What was admitted after the first two minutes of what one ideal bucket would have.
 fn used(run: &Run, trace: &[Offered]) -> f64 {
     let offered: Vec<_> = trace.iter().map(Offered::arrival).collect();
-    let ideal = judge::ideal_admitted(&[], &offered, BUDGET, judge::WINDOW_MS).tokens_in(120_000, 500_000);
-    judge::used(got(run, None, 120.0, 500.0), ideal)
+    let ideal = judge::ideal_admitted(&[], &offered, BUDGET, judge::WINDOW_MS).admitted;
+    let arrival = |a: &(f64, usize, u64)| judge::Arrival { at_ms: (a.0 * 1000.0) as u64, tokens: a.2 };
+    let admitted: Vec<_> = run.admitted.iter().map(arrival).collect();
+    judge::used(&admitted, &ideal, 120_000, 500_000)
 }
 
 #[test]

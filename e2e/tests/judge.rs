@@ -66,8 +66,25 @@ fn percent_rounds_up() {
 
 #[test]
 fn used_is_a_share() {
-    assert!((used(94, 100) - 0.94).abs() < 1e-9);
-    assert!((used(0, 0) - 1.0).abs() < 1e-9);
+    let list = |tokens| [at(10_000, tokens), at(70_000, tokens)];
+    assert!((used(&list(94), &list(100), 0, 130_000) - 0.94).abs() < 1e-9);
+    assert!((used(&list(94), &[], 0, 130_000) - 1.0).abs() < 1e-9, "nothing was possible");
+    assert!(used(&list(94), &list(100), 200_000, 260_000) >= 1.0, "nothing of it is in the range");
+}
+
+#[test]
+fn where_the_end_falls_in_a_minute_hardly_changes_what_was_used() {
+    // The whole budget in 10 s of each minute, as a demand of many times the budget has it; ours 5 s late.
+    let burst = |late: u64| -> Vec<Arrival> {
+        (0..10).flat_map(|minute| (0..10).map(move |s| at(minute * WINDOW_MS + s * 1000 + late, 100))).collect()
+    };
+    let (ideal, mine) = (burst(0), burst(5000));
+    for end_ms in (180_000..300_000).step_by(1000) {
+        let single = tokens_in(&mine, 0, end_ms) as f64 / tokens_in(&ideal, 0, end_ms) as f64;
+        let mean = used(&mine, &ideal, 0, end_ms);
+        assert!((0.96..0.985).contains(&mean), "{end_ms}: {mean}");
+        assert!((0.85..=1.0).contains(&single), "{end_ms}: {single}");
+    }
 }
 
 fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {

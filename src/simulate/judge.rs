@@ -237,12 +237,17 @@ pub fn percent_up(tokens: u64, budget: u64) -> String {
     format!("{}.{}%", tenths / 10, tenths % 10)
 }
 
-/// What was admitted at the provider as a share of what an ideal central bucket
-/// would have admitted: 1.0 is all of it. Nothing possible counts as all used.
+/// What was admitted at the provider as a share of what an ideal central bucket would have admitted, between two moments:
+/// 1.0 is all of it. Nothing possible counts as all used.
+///
+/// It is the mean over all ends within the last window before `end_ms`. A demand of many times the budget is admitted in one
+/// burst a minute: with a single end, a fleet that is some seconds late had all of the last burst or nothing of it, by chance.
 #[must_use]
-pub fn used(provider_admitted: u64, ideal: u64) -> f64 {
-    if ideal == 0 {
-        return 1.0;
-    }
-    provider_admitted as f64 / ideal as f64
+pub fn used(admitted: &[Arrival], ideal: &[Arrival], from_ms: u64, end_ms: u64) -> f64 {
+    let counted = |list: &[Arrival]| -> f64 {
+        let within = list.iter().filter(|a| (from_ms..end_ms).contains(&a.at_ms));
+        within.map(|a| a.tokens as f64 * ((end_ms - a.at_ms) as f64 / WINDOW_MS as f64).min(1.0)).sum()
+    };
+    let possible = counted(ideal);
+    if possible > 0.0 { counted(admitted) / possible } else { 1.0 }
 }

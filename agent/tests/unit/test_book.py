@@ -102,6 +102,21 @@ def test_nothing_is_given_up_while_nobody_can_take_it(book, clock, give):
     assert book.give_back_at(clock.boot()) is None
 
 
+def test_a_ledger_that_did_not_answer_is_given_nothing_more(book, clock, give):
+    spend(book, 6000, clock.boot())
+    clock.now += 60
+    give(book, 9000, share=3000, pool=0)
+    unheard = book.prepare(True, 0, 0, clock.boot(), clock.wall())
+    assert (unheard.keep, unheard.spent) == (6000, 6000)
+    clock.now += 2
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
+    assert (sent.keep, sent.want, sent.spent, book.grant) == (6000, 6000, 0, 6000)
+    assert book.give_back_at(clock.boot()) is None
+    give(book, 6000, share=3000, pool=0)
+    sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
+    assert (sent.keep, book.grant) == (0, 0), "it answers again"
+
+
 def test_a_beat_is_worth_sending_when_a_5000th_of_the_budget_leaves(book, clock, give):
     start = clock.boot()
     spend(book, 7, start)

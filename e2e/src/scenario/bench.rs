@@ -119,9 +119,7 @@ impl<'a> Bench<'a> {
         let admitted = all.admitted();
         // What is admitted later belongs to requests that waited.
         let end_ms = report.offered.iter().map(|offered| offered.at_ms + 1).max().unwrap_or(to_ms);
-        let ideal =
-            judge::ideal_admitted(&admitted, &report.arrivals(), BUDGET, judge::WINDOW_MS).tokens_in(from_ms, end_ms);
-        let mine = judge::tokens_in(&admitted, from_ms, end_ms);
+        let ideal = judge::ideal_admitted(&admitted, &report.arrivals(), BUDGET, judge::WINDOW_MS);
         let usage =
             self.provider.usage(&Range { from_ms: Some(since_ms), to_ms: Some(to_ms), ..Range::default() }).await?;
         let step = Step {
@@ -129,7 +127,7 @@ impl<'a> Bench<'a> {
             from_ms,
             to_ms,
             worst: usage.worst_60s.tokens,
-            used: judge::used(mine, ideal),
+            used: judge::used(&admitted, &ideal.admitted, from_ms, end_ms),
             gap: judge::longest_gap(&admitted, from_ms, end_ms) as f64 / 1000.0,
             lost: report.summary().counts.lost,
             report,

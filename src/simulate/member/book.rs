@@ -77,6 +77,10 @@ pub struct Book {
     pub slack: f64,
     /// What was given up while a call was under way.
     yielded: u64,
+    /// A call was prepared and has no answer.
+    asked: bool,
+    /// The one before it has none, either.
+    missed: bool,
     /// What leaves the window when, and as of when that was said last; the boot time is that of the next time.
     leaves: [u64; LEAVE_STEPS],
     as_of_ms: u64,
@@ -107,6 +111,8 @@ impl Book {
             quiet: boot,
             slack: 1.0,
             yielded: 0,
+            asked: false,
+            missed: false,
             leaves: [0; LEAVE_STEPS],
             as_of_ms: 0,
             leaves_at: boot,
@@ -125,7 +131,7 @@ impl Book {
 
     /// Whether others wait for what this process has no use for, and can get it.
     fn pressed(&self, now: Clocks) -> bool {
-        self.slack < 0.5 && self.renewed.is_some_and(|renewed| now.boot - renewed.boot < TOUCH)
+        self.slack < 0.5 && !self.missed && self.renewed.is_some_and(|renewed| now.boot - renewed.boot < TOUCH)
     }
 
     /// When a beat is worth sending early, as enough will have left the window to be given back; in boot time.
@@ -179,6 +185,7 @@ impl Book {
 
     /// What the next call carries; `pending` is what waiting requests need. The grant shrinks here, before the call is sent.
     pub fn prepare(&mut self, beat: bool, pending: f64, smallest: f64, now: Clocks, leave: bool) -> Sent {
+        (self.asked, self.missed) = (true, self.asked);
         self.advance(now);
         self.denied.advance(now.boot);
         let spent = ceil(self.ring.spent() - 1e-6);
@@ -203,7 +210,8 @@ impl Book {
             }
             // A fleet whose processes all start must not take its own pool for pressure, and give all back.
             want = keep.max(ceil((1.0 - FULL) * self.safe as f64 - 1e-6));
-        } else if beat {
+        } else if beat && !self.missed {
+            // What is given up in a call that nobody hears is lent to nobody.
             (keep, want) = self.aim(spent, keep);
             off = keep.min(self.safe);
         }
@@ -251,6 +259,7 @@ impl Book {
             BookStanding::Stale => return false,
         }
         (self.state, self.answered) = (answer.state, true);
+        (self.asked, self.missed) = (false, false);
         (self.share, self.pool) = (answer.share, answer.pool);
         (self.budget, self.safe) = (answer.budget, answer.safe);
         self.slack = slack(answer.pool, answer.budget);
