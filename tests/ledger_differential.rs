@@ -73,7 +73,7 @@ fn leaves() -> impl Strategy<Value = u64> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let leaves = (0..70_000_u64, prop::array::uniform12(leaves()));
+    let leaves = (0..70_000_u64, prop::array::uniform30(leaves()));
     let ask = (prop::bool::weighted(0.9), prop::array::uniform6(amount()), leaves);
     prop_oneof![
         14 => (0..MEMBERS, prop::bool::weighted(0.08), prop::bool::weighted(0.1), any::<bool>(), any::<bool>(), prop::collection::vec(ask, BOOKS))

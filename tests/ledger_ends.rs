@@ -187,9 +187,9 @@ async fn what_a_leaver_spent_comes_back_as_it_leaves_the_window() {
     last.ask.leaves[..3].copy_from_slice(&[100, 0, 150]);
     fleet.send("a", true, last).await;
     fleet.member("a", 100, false);
-    // A step has to be over, and 5 s more, as with every hold.
-    falls(&mut fleet, &[(9_000, 300), (1_100, 200), (5_000, 200), (5_000, 50), (40_000, 50)]).await;
-    fleet.pass(5_000).await;
+    // A step of 2 s has to be over, and 2 s more.
+    falls(&mut fleet, &[(3_900, 300), (200, 200), (2_000, 200), (2_000, 50), (50_000, 50)]).await;
+    fleet.pass(7_000).await;
     fleet.plan().await;
     assert_eq!((fleet.record("a").await, fleet.book().await.lent), (None, 0));
 }
@@ -201,11 +201,11 @@ async fn what_a_killed_member_spent_comes_back_as_it_leaves_the_window_after_its
     fleet.plan().await;
     let mut last = amounts(0, 400, 300, 0);
     last.ask.as_of_ms = 1_000_000;
-    last.ask.leaves[..5].copy_from_slice(&[100, 10, 20, 0, 150]);
+    last.ask.leaves[..7].copy_from_slice(&[100, 10, 5, 5, 20, 0, 150]);
     fleet.send("a", false, last).await;
-    // It ended 6 s later, at most: 8 s with the slack. What had left in these two steps it may have spent again.
+    // It ended 6 s later, at most: 8 s with the slack. What had left in these four steps it may have spent again.
     fleet.write.members.insert("a".into(), MemberPlan { share: 100, finished_ms: Some(1_006_000) });
-    falls(&mut fleet, &[(0, 400), (19_900, 400), (200, 380), (5_000, 380), (4_900, 230), (30_000, 230)]).await;
+    falls(&mut fleet, &[(0, 400), (11_900, 400), (200, 380), (2_000, 380), (2_000, 230), (45_000, 230)]).await;
     fleet.pass(5_100).await;
     fleet.plan().await;
     assert_eq!((fleet.record("a").await, fleet.book().await.lent), (None, 0));
@@ -215,7 +215,7 @@ async fn what_a_killed_member_spent_comes_back_as_it_leaves_the_window_after_its
 async fn what_leaves_is_not_counted_while_the_lease_is_ahead() {
     let mut fleet = Fleet::start().await;
     let mut last = amounts(0, 400, 300, 0);
-    last.ask.leaves[1] = 300;
+    last.ask.leaves[9] = 300;
     fleet.send("a", false, last).await;
     fleet.member("a", 100, true);
     fleet.plan().await;

@@ -151,10 +151,10 @@ pub struct Call<'a> {
 }
 
 /// Steps of [`Ask::leaves`]: together a window.
-pub const LEAVE_STEPS: usize = 12;
+pub const LEAVE_STEPS: usize = 30;
 
 /// Length of one step, ms.
-pub const LEAVE_STEP_MS: u64 = 5_000;
+pub const LEAVE_STEP_MS: u64 = 2_000;
 
 /// What a member says of one book.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //! the server's clock and identity are passed in. `tests/ledger_differential.rs` holds both to the same answers and state.
 
 use super::book::{BookState, MemberRecord};
-use super::{Ask, BookAnswer, BookStanding, HOLD_MS, LEAVE_STEP_MS, MemberPlan, PlanWrite, PlannedBook, WINDOW_MS};
+use super::{Ask, BookAnswer, BookStanding, HOLD_MS, LEAVE_STEP_MS, MemberPlan, PlanWrite, PlannedBook};
 
 /// The most that ledger time moves between two calls, ms: a step of the server's clock ends nothing early (design rule 10).
 const MOST_STEP_MS: u64 = 3_000;
@@ -17,6 +17,9 @@ const CLAIM_SLOT_MS: u64 = 250;
 /// The kubelet cuts `finishedAt` to whole seconds, and a member's guard may have become shorter by so much since it said
 /// what leaves when, ms.
 const END_SLACK_MS: u64 = 2_000;
+
+/// What left the window of a process that has ended may be lent so much later: clocks differ, and not by more in a minute.
+const LEAVE_SLACK_MS: u64 = 2_000;
 
 /// Slots that a claim lasts for after its own.
 const CLAIM_SLOTS: u64 = 4;
@@ -272,7 +275,8 @@ impl BookState {
             return true;
         }
         if let Some(ended) = member.ended_ms.filter(|_| !leased) {
-            let passed = clock.saturating_sub(ended + hold.saturating_sub(WINDOW_MS)) / LEAVE_STEP_MS;
+            let late = if rules.hold(Rule::HoldGone) { LEAVE_SLACK_MS } else { 0 };
+            let passed = clock.saturating_sub(ended + late) / LEAVE_STEP_MS;
             let gone = member.take_steps(passed).min(member.record);
             self.lent -= gone;
             member.record -= gone;

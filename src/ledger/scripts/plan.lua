@@ -71,7 +71,7 @@ local function plan_book(p)
     if ended > 0 and not leased then
       -- What it said in its last call: so much has left its window since.
       local gone
-      rest, gone = take_steps(rest, math.floor((clock - ended - (HOLD - WINDOW)) / LEAVE_STEP))
+      rest, gone = take_steps(rest, math.floor((clock - ended - LEAVE_SLACK) / LEAVE_STEP))
       gone = math.min(gone, record)
       lent, record = lent - gone, record - gone
     end
