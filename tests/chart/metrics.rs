@@ -26,6 +26,7 @@ pub fn registry() -> Registry {
         granted: Some(1),
         outside: Some(1),
         reserved_percent: Some([100, 200]),
+        waited: Some(1),
         ..Reading::default()
     };
     metrics.set_budget("llm", "tb", &[("gpt", Unit::tokens, reading), ("gpt", Unit::requests, reading)]);
@@ -33,7 +34,12 @@ pub fn registry() -> Registry {
     metrics.set_fleet(
         "llm",
         "tb",
-        &FleetReading { conditions, processes: Some(BTreeMap::new()), ..FleetReading::default() },
+        &FleetReading {
+            conditions,
+            processes: Some(BTreeMap::new()),
+            calls: Some([120, 9]),
+            ..FleetReading::default()
+        },
     );
     read(&metrics.encode().unwrap())
 }
