@@ -229,6 +229,12 @@ fn a_pod_that_vanished_is_no_evidence() {
 }
 
 #[test]
+fn a_member_that_the_ledger_lost_and_whose_pod_vanished_is_counted() {
+    let faults = [(200.0, Fault::CutOff(0, 250.0)), (210.0, Fault::Vanish(0)), (240.0, Fault::Flush)];
+    breaks_without(&[Rule::RememberLost], &busy(), fleet(&faults));
+}
+
+#[test]
 fn what_was_admitted_before_a_freeze_is_admitted_again() {
     let world = Config { most: 200, send_delay: 0.95, ..fleet(&[(5.0, Fault::Freeze(0, 110.0))]) };
     breaks_without(&[Rule::AdmitAgain], &busy(), world);

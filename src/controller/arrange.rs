@@ -42,7 +42,7 @@ pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: 
         Limits::Known(limits) => limits.as_slice(),
         Limits::Waiting | Limits::NoneDeclared => &[],
     };
-    let (fleet, before) = (Fleet::of(valid, observed.now), Before::of(tb, limits));
+    let (fleet, before) = (Fleet::of(valid, observed), Before::of(tb, limits));
     let writes: Vec<PlanWrite> = limits
         .iter()
         .flat_map(|limit| limit.books().map(move |(unit, budget)| (limit, BookId::new(&limit.name, unit), budget)))
@@ -65,6 +65,8 @@ struct Fleet<'a> {
     reported: BTreeMap<&'a str, Option<u64>>,
     /// Pods that are old enough to come to a safe share without the ledger.
     grown: Vec<GrownPod<'a>>,
+    /// Members of pods that are gone without evidence, which the ledger had and lost.
+    lost: Vec<&'a str>,
 }
 
 /// A live pod that runs for longer than a lease.
@@ -76,7 +78,8 @@ struct GrownPod<'a> {
 }
 
 impl<'a> Fleet<'a> {
-    fn of(valid: &'a Validated, now: Timestamp) -> Self {
+    fn of(valid: &'a Validated, observed: &'a Observed) -> Self {
+        let now = observed.now;
         let sizes: Vec<_> = valid.targets.iter().map(|t| t.size).collect();
         let mut by_pod: HashMap<&str, Vec<&str>> = HashMap::new();
         for member in valid.members.iter().filter(|m| m.finished_ms.is_none()) {
@@ -92,7 +95,13 @@ impl<'a> Fleet<'a> {
                 members: by_pod.get(pod.uid().unwrap_or_default().as_str()).cloned().unwrap_or_default(),
             })
             .collect();
+        let uids =
+            || valid.targets.iter().flat_map(|target| &target.pods).filter_map(|pod| pod.metadata.uid.as_deref());
+        // Mostly there are none, and then the pods, which may be thousands, are not looked at.
+        let there: BTreeSet<&str> = if observed.lost.is_empty() { BTreeSet::new() } else { uids().collect() };
+        let lost = observed.lost.iter().filter(|(_, pod_uid)| !there.contains(pod_uid.as_str()));
         Self {
+            lost: lost.map(|(id, _)| id.as_str()).collect(),
             size: FleetSize::of(&sizes),
             reported: valid.members.iter().map(|m| (m.id.as_str(), m.finished_ms)).collect(),
             grown,
@@ -107,7 +116,7 @@ impl<'a> Fleet<'a> {
         self.finished_ms(id).is_some()
     }
 
-    /// Processes of the grown pods that have no record in this book.
+    /// Processes that have no record in this book: of the grown pods, and those that the ledger lost.
     fn unrecorded(&self, state: Option<&BookState>) -> u32 {
         let has_record =
             |id: &&&str| state.is_some_and(|s| s.members.get(**id).is_some_and(|record| record.ended_ms.is_none()));
@@ -115,7 +124,9 @@ impl<'a> Fleet<'a> {
             let recorded = pod.members.iter().filter(has_record).count();
             pod.workers.saturating_sub(u32::try_from(recorded).unwrap_or(u32::MAX))
         };
-        self.grown.iter().map(without).fold(0, u32::saturating_add)
+        let lost = self.lost.iter().filter(|id| state.is_none_or(|s| !s.members.contains_key(**id))).count();
+        let lost = u32::try_from(lost).unwrap_or(u32::MAX);
+        self.grown.iter().map(without).fold(lost, u32::saturating_add)
     }
 }
 
@@ -279,13 +290,19 @@ mod tests {
     }
 
     fn written(valid: &Validated, records: &[(&str, u64)]) -> PlanWrite {
+        written_without(valid, records, &[])
+    }
+
+    /// When the ledger lost these members, of these pods.
+    fn written_without(valid: &Validated, records: &[(&str, u64)], lost: &[(&str, &str)]) -> PlanWrite {
         let record = |&(id, share): &(&str, u64)| {
             (id.to_owned(), MemberRecord { share, spent: 40_000, until_ms: 30_000, ..MemberRecord::default() })
         };
         let book = BookState { members: records.iter().map(record).collect(), clock_ms: 1, ..BookState::default() };
         let books = [(BookId::new("gpt", Unit::Tokens), book)].into();
         let ledger = Observation { policy_version: None, reports: BTreeMap::new(), unreadable: Vec::new(), books };
-        let observed = Observed { now: NOW.parse().unwrap(), ledger: Some(Ok(ledger)), ..Observed::default() };
+        let lost = lost.iter().map(|(id, uid)| ((*id).to_owned(), (*uid).to_owned())).collect();
+        let observed = Observed { now: NOW.parse().unwrap(), ledger: Some(Ok(ledger)), lost, ..Observed::default() };
         let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
             "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}]}}));
         arrange(&tb, &observed, valid, &BTreeSet::new()).writes.remove(0)
@@ -360,6 +377,14 @@ mod tests {
         // The first has a record, the second only a report, the third is young, the fourth was never heard.
         let valid = fleet(pods, vec![member("a", "1", false), member("b", "2", false)]);
         let write = written(&valid, &[("a", 15_000)]);
+        assert_eq!((write.safe, write.aside), (15_000, 30_000));
+    }
+
+    #[test]
+    fn a_safe_share_is_set_aside_for_each_member_that_the_ledger_lost_and_whose_pod_is_gone() {
+        let valid = fleet(vec![pod("1", "2026-11-24T11:59:00Z")], vec![member("a", "1", false)]);
+        // The first is counted by its pod, the second is back.
+        let write = written_without(&valid, &[("b", 15_000)], &[("a", "1"), ("b", "2"), ("c", "3")]);
         assert_eq!((write.safe, write.aside), (15_000, 30_000));
     }
 }

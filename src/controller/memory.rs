@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::lost::Known;
 use super::redis_url::{NoRedis, RedisLocation};
 use super::vanished::Search;
 use crate::api::{ConditionKind, TokenBudget, TokenBudgetStatus};
@@ -47,6 +48,8 @@ pub struct Memory {
     pub outside: Outside,
     /// LiteLLM's counters could not be read last time.
     pub counters_failed: bool,
+    /// Members that the ledger had, and that have not ended.
+    pub known: Known,
     /// Pods of silent members that are not there any more, by UID.
     pub vanished: BTreeMap<String, Search>,
     /// Since when its clean-up is tried.

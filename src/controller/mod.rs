@@ -11,6 +11,7 @@ mod detach;
 mod evidence;
 mod index;
 mod limits;
+mod lost;
 mod memory;
 mod metrics;
 mod observe;

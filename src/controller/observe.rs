@@ -1,5 +1,6 @@
 //! Step 1, observe: everything that a pass decides on, read once. The only step that reads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,8 @@ pub struct Observed {
     pub redis: Option<Result<RedisLocation, NoRedis>>,
     /// What the ledger says, or why it does not.
     pub ledger: Option<Result<Observation, LedgerError>>,
+    /// Members of which the ledger has lost the record, and the UIDs of their pods.
+    pub lost: BTreeMap<String, String>,
     /// The most processes of other TokenBudgets on the same Redis.
     pub beside: u32,
     /// The least time between two beats, as long as not all of them are known, in ms.
@@ -88,6 +91,7 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         _ => 0,
     };
     if let Some(Ok(seen)) = &ledger {
+        memory.known.note(seen, &world.evidence, now);
         vanished::look(&namespace, &targets, seen, ctx, &world.evidence, memory, now).await;
         counters::read(tb, seen, &world.evidence, memory, now).await;
     }
@@ -95,7 +99,8 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         AttachPolicy::Admission => admission::unavailable(ctx).await?,
         AttachPolicy::Automatic | AttachPolicy::Manual => None,
     };
-    Ok(Observed { now, targets, redis, ledger, beside, least_beat_ms, admission })
+    let lost = memory.known.lost().map(|(id, report, _)| (id.to_owned(), report.pod_uid.clone())).collect();
+    Ok(Observed { now, targets, redis, ledger, lost, beside, least_beat_ms, admission })
 }
 
 /// What the policy says that an operator before this one stored: an operator that has just begun knows of few processes, and

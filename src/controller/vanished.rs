@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::context::Context;
 use super::evidence::Evidence;
+use super::lost::Known;
 use super::memory::Memory;
 use super::observe::TargetSeen;
 use crate::ledger::{Observation, Report};
@@ -58,7 +59,7 @@ pub async fn look(
     memory: &mut Memory,
     now: Timestamp,
 ) {
-    let suspects = suspects(targets, seen);
+    let suspects = suspects(targets, seen, &memory.known, now);
     let named: BTreeSet<&str> = suspects.iter().map(|(report, _)| &*report.pod_uid).collect();
     memory.vanished.retain(|uid, _| named.contains(&**uid));
     let due = |uid: &str, searches: &BTreeMap<String, Search>| {
@@ -67,7 +68,7 @@ pub async fn look(
     let due: Vec<_> =
         suspects.into_iter().filter(|(report, _)| due(&report.pod_uid, &memory.vanished)).take(MOST).collect();
     for (report, silent) in due {
-        match ask(namespace, report, ctx).await {
+        match ask(namespace, &report, ctx).await {
             Ok(None) => {
                 memory.vanished.remove(&report.pod_uid);
             }
@@ -85,9 +86,15 @@ pub async fn look(
     }
 }
 
-/// Members that are silent, whose pods are not among those that are known; a pod once, with how long it has been silent.
-fn suspects<'a>(targets: &[TargetSeen], seen: &'a Observation) -> Vec<(&'a Report, SignedDuration)> {
-    let mut found: BTreeMap<&str, (&Report, SignedDuration)> = BTreeMap::new();
+/// Members that are silent or that the ledger lost, whose pods are not among those that are known; a pod once, with how long it has been silent.
+fn suspects(
+    targets: &[TargetSeen],
+    seen: &Observation,
+    known: &Known,
+    now: Timestamp,
+) -> Vec<(Report, SignedDuration)> {
+    let lost = known.lost().map(|(_, report, since)| (&*report.pod_uid, (report, now.duration_since(since))));
+    let mut found: BTreeMap<&str, (&Report, SignedDuration)> = lost.collect();
     for book in seen.books.values() {
         let silent = book.members.iter().filter(|(_, m)| m.ended_ms.is_none() && m.until_ms < book.clock_ms);
         for (id, member) in silent {
@@ -104,7 +111,7 @@ fn suspects<'a>(targets: &[TargetSeen], seen: &'a Observation) -> Vec<(&'a Repor
             found.remove(uid);
         }
     }
-    found.into_values().collect()
+    found.into_values().map(|(report, silent)| (report.clone(), silent)).collect()
 }
 
 /// What is known of the node of a pod that is not there any more; `None` for one that is.
@@ -176,7 +183,10 @@ mod tests {
             ..Observation::default()
         };
         let found = |targets: &[TargetSeen]| -> Vec<(String, i128)> {
-            suspects(targets, &seen).into_iter().map(|(r, silent)| (r.pod_uid.clone(), silent.as_millis())).collect()
+            suspects(targets, &seen, &Known::default(), Timestamp::UNIX_EPOCH)
+                .into_iter()
+                .map(|(r, silent)| (r.pod_uid.clone(), silent.as_millis()))
+                .collect()
         };
         assert_eq!(found(&[]), [("silent".to_owned(), 600)]);
         let pod = Pod {

@@ -73,6 +73,8 @@ pub enum Rule {
     NeverAnswered,
     /// The operator sets a safe share aside for every live process without a record.
     SetAside,
+    /// And for every member that the ledger had and lost, until there is evidence of its end.
+    RememberLost,
     /// A pod that vanished is no evidence of an end.
     Evidence,
     /// Under pressure a process gives back what it does not use.

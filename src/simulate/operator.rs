@@ -1,7 +1,7 @@
 //! The operator in the simulation: what it sees of Kubernetes and of the ledger, and what it writes each second, by the same
 //! plan as the real one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::server::Server;
@@ -42,6 +42,8 @@ pub struct Operator {
     epoch: Option<Epoch>,
     /// Whether a book of this TokenBudget was ever made: the status says so.
     pub ever: bool,
+    /// Members that the ledger had, and that have not ended.
+    known: BTreeSet<String>,
     rules: Rules,
 }
 
@@ -49,7 +51,7 @@ impl Operator {
     /// One that has just started, or taken over.
     #[must_use]
     pub const fn new(ever: bool, rules: Rules) -> Self {
-        Self { epoch: None, ever, rules }
+        Self { epoch: None, ever, known: BTreeSet::new(), rules }
     }
 
     /// One pass: answers whether it wrote. `leads`: it may claim the ledger anew.
@@ -63,6 +65,7 @@ impl Operator {
         let gone = pods.iter().filter_map(|pod| Some((&*pod.member, pod.finished_ms.or_else(|| taken(pod))?)));
         let gone: BTreeMap<&str, u64> = gone.collect();
         let ended = |id: &str| gone.contains_key(id);
+        self.remember(server, ended);
         let writes: Vec<PlanWrite> = wish
             .budgets
             .iter()
@@ -70,11 +73,14 @@ impl Operator {
             .map(|(place, &budget)| {
                 let book = server.books()[place].as_ref();
                 let members = book.map(|book| book.demands(ended)).unwrap_or_default();
-                let unrecorded = pods
-                    .iter()
-                    .filter(|p| p.finished_ms.is_none() && !p.vanished && now - p.since > COUNTED_FROM)
-                    .filter(|p| book.is_none_or(|book| !book.members.contains_key(&*p.member)))
-                    .count();
+                let counts = |p: &&Seen| p.finished_ms.is_none() && !p.vanished && now - p.since > COUNTED_FROM;
+                let mut unrecorded: BTreeSet<&str> = pods.iter().filter(counts).map(|p| &*p.member).collect();
+                // A ledger that lost its data does not know of members whose pods are gone without a word.
+                if self.rules.hold(Rule::RememberLost) {
+                    unrecorded.extend(self.known.iter().map(String::as_str));
+                }
+                unrecorded.retain(|id| book.is_none_or(|book| !book.members.contains_key(*id)));
+                let unrecorded = unrecorded.len();
                 let unrecorded =
                     if self.rules.hold(Rule::SetAside) { u32::try_from(unrecorded).unwrap_or(u32::MAX) } else { 0 };
                 let demand = BookDemand { budget, most_processes: wish.most, unrecorded, members };
@@ -103,5 +109,13 @@ impl Operator {
         }
         self.ever = true;
         true
+    }
+
+    /// Takes note of the members that live, by the ledger; one that it lost stays.
+    fn remember(&mut self, server: &Server, ended: impl Fn(&str) -> bool) {
+        let members = || server.books().iter().flatten().flat_map(|book| &book.members);
+        let all: BTreeSet<&str> = members().map(|(id, _)| id.as_str()).collect();
+        self.known.retain(|id| !all.contains(&**id) && !ended(id));
+        self.known.extend(members().filter(|(id, m)| m.ended_ms.is_none() && !ended(id)).map(|(id, _)| id.clone()));
     }
 }
