@@ -1,7 +1,7 @@
 //! Members that the ledger had, and that it lost with its data. Such a process may be frozen or cut off, and its pod's object
 //! gone without a word: what it may spend when it goes on is then in no record, and nobody else would count it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
@@ -22,20 +22,22 @@ struct Member {
 impl Known {
     /// Takes note of what the ledger has now. Members that it has no more stay until there is evidence of their end.
     pub fn note(&mut self, seen: &Observation, evidence: &Evidence, now: Timestamp) {
-        let records = || seen.books.values().flat_map(|book| &book.members);
-        let all: BTreeSet<&str> = records().map(|(id, _)| id.as_str()).collect();
-        let live: BTreeSet<&str> =
-            records().filter(|(_, record)| record.ended_ms.is_none()).map(|(id, _)| id.as_str()).collect();
-        let has_ended = |r: &Report| evidence.finished_ms(&r.pod_uid, &r.container, r.started_ms).is_some();
-        self.0.retain(|id, member| {
-            let is_lost = !all.contains(&**id);
-            member.lost_since = is_lost.then(|| member.lost_since.unwrap_or(now));
-            (is_lost || live.contains(&**id)) && !has_ended(&member.report)
+        // Whether they live, by id.
+        let mut records: BTreeMap<&str, bool> = BTreeMap::new();
+        for (id, record) in seen.books.values().flat_map(|book| &book.members) {
+            *records.entry(id).or_default() |= record.ended_ms.is_none();
+        }
+        self.0.retain(|id, Member { report, lost_since }| {
+            let lives = records.get(&**id).copied();
+            *lost_since = lives.is_none().then(|| lost_since.unwrap_or(now));
+            // Of one that is not lost the ledger will say so.
+            lives.unwrap_or_else(|| {
+                evidence.finished_ms(&report.pod_uid, &report.container, report.started_ms).is_none()
+            })
         });
-        for id in live {
-            let report = || seen.reports.get(id).filter(|report| !has_ended(report)).cloned();
+        for (id, _) in records.into_iter().filter(|(_, lives)| *lives) {
             if !self.0.contains_key(id)
-                && let Some(report) = report()
+                && let Some(report) = seen.reports.get(id).cloned()
             {
                 self.0.insert(id.to_owned(), Member { report, lost_since: None });
             }

@@ -195,6 +195,12 @@ impl LoadReport {
         sent.map(|o| Arrival { at_ms: o.at_ms, tokens: o.tokens }).collect()
     }
 
+    /// When the last request was offered, in Unix milliseconds, and 1: what is admitted later belongs to requests that waited.
+    #[must_use]
+    pub fn offered_until_ms(&self) -> u64 {
+        self.offered.iter().map(|offered| offered.at_ms + 1).max().unwrap_or(self.end_ms)
+    }
+
     /// The load in numbers.
     #[must_use]
     pub fn summary(&self) -> Summary {

@@ -117,8 +117,7 @@ impl<'a> Bench<'a> {
             bail!("the provider has forgotten arrivals of step {name}");
         }
         let admitted = all.admitted();
-        // What is admitted later belongs to requests that waited.
-        let end_ms = report.offered.iter().map(|offered| offered.at_ms + 1).max().unwrap_or(to_ms);
+        let end_ms = report.offered_until_ms();
         let ideal = judge::ideal_admitted(&admitted, &report.arrivals(), BUDGET, judge::WINDOW_MS);
         let usage =
             self.provider.usage(&Range { from_ms: Some(since_ms), to_ms: Some(to_ms), ..Range::default() }).await?;

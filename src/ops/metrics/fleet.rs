@@ -7,6 +7,7 @@ use prometheus_client::registry::Registry;
 use super::labels::{
     CallKind, CallLabels, ConditionLabels, ConditionStatus, FleetReading, PodLabels, ProcessLabels, ProcessState,
 };
+use super::show;
 use crate::api::ConditionKind;
 
 #[derive(Clone)]
@@ -52,36 +53,15 @@ impl Fleets {
         for kind in ConditionKind::ALL {
             let is = reading.conditions.get(kind.as_str());
             for labels in condition_labels(namespace, tokenbudget, kind) {
-                match is {
-                    Some(is) => {
-                        self.condition.get_or_create(&labels).set(i64::from(*is == labels.status));
-                    }
-                    None => {
-                        self.condition.remove(&labels);
-                    }
-                }
+                show(&self.condition, &labels, is.map(|is| i64::from(*is == labels.status)));
             }
         }
         for labels in process_labels(namespace, tokenbudget) {
-            match &reading.processes {
-                Some(states) => {
-                    let count = states.get(&labels.state).copied().unwrap_or(0);
-                    self.processes.get_or_create(&labels).set(count);
-                }
-                None => {
-                    self.processes.remove(&labels);
-                }
-            }
+            let count = reading.processes.as_ref().map(|states| states.get(&labels.state).copied().unwrap_or(0));
+            show(&self.processes, &labels, count);
         }
         for (labels, place) in call_labels(namespace, tokenbudget).iter().zip(0..) {
-            match reading.calls {
-                Some(calls) => {
-                    self.calls.get_or_create(labels).set(calls[place]);
-                }
-                None => {
-                    self.calls.remove(labels);
-                }
-            }
+            show(&self.calls, labels, reading.calls.map(|calls: [i64; 2]| calls[place]));
         }
         for labels in pod_labels(namespace, tokenbudget) {
             let count = if labels.agent { reading.pods_with_agent } else { reading.pods_without_agent };

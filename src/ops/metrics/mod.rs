@@ -4,6 +4,7 @@ mod fleet;
 mod labels;
 
 use std::fmt;
+use std::hash::Hash;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -209,11 +210,7 @@ impl Metrics {
                 (&self.granted, reading.granted),
             ];
             for (family, value) in known {
-                if let Some(value) = value {
-                    family.get_or_create(book).set(value);
-                } else {
-                    family.remove(book);
-                }
+                show(family, book, value);
             }
             for (labels, place) in ReservedLabels::of(book).iter().zip(0..) {
                 if let Some(percent) = reading.reserved_percent {
@@ -222,11 +219,7 @@ impl Metrics {
                     self.reserved.remove(labels);
                 }
             }
-            if let Some(waited) = reading.waited {
-                self.waited.get_or_create(&LimitLabels::of(book)).set(waited);
-            } else {
-                self.waited.remove(&LimitLabels::of(book));
-            }
+            show(&self.waited, &LimitLabels::of(book), reading.waited);
         }
         let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
         books.extend(wanted);
@@ -282,6 +275,15 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+/// Sets a series, or removes it when its value is not known.
+fn show<L: Clone + Eq + Hash>(family: &Family<L, Gauge>, labels: &L, value: Option<i64>) {
+    if let Some(value) = value {
+        family.get_or_create(labels).set(value);
+    } else {
+        family.remove(labels);
     }
 }
 

@@ -40,14 +40,13 @@ impl Run {
     pub fn new(report: &LoadReport, admitted: Vec<Arrival>, budget: u64, commands: Option<u64>) -> Self {
         let summary = report.summary();
         let ideal = judge::ideal_admitted(&[], &report.arrivals(), budget, judge::WINDOW_MS);
-        let end_ms = report.offered.iter().map(|offered| offered.at_ms + 1).max().unwrap_or(report.end_ms);
         let offered = report.offered.len();
         let ideal_refused = offered - ideal.admitted.len().min(offered);
         let limited = crate::load::Class::Limited;
         Self {
             worst_60s: judge::worst_60s_exact(&admitted).tokens,
             worst_minute: worst_minute(&admitted),
-            used: judge::used(&admitted, &ideal.admitted, report.start_ms, end_ms),
+            used: judge::used(&admitted, &ideal.admitted, report.start_ms, report.offered_until_ms()),
             refused_beyond: signed(summary.counts.limited) - signed(ideal_refused as u64),
             latency_ms: summary.ok_latency_ms.map(|latency| (latency.p50, latency.p99)),
             commands: commands.map(|commands| commands as f64 / offered.max(1) as f64),
