@@ -58,9 +58,9 @@ async fn after_a_flush_nothing_is_lent_until_every_lease_is_over() {
     fleet.epoch = fleet.ledger.claim(UID).await.unwrap();
     let planned = fleet.plan().await.books[&book()];
     assert!(planned.created && planned.learning);
-    // It is registered with what it has spent, and gets no more.
+    // It is believed what it holds, and gets no more.
     let answer = fleet.beat("a", 600, 700, 80, 60).await;
-    assert_eq!((answer.state, answer.grant), (BookStanding::Learning, 80));
+    assert_eq!((answer.state, answer.grant), (BookStanding::Learning, 600));
     fleet.pass(LEASE + HOLD_MS - 2_000).await;
     assert_eq!(fleet.beat("b", 0, 10, 0, 0).await.state, BookStanding::Learning);
     assert!(fleet.plan().await.books[&book()].learning);
@@ -271,12 +271,12 @@ async fn what_a_member_may_admit_offline_is_covered_when_the_answer_is_lost() {
     fleet.plan().await;
     assert_eq!(fleet.record("a").await, Some(100));
 
-    // The same after a flush, where the member has spent less than its off.
+    // After a flush its first call is believed, and covers more than that.
     let _: () = redis::cmd("FLUSHALL").query_async(&mut fleet.redis).await.unwrap();
     fleet.epoch = fleet.ledger.claim(UID).await.unwrap();
     fleet.plan().await;
     fleet.beat("a", 400, 400, 10, 100).await;
-    assert_eq!(fleet.record("a").await, Some(100));
+    assert_eq!(fleet.record("a").await, Some(400));
 }
 
 #[tokio::test]

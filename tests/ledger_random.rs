@@ -153,7 +153,11 @@ impl World {
             }
             let was = old.members.get(&id).cloned().unwrap_or_default();
             let is = &new.members[&id];
-            let base = call.ask.keep.min(was.record.max(call.ask.spent).max(call.ask.off.min(call.ask.keep)));
+            let base = if new.learning() && !old.members.contains_key(&id) {
+                call.ask.keep
+            } else {
+                call.ask.keep.min(was.record.max(call.ask.spent).max(call.ask.off.min(call.ask.keep)))
+            };
             let lent = answer.grant.checked_sub(base).expect("the record fell below what the member may have spent");
             assert_eq!(
                 (is.record, is.spent, is.denied, is.off),

@@ -235,6 +235,12 @@ fn a_member_that_the_ledger_lost_and_whose_pod_vanished_is_counted() {
 }
 
 #[test]
+fn what_a_process_without_a_record_admitted_counts_after_its_end() {
+    let faults = [(200.0, Fault::CutOff(0, 250.0)), (240.0, Fault::Flush), (380.0, Fault::Kill(0))];
+    breaks_without(&[Rule::CountDeparted], &busy(), fleet(&faults));
+}
+
+#[test]
 fn what_was_admitted_before_a_freeze_is_admitted_again() {
     let world = Config { most: 200, send_delay: 0.95, ..fleet(&[(5.0, Fault::Freeze(0, 110.0))]) };
     breaks_without(&[Rule::AdmitAgain], &busy(), world);

@@ -15,7 +15,7 @@ use crate::ledger::{
     self, BookId, BookState, LimitPolicy, MemberPlan, ModelSelector, OnLedgerLoss, PlanWrite, Policy, Reserve, Unit,
     UnitPolicy,
 };
-use crate::plan::{BookDemand, FleetSize, plan_book};
+use crate::plan::{BookDemand, Departed, FleetSize, plan_book};
 
 /// How long a grant lasts without an answer of the ledger.
 pub const LEASE: SignedDuration = SignedDuration::from_secs(30);
@@ -33,6 +33,8 @@ pub struct Intent {
     pub forgotten: Vec<BookId>,
     /// The most processes that may run at once.
     pub processes: u32,
+    /// Processes that ended without a record.
+    pub departed: Departed,
 }
 
 /// Plans every book. `known` are the books that the ledger may hold.
@@ -42,7 +44,9 @@ pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: 
         Limits::Known(limits) => limits.as_slice(),
         Limits::Waiting | Limits::NoneDeclared => &[],
     };
-    let (fleet, before) = (Fleet::of(valid, observed), Before::of(tb, limits));
+    let (mut fleet, before) = (Fleet::of(valid, observed), Before::of(tb, limits));
+    let departed = fleet.departed(observed, limits);
+    fleet.departed = departed.processes();
     let writes: Vec<PlanWrite> = limits
         .iter()
         .flat_map(|limit| limit.books().map(move |(unit, budget)| (limit, BookId::new(&limit.name, unit), budget)))
@@ -54,7 +58,8 @@ pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: 
     let wanted: BTreeSet<&BookId> = writes.iter().map(|w| &w.book).collect();
     let forgotten = known.iter().filter(|book| !wanted.contains(book)).cloned().collect();
     let beat_ms = fleet.size.beat_ms(observed.beside).max(observed.least_beat_ms);
-    Intent { policy: policy(tb, limits, &writes, beat_ms), writes, forgotten, processes: fleet.size.most_processes }
+    let policy = policy(tb, limits, &writes, beat_ms);
+    Intent { policy, writes, forgotten, processes: fleet.size.most_processes, departed }
 }
 
 /// What all books have in common. Lookups, as there may be thousands of members.
@@ -67,10 +72,13 @@ struct Fleet<'a> {
     grown: Vec<GrownPod<'a>>,
     /// Members of pods that are gone without evidence, which the ledger had and lost.
     lost: Vec<&'a str>,
+    /// Processes that ended without a record and still count.
+    departed: u32,
 }
 
 /// A live pod that runs for longer than a lease.
 struct GrownPod<'a> {
+    uid: &'a str,
     /// LiteLLM worker processes in it.
     workers: u32,
     /// Those that have reported and not ended, by id.
@@ -90,9 +98,9 @@ impl<'a> Fleet<'a> {
             .filter(|(target, pod)| {
                 running_since(pod, &target.container).is_some_and(|since| now.duration_since(since) > LEASE)
             })
-            .map(|(target, pod)| GrownPod {
-                workers: target.size.workers,
-                members: by_pod.get(pod.uid().unwrap_or_default().as_str()).cloned().unwrap_or_default(),
+            .map(|(target, pod)| {
+                let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+                GrownPod { uid, workers: target.size.workers, members: by_pod.get(uid).cloned().unwrap_or_default() }
             })
             .collect();
         let uids =
@@ -105,7 +113,26 @@ impl<'a> Fleet<'a> {
             size: FleetSize::of(&sizes),
             reported: valid.members.iter().map(|m| (m.id.as_str(), m.finished_ms)).collect(),
             grown,
+            departed: 0,
         }
+    }
+
+    /// What the last pass remembers, and this one has to. Without the ledger nothing new is known.
+    fn departed(&self, observed: &Observed, limits: &[EffectiveLimit]) -> Departed {
+        let Some(Ok(seen)) = &observed.ledger else { return observed.departed.clone() };
+        let ids = limits.iter().flat_map(|l| l.books().map(move |(unit, _)| BookId::new(&l.name, unit)));
+        let books: Vec<&BookState> = ids.filter_map(|id| seen.books.get(&id)).collect();
+        // Here one that has said good-bye is covered: its record stays for as long.
+        let has_record = |id: &str| books.iter().any(|book| book.members.contains_key(id));
+        let pods = self.grown.iter().map(|pod| {
+            let records = |book: &&BookState| pod.members.iter().filter(|id| book.members.contains_key(**id)).count();
+            let least = books.iter().map(records).min().unwrap_or(0);
+            (pod.uid, pod.workers.saturating_sub(u32::try_from(least).unwrap_or(u32::MAX)))
+        });
+        let there = pods.chain(self.lost.iter().map(|id| (*id, 1))).filter(|(_, without)| *without > 0);
+        let there = there.map(|(key, without)| (key.to_owned(), without)).collect();
+        let stays = |key: &str| has_record(key) || self.grown.iter().any(|pod| pod.uid == key);
+        observed.departed.pass(there, stays, u64::try_from(observed.now.as_millisecond()).unwrap_or(0))
     }
 
     fn finished_ms(&self, id: &str) -> Option<u64> {
@@ -126,7 +153,7 @@ impl<'a> Fleet<'a> {
         };
         let lost = self.lost.iter().filter(|id| state.is_none_or(|s| !s.members.contains_key(**id))).count();
         let lost = u32::try_from(lost).unwrap_or(u32::MAX);
-        self.grown.iter().map(without).fold(lost, u32::saturating_add)
+        self.grown.iter().map(without).fold(lost.saturating_add(self.departed), u32::saturating_add)
     }
 }
 
@@ -290,22 +317,32 @@ mod tests {
     }
 
     fn written(valid: &Validated, records: &[(&str, u64)]) -> PlanWrite {
-        written_without(valid, records, &[])
+        intent(valid, records, at_noon()).writes.remove(0)
     }
 
     /// When the ledger lost these members, of these pods.
     fn written_without(valid: &Validated, records: &[(&str, u64)], lost: &[(&str, &str)]) -> PlanWrite {
+        let lost = lost.iter().map(|(id, uid)| ((*id).to_owned(), (*uid).to_owned())).collect();
+        intent(valid, records, Observed { lost, ..at_noon() }).writes.remove(0)
+    }
+
+    fn intent(valid: &Validated, records: &[(&str, u64)], before: Observed) -> Intent {
         let record = |&(id, share): &(&str, u64)| {
             (id.to_owned(), MemberRecord { share, spent: 40_000, until_ms: 30_000, ..MemberRecord::default() })
         };
         let book = BookState { members: records.iter().map(record).collect(), clock_ms: 1, ..BookState::default() };
         let books = [(BookId::new("gpt", Unit::Tokens), book)].into();
         let ledger = Observation { policy_version: None, reports: BTreeMap::new(), unreadable: Vec::new(), books };
-        let lost = lost.iter().map(|(id, uid)| ((*id).to_owned(), (*uid).to_owned())).collect();
-        let observed = Observed { now: NOW.parse().unwrap(), ledger: Some(Ok(ledger)), lost, ..Observed::default() };
-        let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
-            "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}]}}));
-        arrange(&tb, &observed, valid, &BTreeSet::new()).writes.remove(0)
+        arrange(&budget(), &Observed { ledger: Some(Ok(ledger)), ..before }, valid, &BTreeSet::new())
+    }
+
+    fn at_noon() -> Observed {
+        Observed { now: NOW.parse().unwrap(), ..Observed::default() }
+    }
+
+    fn budget() -> TokenBudget {
+        json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+            "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}]}}))
     }
 
     fn shares(write: &PlanWrite) -> Vec<(&str, u64, bool)> {
@@ -386,5 +423,24 @@ mod tests {
         // The first is counted by its pod, the second is back.
         let write = written_without(&valid, &[("b", 15_000)], &[("a", "1"), ("b", "2"), ("c", "3")]);
         assert_eq!((write.safe, write.aside), (15_000, 30_000));
+    }
+
+    #[test]
+    fn one_that_ended_without_a_record_counts_for_a_window() {
+        let old = "2026-11-24T11:00:00Z";
+        let (two, members) = (vec![pod("u1", old), pod("u2", old)], vec![member("a", "u1", false)]);
+        let before = intent(&fleet(two.clone(), members), &[("a", 0)], at_noon());
+        assert_eq!(before.writes[0].aside, 15_000, "u2 has no record");
+        // Then both pods end.
+        let after = |seconds: i64| {
+            let now = NOW.parse::<Timestamp>().unwrap() + SignedDuration::from_secs(seconds);
+            Observed { now, departed: before.departed.clone(), ..Observed::default() }
+        };
+        let next = intent(&fleet(Vec::new(), Vec::new()), &[("a", 0)], after(1));
+        assert_eq!(next.writes[0].aside, 15_000, "a has its record");
+        let away = Observed { ledger: Some(Err(ledger::LedgerError::Fenced)), ..after(1) };
+        assert_eq!(arrange(&budget(), &away, &fleet(two, Vec::new()), &BTreeSet::new()).departed, before.departed);
+        let last = Observed { departed: next.departed, ..after(66) };
+        assert_eq!(intent(&fleet(Vec::new(), Vec::new()), &[("a", 0)], last).writes[0].aside, 0);
     }
 }

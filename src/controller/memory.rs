@@ -12,7 +12,7 @@ use super::vanished::Search;
 use crate::api::{ConditionKind, TokenBudget, TokenBudgetStatus};
 use crate::ledger::{BookId, Epoch, Policy, RedisLedger, Unit};
 use crate::ops::Outcome;
-use crate::plan::{Amounts, Outside, Worst};
+use crate::plan::{Amounts, Departed, Outside, Worst};
 
 /// How long the fleet has to be whole before the promise holds: the 60 s window.
 pub const WINDOW: SignedDuration = SignedDuration::from_secs(60);
@@ -50,6 +50,8 @@ pub struct Memory {
     pub counters_failed: bool,
     /// Members that the ledger had, and that have not ended.
     pub known: Known,
+    /// Processes that ended without a record.
+    pub departed: Departed,
     /// Pods of silent members that are not there any more, by UID.
     pub vanished: BTreeMap<String, Search>,
     /// Since when its clean-up is tried.

@@ -177,6 +177,7 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     let observed = observe::observe(tb, ctx, world, memory).await?;
     let valid = validate::validate(tb, &observed, &world.evidence);
     let intent = arrange::arrange(tb, &observed, &valid, &memory.books);
+    memory.departed.clone_from(&intent.departed);
     if let Some((_, ledger)) = &memory.ledger {
         ctx.crowd.set(&tb.uid().unwrap_or_default(), ledger.server(), intent.processes, Instant::now());
     }

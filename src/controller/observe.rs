@@ -24,6 +24,7 @@ use crate::ledger::{Ledger, LedgerError, Observation};
 use crate::litellm::{
     ATTACHED_LABEL, ATTACHED_VALUE, Inherited, Ref, STARTUP_HOOKS, Setting, choose_container, startup_hooks,
 };
+use crate::plan::Departed;
 
 /// How long a Redis URL is used before the Secret or ConfigMap that it comes from is read again.
 const URL_AGE: Duration = Duration::from_secs(30);
@@ -41,6 +42,8 @@ pub struct Observed {
     pub ledger: Option<Result<Observation, LedgerError>>,
     /// Members of which the ledger has lost the record, and the UIDs of their pods.
     pub lost: BTreeMap<String, String>,
+    /// What the last pass knew of processes that ended without a record.
+    pub departed: Departed,
     /// The most processes of other TokenBudgets on the same Redis.
     pub beside: u32,
     /// The least time between two beats, as long as not all of them are known, in ms.
@@ -100,7 +103,8 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         AttachPolicy::Automatic | AttachPolicy::Manual => None,
     };
     let lost = memory.known.lost().map(|(id, report, _)| (id.to_owned(), report.pod_uid.clone())).collect();
-    Ok(Observed { now, targets, redis, ledger, lost, beside, least_beat_ms, admission })
+    let departed = memory.departed.clone();
+    Ok(Observed { now, targets, redis, ledger, lost, departed, beside, least_beat_ms, admission })
 }
 
 /// What the policy says that an operator before this one stored: an operator that has just begun knows of few processes, and

@@ -75,6 +75,8 @@ pub enum Rule {
     SetAside,
     /// And for every member that the ledger had and lost, until there is evidence of its end.
     RememberLost,
+    /// And for one without a record that has ended, for a window from then on.
+    CountDeparted,
     /// A pod that vanished is no evidence of an end.
     Evidence,
     /// Under pressure a process gives back what it does not use.
@@ -152,8 +154,12 @@ impl BookState {
             return self.answer(BookStanding::Stale, old.record, old.share);
         }
 
+        let learning = now.clock < now.learn_until;
         // Should this answer get lost, the member admits up to the off that it sent: the record covers it.
-        let record = if rules.hold(Rule::RecordCovers) {
+        let record = if learning && known.is_none() {
+            // Whoever it lost says what it holds, and is believed: it was lent that.
+            ask.keep
+        } else if rules.hold(Rule::RecordCovers) {
             ask.keep.min(old.record.max(ask.spent).max(ask.off.min(ask.keep)))
         } else {
             ask.keep.min(old.record)
@@ -162,7 +168,6 @@ impl BookState {
         // A call that was on its way when the ledger was lost says what its member held then: the second one registers.
         let seen = known.is_some() && old.round + 1 >= now.round;
         let registers = if seen { now.round } else { now.round.saturating_sub(1) };
-        let learning = now.clock < now.learn_until;
         if !learning {
             now.spare = 0;
         } else if known.is_some() && old.round == now.round {

@@ -4,6 +4,7 @@
 //! ledger's scripts decide what is *lent*; a share only says what a member is entitled to (design section 7). [`Outside`]
 //! finds out what others spend of the same quota.
 
+mod departed;
 mod fair;
 mod fleet;
 mod outside;
@@ -13,6 +14,7 @@ mod stay;
 mod tests;
 mod worst;
 
+pub use departed::Departed;
 use fair::Level;
 pub use fair::max_min;
 pub use fleet::{FleetSize, Target};

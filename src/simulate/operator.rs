@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use super::server::Server;
 use crate::ledger::rules::{Rule, Rules};
-use crate::ledger::{BookId, Epoch, MemberPlan, PlanWrite, Unit};
-use crate::plan::{BookDemand, plan_book};
+use crate::ledger::{BookId, BookState, Epoch, MemberPlan, PlanWrite, Unit};
+use crate::plan::{BookDemand, Departed, plan_book};
 
 /// A process without a record is counted from this age on, in seconds (`LEASE` in `controller/arrange.rs`).
 const COUNTED_FROM: f64 = 30.0;
@@ -44,14 +44,16 @@ pub struct Operator {
     pub ever: bool,
     /// Members that the ledger had, and that have not ended.
     known: BTreeSet<String>,
+    /// Processes that ended without a record.
+    departed: Departed,
     rules: Rules,
 }
 
 impl Operator {
     /// One that has just started, or taken over.
     #[must_use]
-    pub const fn new(ever: bool, rules: Rules) -> Self {
-        Self { epoch: None, ever, known: BTreeSet::new(), rules }
+    pub fn new(ever: bool, rules: Rules) -> Self {
+        Self { epoch: None, ever, known: BTreeSet::new(), departed: Departed::default(), rules }
     }
 
     /// One pass: answers whether it wrote. `leads`: it may claim the ledger anew.
@@ -66,6 +68,21 @@ impl Operator {
         let gone: BTreeMap<&str, u64> = gone.collect();
         let ended = |id: &str| gone.contains_key(id);
         self.remember(server, ended);
+        let counts = |p: &&Seen| p.finished_ms.is_none() && !p.vanished && now - p.since > COUNTED_FROM;
+        let mut live: BTreeSet<&str> = pods.iter().filter(counts).map(|p| &*p.member).collect();
+        // A ledger that lost its data does not know of members whose pods are gone without a word.
+        if self.rules.hold(Rule::RememberLost) {
+            live.extend(self.known.iter().map(String::as_str));
+        }
+        let unrecorded = |book: Option<&BookState>| {
+            let without = live.iter().copied().filter(|id| book.is_none_or(|book| !book.members.contains_key(*id)));
+            without.collect::<BTreeSet<&str>>()
+        };
+        let there =
+            server.books().iter().flat_map(|book| unrecorded(book.as_ref())).map(|id| (id.to_owned(), 1)).collect();
+        let stays = |id: &str| live.contains(id);
+        self.departed = self.departed.pass(there, stays, (now * 1000.0) as u64);
+        let departed = if self.rules.hold(Rule::CountDeparted) { self.departed.processes() } else { 0 };
         let writes: Vec<PlanWrite> = wish
             .budgets
             .iter()
@@ -73,16 +90,8 @@ impl Operator {
             .map(|(place, &budget)| {
                 let book = server.books()[place].as_ref();
                 let members = book.map(|book| book.demands(ended)).unwrap_or_default();
-                let counts = |p: &&Seen| p.finished_ms.is_none() && !p.vanished && now - p.since > COUNTED_FROM;
-                let mut unrecorded: BTreeSet<&str> = pods.iter().filter(counts).map(|p| &*p.member).collect();
-                // A ledger that lost its data does not know of members whose pods are gone without a word.
-                if self.rules.hold(Rule::RememberLost) {
-                    unrecorded.extend(self.known.iter().map(String::as_str));
-                }
-                unrecorded.retain(|id| book.is_none_or(|book| !book.members.contains_key(*id)));
-                let unrecorded = unrecorded.len();
-                let unrecorded =
-                    if self.rules.hold(Rule::SetAside) { u32::try_from(unrecorded).unwrap_or(u32::MAX) } else { 0 };
+                let unrecorded = u32::try_from(unrecorded(book).len()).unwrap_or(u32::MAX).saturating_add(departed);
+                let unrecorded = if self.rules.hold(Rule::SetAside) { unrecorded } else { 0 };
                 let demand = BookDemand { budget, most_processes: wish.most, unrecorded, members };
                 let plan = plan_book(&demand);
                 let members = demand.members.iter().zip(plan.shares);

@@ -94,11 +94,12 @@ impl Server {
                 answers.push(BookAnswer { state: BookStanding::None, grant: 0, share: 0, pool: 0, budget: 0, safe: 0 });
                 continue;
             };
-            let lent = book.lent;
+            let (lent, known) = (book.lent, book.members.contains_key(member));
             let answer = book.settle(member, out.seq, out.leave, ask, &at, &rules);
             // What the member's record was before.
             let before = (lent + answer.grant).saturating_sub(book.lent);
-            let covered = ask.keep.min(before.max(ask.spent).max(ask.off));
+            let covered =
+                if !known && book.learning() { ask.keep } else { ask.keep.min(before.max(ask.spent).max(ask.off)) };
             if answer.state != BookStanding::Stale && answer.grant > covered && answer.pool < 0 {
                 self.overlent =
                     Some(format!("book {place}: {} lent to {member}, the pool is {}", answer.grant, answer.pool));

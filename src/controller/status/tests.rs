@@ -3,6 +3,7 @@
 use super::*;
 use crate::api::{LimitOutside, ReservedPercent};
 use crate::ledger::{BookId, PlanWrite, Planned, PlannedBook, Policy};
+use crate::plan::Departed;
 
 fn json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
     serde_json::from_value(value).unwrap()
@@ -33,7 +34,7 @@ fn write(limit: &str, unit: Unit) -> PlanWrite {
 fn intent(writes: Vec<PlanWrite>) -> Intent {
     let policy: Policy = json(serde_json::json!({"version": "", "tokenBudget": "a/b", "uid": "u", "mode": "Enforce",
         "reserve": "MaxTokens", "maxWaitMs": 0, "onLedgerLoss": "SafeShare", "leaseMs": 1, "beatMs": 1, "limits": []}));
-    Intent { policy, writes, forgotten: Vec::new(), processes: 1 }
+    Intent { policy, writes, forgotten: Vec::new(), processes: 1, departed: Departed::default() }
 }
 
 fn rows(intent: &Intent, applied: &Applied, traffic: &Traffic, books: &Books<'_>) -> Vec<LimitStatus> {

@@ -56,6 +56,8 @@ local function settle_book(key, leaving, keep, want, least, spent, denied, off)
 
   -- Should this answer get lost, the member admits up to the off that it sent: the record covers it.
   local record = math.min(keep, math.max(old, spent, math.min(off, keep)))
+  -- Whoever it lost says what it holds, and is believed: it was lent that.
+  if clock < learn and not m[1] then record = keep end
   lent = lent - old + record
   local pool = budget - lent - aside
 
