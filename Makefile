@@ -60,6 +60,15 @@ test-alerts: ## What the chart's alerts fire on, by promtool (5 minutes to build
 	$(CACHE)/promtool/promtool check rules charts/tokenbudget/files/alerts.yaml
 	$(CACHE)/promtool/promtool test rules tests/chart/alerts.yaml
 
+HELM4 := $(CACHE)/helm-$(HELM4_VERSION)/helm
+.PHONY: test-helm4
+test-helm4: export TOKENBUDGET_HELM := $(HELM4)
+test-helm4: prepare build ## The chart in Helm 4: all of its tests, then installed, used, upgraded and removed on a cluster (16 minutes)
+	@e2e/prepare helm4
+	cargo test --locked --test chart
+	target/release/scenario checks
+	target/release/scenario uninstall
+
 .PHONY: chaos
 chaos: prepare build ## What breaks in production, broken on purpose under load: 26 faults, a table of figures (80 minutes)
 	target/release/scenario chaos

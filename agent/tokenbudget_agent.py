@@ -1676,14 +1676,14 @@ class Ledger(threading.Thread):
         node = self.nodes.get(governor.uid, self.entry)
         if node not in self.clients:
             try:
-                client = self.connect(node)
+                # Kept before it answers: what is kept is closed after a fault.
+                client = self.clients[node] = self.connect(node)
                 client.ping()
             except Exception:
                 if node == self.entry:
                     # Any other node of a cluster can tell; next time it is the URL's turn again.
                     self.entry = None if self.entry else self.heard_of
                 raise
-            self.clients[node] = client
         return self.clients[node]
 
     def execute(self, governor: Governor, keys: list[str], args: list[str | int]) -> Any:

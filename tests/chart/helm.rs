@@ -25,7 +25,7 @@ pub fn helm(args: &[&str]) -> Output {
     let path = helm_path();
     assert!(
         path.is_file(),
-        "there is no Helm at {}: run `e2e/prepare helm`, or set TOKENBUDGET_HELM to a Helm 3 binary",
+        "there is no Helm at {}: run `e2e/prepare helm`, or set TOKENBUDGET_HELM to a Helm binary",
         path.display()
     );
     Command::new(path).args(args).output().unwrap()

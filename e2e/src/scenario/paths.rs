@@ -120,8 +120,10 @@ impl Paths {
         self.cache.join(format!("prometheus-operator-{}", version("PROMETHEUS_OPERATOR_VERSION")))
     }
 
+    /// The one that `TOKENBUDGET_HELM` names, as in the chart's tests.
     pub(super) fn helm(&self) -> PathBuf {
-        self.cache.join(format!("helm-{}/helm", version("HELM_VERSION")))
+        let named = std::env::var_os("TOKENBUDGET_HELM").filter(|path| !path.is_empty()).map(PathBuf::from);
+        named.unwrap_or_else(|| self.cache.join(format!("helm-{}/helm", version("HELM_VERSION"))))
     }
 
     pub(super) fn metrics_server(&self) -> PathBuf {
