@@ -6,7 +6,8 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY agent/tokenbudget_agent.py agent/tokenbudget_agent.py
-# A member of the workspace, so Cargo wants its manifest; it is not built.
+# Cargo wants what the manifests name, though none of these is built.
+COPY benches benches
 COPY e2e e2e
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
