@@ -113,6 +113,7 @@ READ_TIMEOUT = 0.8
 CONNECT_TIMEOUT = 1.0
 BACKOFF_MAX = 2.0
 MOST_HOPS = 3  # nodes of a cluster that are asked in one call
+MOST_AMOUNT = 10**12  # in a call (MOST in the ledger's common.lua)
 SENTINEL_PORT = 26379
 URL_FAULT = "the Redis URL cannot be used: %s"
 NO_PARSE = (
@@ -439,6 +440,11 @@ class Outside:
         return [{"kind": kind, "requests": r, "tokens": t} for kind, (r, t) in sorted(found.items())]
 
 
+def within_reason(amount: int) -> int:
+    """The ledger refuses a call with any other: one huge `max_tokens` would cost a TokenBudget its ledger."""
+    return max(0, min(amount, MOST_AMOUNT))
+
+
 class Sent:
     """What a call carried, kept until its answer."""
 
@@ -472,10 +478,11 @@ class Sent:
         self.boot, self.wall = boot, wall
 
     def args(self) -> list[int]:
-        return [self.keep, self.want, self.least, self.spent, self.denied, self.off]
+        amounts = (self.keep, self.want, self.least, self.spent, self.denied, self.off)
+        return [within_reason(amount) for amount in amounts]
 
     def leaving(self) -> str:
-        return " ".join(map(str, (self.as_of_ms, *self.leaves)))
+        return " ".join(map(str, (self.as_of_ms, *map(within_reason, self.leaves))))
 
 
 class Book:
@@ -1156,7 +1163,7 @@ class Agent:
     def at_the_door(self, data: Data, call_type: str) -> None:
         """What a client sent, for the estimate: the router's hooks don't see all of it."""
         call_id = data.get("litellm_call_id")
-        if call_id:
+        if call_id and self.governors:  # without any nobody takes it out
             self.bodies[call_id] = (self.clock.boot(), data, call_type)
 
     def sweep(self, now: float) -> None:

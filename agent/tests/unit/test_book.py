@@ -250,3 +250,9 @@ def test_denied_counts_a_request_once_and_for_a_minute(tb):
     denied.forget("b")
     denied.advance(100.0)
     assert denied.total == 0
+
+
+def test_no_amount_of_a_call_is_one_that_the_ledger_refuses(tb):
+    sent = tb.Sent(10**13, 10**18, 5, -3, 10**20, 7, 1000, (10**17, 2), 0.0, 0.0)
+    assert sent.args() == [10**12, 10**12, 5, 0, 10**12, 7]
+    assert sent.leaving() == "1000 1000000000000 2"
