@@ -80,7 +80,9 @@ pub async fn run(options: Run, filter: ops::Filter) -> Result<(), Error> {
         () = wait_for_crd(&client, &options.namespaces) => readiness.done(CRD),
         () = wait(stopped.clone()) => return Ok(()),
     }
-    let (leadership, election) = elect(&client, &options, stopped.clone());
+    // It leads until its last pass has ended: the next leader must not write beside it.
+    let (passes, passed) = watch::channel(false);
+    let (leadership, election) = elect(&client, &options, passed);
     let settings = Settings {
         namespaces: options.namespaces,
         default_redis: options.default_redis_secret,
@@ -105,7 +107,7 @@ pub async fn run(options: Run, filter: ops::Filter) -> Result<(), Error> {
         controller::run(ctx.clone(), namespace, whole, wait(stopped.clone()))
     }))
     .await;
-    // No pass runs any more, so the lease can be given back.
+    let _ = passes.send(true);
     if let Some(election) = election {
         let _ = election.await;
     }
@@ -134,21 +136,21 @@ pub(crate) fn watched(namespaces: &[String]) -> Vec<Option<String>> {
 fn elect(
     client: &Client,
     options: &Run,
-    stopped: watch::Receiver<bool>,
+    passed: watch::Receiver<bool>,
 ) -> (Leadership, Option<tokio::task::JoinHandle<()>>) {
     if !options.leader_election {
         return (Leadership::always(), None);
     }
-    let (leadership, work) = candidate(client, &options.lease_namespace, &options.identity, stopped);
+    let (leadership, work) = candidate(client, &options.lease_namespace, &options.identity, passed);
     (leadership, Some(work))
 }
 
-/// Takes part in the election until it is stopped.
+/// Takes part in the election until the last pass has ended.
 pub(crate) fn candidate(
     client: &Client,
     namespace: &str,
     identity: &str,
-    stopped: watch::Receiver<bool>,
+    passed: watch::Receiver<bool>,
 ) -> (Leadership, tokio::task::JoinHandle<()>) {
     let config = leader::Config {
         namespace: namespace.to_owned(),
@@ -156,7 +158,7 @@ pub(crate) fn candidate(
         identity: leader::unique_identity(identity),
         timings: leader::Timings::default(),
     };
-    let (leadership, work) = leader::run(client.clone(), config, wait(stopped));
+    let (leadership, work) = leader::run(client.clone(), config, wait(passed));
     (leadership, tokio::spawn(work))
 }
 

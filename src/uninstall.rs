@@ -52,7 +52,8 @@ pub async fn run(options: Detach) -> Result<(), Error> {
         return Ok(());
     }
     let (stop, stopped) = watch::channel(false);
-    let (leadership, election) = candidate(&client, &options.lease_namespace, &options.identity, stopped.clone());
+    let (ended, passed) = watch::channel(false);
+    let (leadership, election) = candidate(&client, &options.lease_namespace, &options.identity, passed);
     let settings = Settings {
         namespaces: options.namespaces,
         default_redis: options.default_redis_secret,
@@ -97,6 +98,7 @@ pub async fn run(options: Detach) -> Result<(), Error> {
     };
     let _ = stop.send(true);
     let _ = passes.await;
+    let _ = ended.send(true);
     let _ = election.await;
     if outcome.is_ok() {
         info!(seconds = started.elapsed().as_secs(), "everything is taken out; the TokenBudgets stay");

@@ -101,7 +101,7 @@ reasons! {
     LedgerAnswers,
     /// The ledger does not answer.
     LedgerUnreachable,
-    /// The ledger is new or has lost data: nothing is lent for a while.
+    /// The ledger is new, has lost data or heard nobody for 65 s: for 95 s it lends only what comes back.
     Learning,
     /// Every live process enforces the policy.
     Enforcing,

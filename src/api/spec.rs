@@ -70,7 +70,7 @@ pub struct TokenBudgetSpec {
     #[serde(default)]
     pub on_ledger_loss: LedgerLossPolicy,
 
-    /// The Redis that holds the ledger. Left out: the LiteLLM container's own REDIS_URL or REDIS_HOST, else the operator's
+    /// The Redis that holds the ledger. Left out: the LiteLLM container's own REDIS_URL, REDIS_HOST or REDIS_SENTINEL_NODES, else the operator's
     /// default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redis: Option<RedisSource>,

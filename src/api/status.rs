@@ -76,7 +76,7 @@ pub struct LimitStatus {
     /// pool, 100 when less than 4 % is.
     #[serde(default)]
     pub pressure_percent: i64,
-    /// Set aside for live processes that are not in the ledger.
+    /// Set aside for processes that are not in the ledger: they may spend their safe share.
     pub aside: i64,
     /// The most that a process may spend when it has lost the ledger.
     pub safe_share: i64,

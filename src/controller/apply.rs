@@ -47,7 +47,13 @@ pub async fn apply(
         ctx.publish_policy(tb, &intent.policy);
     }
     let mut unattached = Vec::new();
+    let is_unknown = matches!(observed.redis, Some(Err(_)));
     for target in &valid.targets {
+        if is_unknown && is_attached(&target.deployment) {
+            // Which Redis the agents are to use cannot be read just now: what the Deployment has stays, or its pods would
+            // start anew without their ledger.
+            continue;
+        }
         let planned = matches!(ledger, Some(Ok(_)));
         let serves = planned || is_attached(&target.deployment);
         if serves {
@@ -69,10 +75,16 @@ pub async fn apply(
     Ok(Applied { ledger, unattached })
 }
 
-/// What there is without a plan of this pass: for a TokenBudget that is paused.
-#[must_use]
-pub fn left_as_it_is(observed: &Observed) -> Applied {
+/// What there is without a plan of this pass: for a TokenBudget that is paused. Its stored policy stays in the ConfigMaps
+/// that it shares with others.
+pub async fn leave_as_it_is(tb: &TokenBudget, ctx: &Context, memory: &Memory, observed: &Observed) -> Applied {
     let seen = observed.ledger.as_ref().and_then(|ledger| ledger.as_ref().ok());
+    let uid = tb.uid().unwrap_or_default();
+    if let (Some(_), Some((_, ledger)), None) = (seen, &memory.ledger, ctx.policy(&uid))
+        && let Ok(Some(policy)) = ledger.policy(&uid).await
+    {
+        ctx.publish_policy(tb, &policy);
+    }
     let books = seen.map(|seen| seen.books.iter().map(|(id, book)| (id.clone(), PlannedBook::of(book))).collect());
     Applied { ledger: books.map(|books| Ok(Planned { books, ..Planned::default() })), unattached: Vec::new() }
 }
@@ -128,14 +140,15 @@ async fn attach(
     let entry = memory.attached.entry(name.clone()).or_default();
     let difference = difference(&target.deployment, &wanted);
     if difference.is_empty() {
-        entry.applied = true;
+        entry.has(&wanted.patch);
         return Ok(Ok(()));
     }
     if !serves {
         let message = format!("Deployment {name} gets the agent once the ledger answers");
         return Ok(Err(Problem { reason: Reason::LedgerUnreachable, message }));
     }
-    let contested = if entry.applied && !difference.missing.is_empty() {
+    // Another wish of ours is no removal.
+    let contested = if entry.had(&wanted.patch) && !difference.missing.is_empty() {
         warn!(deployment = %name, missing = ?difference.missing, "somebody took out the agent");
         entry.was_removed(observed.now)
     } else {
@@ -152,7 +165,7 @@ async fn attach(
     let params = PatchParams::apply(FIELD_MANAGER);
     match api.patch(&name, &params, &Patch::Apply(&wanted.patch)).await {
         Ok(_) => {
-            entry.applied = true;
+            entry.has(&wanted.patch);
             info!(deployment = %name, container = %wanted.container, "added the agent to the pod template");
             Ok(Ok(()))
         }

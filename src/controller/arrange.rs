@@ -20,6 +20,9 @@ use crate::plan::{BookDemand, Departed, FleetSize, plan_book};
 /// How long a grant lasts without an answer of the ledger.
 pub const LEASE: SignedDuration = SignedDuration::from_secs(30);
 
+/// For so long a process that was never answered admits nothing: a lease, and the 65 s in which what others spent leaves.
+const SILENCE: SignedDuration = SignedDuration::from_secs(95);
+
 /// [`LEASE`] in milliseconds.
 const LEASE_MS: u64 = 30_000;
 
@@ -79,6 +82,8 @@ struct Fleet<'a> {
 /// A live pod that runs for longer than a lease.
 struct GrownPod<'a> {
     uid: &'a str,
+    /// It may have admitted something without ever having been answered.
+    admits: bool,
     /// LiteLLM worker processes in it.
     workers: u32,
     /// Those that have reported and not ended, by id.
@@ -95,12 +100,12 @@ impl<'a> Fleet<'a> {
         }
         let pods = valid.targets.iter().flat_map(|target| target.pods.iter().map(move |pod| (target, pod)));
         let grown = pods
-            .filter(|(target, pod)| {
-                running_since(pod, &target.container).is_some_and(|since| now.duration_since(since) > LEASE)
-            })
-            .map(|(target, pod)| {
+            .filter_map(|(target, pod)| {
+                let runs = now.duration_since(running_since(pod, &target.container)?);
                 let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-                GrownPod { uid, workers: target.size.workers, members: by_pod.get(uid).cloned().unwrap_or_default() }
+                let members = by_pod.get(uid).cloned().unwrap_or_default();
+                let workers = observed.other_workers.get(uid).copied().unwrap_or(target.size.workers);
+                (runs > LEASE).then(|| GrownPod { uid, admits: runs > SILENCE, workers, members })
             })
             .collect();
         let uids =
@@ -122,9 +127,9 @@ impl<'a> Fleet<'a> {
         let Some(Ok(seen)) = &observed.ledger else { return observed.departed.clone() };
         let ids = limits.iter().flat_map(|l| l.books().map(move |(unit, _)| BookId::new(&l.name, unit)));
         let books: Vec<&BookState> = ids.filter_map(|id| seen.books.get(&id)).collect();
-        // Here one that has said good-bye is covered: its record stays for as long.
         let has_record = |id: &str| books.iter().any(|book| book.members.contains_key(id));
-        let pods = self.grown.iter().map(|pod| {
+        let was_lost = |uid: &str| observed.lost.values().any(|lost| lost == uid);
+        let pods = self.grown.iter().filter(|pod| pod.admits || was_lost(pod.uid)).map(|pod| {
             let records = |book: &&BookState| pod.members.iter().filter(|id| book.members.contains_key(**id)).count();
             let least = books.iter().map(records).min().unwrap_or(0);
             (pod.uid, pod.workers.saturating_sub(u32::try_from(least).unwrap_or(u32::MAX)))
@@ -145,8 +150,8 @@ impl<'a> Fleet<'a> {
 
     /// Processes that have no record in this book: of the grown pods, and those that the ledger lost.
     fn unrecorded(&self, state: Option<&BookState>) -> u32 {
-        let has_record =
-            |id: &&&str| state.is_some_and(|s| s.members.get(**id).is_some_and(|record| record.ended_ms.is_none()));
+        // One that has said good-bye keeps its record, and a successor in its container admits nothing for longer than that.
+        let has_record = |id: &&&str| state.is_some_and(|s| s.members.contains_key(**id));
         let without = |pod: &GrownPod<'_>| {
             let recorded = pod.members.iter().filter(has_record).count();
             pod.workers.saturating_sub(u32::try_from(recorded).unwrap_or(u32::MAX))
@@ -423,6 +428,25 @@ mod tests {
         // The first is counted by its pod, the second is back.
         let write = written_without(&valid, &[("b", 15_000)], &[("a", "1"), ("b", "2"), ("c", "3")]);
         assert_eq!((write.safe, write.aside), (15_000, 30_000));
+    }
+
+    #[test]
+    fn a_pod_counts_the_workers_that_it_began_with() {
+        let old = "2026-11-24T11:00:00Z";
+        let mut valid = fleet(vec![pod("u1", old)], vec![member("a", "u1", false)]);
+        valid.targets[0].size.workers = 4;
+        assert!(written(&valid, &[("a", 0)]).aside > 0, "three of four have no record");
+        let before = Observed { other_workers: [("u1".to_owned(), 1)].into(), ..at_noon() };
+        assert_eq!(intent(&valid, &[("a", 0)], before).writes[0].aside, 0);
+    }
+
+    #[test]
+    fn a_crash_loop_that_was_never_answered_leaves_nothing_to_count() {
+        let crashes = fleet(vec![pod("u1", "2026-11-24T11:59:00Z")], Vec::new());
+        let before = intent(&crashes, &[], at_noon());
+        assert_eq!(before.writes[0].aside, 15_000, "it lives, and may come to it");
+        let after = Observed { departed: before.departed, ..at_noon() };
+        assert_eq!(intent(&fleet(Vec::new(), Vec::new()), &[], after).writes[0].aside, 0);
     }
 
     #[test]

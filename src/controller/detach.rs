@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::context::Context;
 use super::memory::Memory;
 use super::{Error, World};
-use crate::api::{FIELD_MANAGER, FINALIZER, TokenBudget};
+use crate::api::{FIELD_MANAGER, FINALIZER, TargetRef, TokenBudget};
 use crate::ledger::Ledger;
 use crate::litellm::{detachment, is_attached, policy_config_map_name};
 
@@ -51,10 +51,10 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
         ctx.forget(tb);
         return Ok(Action::await_change());
     }
+    // Not since its deletion: no operator may have been there.
     let now = Timestamp::now();
     let began = *memory.detaches_since.get_or_insert(now);
-    let waiting_since = tb.metadata.deletion_timestamp.as_ref().map_or(began, |t| t.0);
-    let patient = now.duration_since(waiting_since) < PATIENCE;
+    let patient = now.duration_since(began) < PATIENCE;
 
     if let Err(error) = close_ledger(tb, ctx, world, memory).await {
         if patient {
@@ -96,28 +96,54 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
 
 /// Takes the agent out of each Deployment that no other TokenBudget names.
 async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> Result<(), Error> {
-    let namespace = tb.namespace().unwrap_or_default();
     for target in &tb.spec.target_refs {
-        let others = world.budgets_of(&namespace, &target.name);
+        let others = world.budgets_of(&tb.namespace().unwrap_or_default(), &target.name);
         let stays = |b: &TokenBudget| b.uid() != tb.uid() && b.metadata.deletion_timestamp.is_none();
-        if !ctx.settings.detaches_all && others.iter().any(|b| stays(b)) {
-            continue;
+        if ctx.settings.detaches_all || !others.iter().any(|b| stays(b)) {
+            release(tb, ctx, world, target).await?;
         }
-        let Some(deployment) = world.deployment(&namespace, &target.name) else {
-            continue;
-        };
-        if is_attached(&deployment) {
-            take_out(ctx, &namespace, &deployment, target.container.as_deref()).await?;
-        }
-        let maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &namespace);
-        let name = policy_config_map_name(&target.name);
-        match maps.delete(&name, &Default::default()).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.is_not_found() => {}
-            Err(error) => return Err(error.into()),
-        }
-        ctx.applied_maps().remove(&(namespace.clone(), name));
     }
+    Ok(())
+}
+
+/// Takes the agent out of Deployments that the spec named until lately. One that was taken out of the spec while no operator
+/// ran keeps it.
+///
+/// # Errors
+/// When the API server refuses or does not answer.
+pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(), Error> {
+    let namespace = tb.namespace().unwrap_or_default();
+    for former in &memory.targets {
+        let is_named = |b: &TokenBudget| b.metadata.deletion_timestamp.is_none() && names(b, &former.name);
+        if !names(tb, &former.name) && !world.budgets_of(&namespace, &former.name).iter().any(|b| is_named(b)) {
+            release(tb, ctx, world, former).await?;
+        }
+    }
+    memory.targets.clone_from(&tb.spec.target_refs);
+    Ok(())
+}
+
+fn names(tb: &TokenBudget, deployment: &str) -> bool {
+    tb.spec.target_refs.iter().any(|target| target.name == deployment)
+}
+
+/// Leaves nothing of ours in a Deployment and beside it.
+async fn release(tb: &TokenBudget, ctx: &Context, world: &World, target: &TargetRef) -> Result<(), Error> {
+    let namespace = tb.namespace().unwrap_or_default();
+    let Some(deployment) = world.deployment(&namespace, &target.name) else {
+        return Ok(());
+    };
+    if is_attached(&deployment) {
+        take_out(ctx, &namespace, &deployment, target.container.as_deref()).await?;
+    }
+    let maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &namespace);
+    let name = policy_config_map_name(&target.name);
+    match maps.delete(&name, &Default::default()).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.is_not_found() => {}
+        Err(error) => return Err(error.into()),
+    }
+    ctx.applied_maps().remove(&(namespace, name));
     Ok(())
 }
 

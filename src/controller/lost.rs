@@ -44,6 +44,16 @@ impl Known {
         }
     }
 
+    /// Puts the last reports of members whose record is back into what was seen: agents repeat them only each 10 s, and a
+    /// record that nobody could tell the pod of would count for nobody.
+    pub fn fill(&self, seen: &mut Observation) {
+        let ids: Vec<&String> = seen.books.values().flat_map(|book| book.members.keys()).collect();
+        let missing: Vec<_> = ids.into_iter().filter(|id| !seen.reports.contains_key(*id)).collect();
+        let found: Vec<(String, Report)> =
+            missing.into_iter().filter_map(|id| Some((id.clone(), self.0.get(id)?.report.clone()))).collect();
+        seen.reports.extend(found);
+    }
+
     /// The members of which the ledger has no record, with their last reports, and since when.
     pub fn lost(&self) -> impl Iterator<Item = (&str, &Report, Timestamp)> {
         self.0.iter().filter_map(|(id, member)| Some((id.as_str(), &member.report, member.lost_since?)))
@@ -91,5 +101,15 @@ mod tests {
         evidence.vanished("a", "litellm", at(6));
         known.note(&seen(&["b"], &[]), &evidence, at(7));
         assert_eq!(lost(&known), []);
+    }
+
+    #[test]
+    fn a_record_that_is_back_has_the_last_report() {
+        let (mut known, evidence) = (Known::default(), Evidence::default());
+        known.note(&seen(&["a"], &[]), &evidence, Timestamp::UNIX_EPOCH);
+        let mut after = seen(&["a", "new"], &[]);
+        after.reports.clear();
+        known.fill(&mut after);
+        assert_eq!(after.reports.keys().collect::<Vec<_>>(), ["a"]);
     }
 }

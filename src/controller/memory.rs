@@ -1,15 +1,17 @@
 //! What the operator remembers of a TokenBudget between passes. All of it can be lost: it is found again in the status,
 //! the ledger and the Deployments.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
 
 use super::lost::Known;
 use super::redis_url::{NoRedis, RedisLocation};
 use super::vanished::Search;
-use crate::api::{ConditionKind, TokenBudget, TokenBudgetStatus};
+use super::workers::WorkersRead;
+use crate::api::{ConditionKind, TargetRef, TokenBudget, TokenBudgetStatus};
 use crate::ledger::{BookId, Epoch, Policy, RedisLedger, Unit};
 use crate::ops::Outcome;
 use crate::plan::{Amounts, Departed, Outside, Worst};
@@ -32,10 +34,16 @@ pub struct Memory {
     pub policy: Option<Policy>,
     /// Time between two beats by the policy that was stored before this operator led; 0 when there was none.
     pub stored_beat_ms: Option<u64>,
+    /// How many worker processes the pods of each Deployment have, where that had to be read.
+    pub workers: BTreeMap<String, Option<WorkersRead>>,
+    /// And with how many each pod began, by its UID: a change of the template is none of the pods that run.
+    pub workers_of: HashMap<String, u32>,
     /// Deployments of which every live pod had the agent.
     pub complete: BTreeSet<String>,
     /// Since when every live process has enforced.
     pub whole_since: Option<Timestamp>,
+    /// The Deployments that the spec named in the last pass.
+    pub targets: Vec<TargetRef>,
     /// What was done to each Deployment.
     pub attached: BTreeMap<String, AttachMemory>,
     /// When the figures of the status were written last.
@@ -67,8 +75,8 @@ pub struct Memory {
 /// What was done to one Deployment.
 #[derive(Debug, Default)]
 pub struct AttachMemory {
-    /// Our entries were there when we looked last.
-    pub applied: bool,
+    /// What of ours was there when we looked last.
+    applied: Option<Value>,
     /// When somebody took them out.
     pub removed: Vec<Timestamp>,
 }
@@ -77,9 +85,22 @@ impl AttachMemory {
     /// Two removals in this time, and the entries are left alone.
     const CONTEST: SignedDuration = SignedDuration::from_mins(10);
 
+    /// Takes note that this patch is in the Deployment.
+    pub fn has(&mut self, patch: &Value) {
+        if !self.had(patch) {
+            self.applied = Some(patch.clone());
+        }
+    }
+
+    /// Whether this very patch was there when we looked last.
+    #[must_use]
+    pub fn had(&self, patch: &Value) -> bool {
+        self.applied.as_ref() == Some(patch)
+    }
+
     /// Somebody removed the entries. Answers whether this is contested.
     pub fn was_removed(&mut self, now: Timestamp) -> bool {
-        self.applied = false;
+        self.applied = None;
         self.removed.push(now);
         self.contested(now)
     }
@@ -137,7 +158,10 @@ mod tests {
     #[test]
     fn two_removals_in_ten_minutes_are_a_contest() {
         let at = |minute: i64| Timestamp::from_second(minute * 60).unwrap();
-        let mut memory = AttachMemory { applied: true, ..AttachMemory::default() };
+        let mut memory = AttachMemory::default();
+        let patch = serde_json::json!({"spec": {}});
+        memory.has(&patch);
+        assert!(memory.had(&patch) && !memory.had(&Value::Null), "another wish is no removal");
         assert!(!memory.was_removed(at(0)));
         assert!(!memory.was_removed(at(11)));
         assert!(memory.was_removed(at(20)));

@@ -22,6 +22,7 @@ mod status;
 mod traffic;
 mod validate;
 mod vanished;
+mod workers;
 mod world;
 
 use std::error::Error as _;
@@ -174,6 +175,7 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     if !detach::hold(tb, ctx).await? {
         return Ok((Outcome::Waiting, Action::requeue(Duration::ZERO)));
     }
+    detach::release_former(tb, ctx, world, memory).await?;
     let observed = observe::observe(tb, ctx, world, memory).await?;
     let valid = validate::validate(tb, &observed, &world.evidence);
     let intent = arrange::arrange(tb, &observed, &valid, &memory.books);
@@ -182,7 +184,7 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
         ctx.crowd.set(&tb.uid().unwrap_or_default(), ledger.server(), intent.processes, Instant::now());
     }
     let applied = if tb.spec.paused {
-        apply::left_as_it_is(&observed)
+        apply::leave_as_it_is(tb, ctx, memory, &observed).await
     } else {
         apply::apply(tb, ctx, world, memory, &observed, &valid, &intent).await?
     };

@@ -1,6 +1,6 @@
 //! Step 1, observe: everything that a pass decides on, read once. The only step that reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use super::memory::Memory;
 use super::redis_url::{NoRedis, RedisLocation, locate};
 use super::validate::Problem;
 use super::vanished;
+use super::workers::count_workers;
 use super::{Error, World};
 use crate::api::{AttachPolicy, TargetRef, TokenBudget};
 use crate::ledger::{Ledger, LedgerError, Observation};
@@ -42,6 +43,8 @@ pub struct Observed {
     pub ledger: Option<Result<Observation, LedgerError>>,
     /// Members of which the ledger has lost the record, and the UIDs of their pods.
     pub lost: BTreeMap<String, String>,
+    /// Worker processes of the pods that began with another number of them than their Deployment has now, by UID.
+    pub other_workers: BTreeMap<String, u32>,
     /// What the last pass knew of processes that ended without a record.
     pub departed: Departed,
     /// The most processes of other TokenBudgets on the same Redis.
@@ -61,6 +64,8 @@ pub struct TargetSeen {
     pub deployment: Option<Arc<Deployment>>,
     /// What `envFrom` gives to LiteLLM's startup hooks.
     pub inherited_hooks: Option<Inherited>,
+    /// LiteLLM worker processes in each pod, at least 1.
+    pub workers: u32,
     /// `maxReplicas` of its autoscaler.
     pub most_replicas: Option<i32>,
     /// Its pods that were made with the agent, by name.
@@ -82,7 +87,7 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         targets.push(target(reference, &namespace, ctx, world, memory).await?);
     }
     let redis = redis(tb, &namespace, &targets, ctx, memory).await?;
-    let ledger = match &redis {
+    let mut ledger = match &redis {
         Some(Ok(location)) => Some(read_ledger(tb, location, ctx, memory).await),
         _ => None,
     };
@@ -93,7 +98,8 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         (Some(Ok(_)), false) => stored_beat_ms(&uid, memory).await,
         _ => 0,
     };
-    if let Some(Ok(seen)) = &ledger {
+    if let Some(Ok(seen)) = &mut ledger {
+        memory.known.fill(seen);
         memory.known.note(seen, &world.evidence, now);
         vanished::look(&namespace, &targets, seen, ctx, &world.evidence, memory, now).await;
         counters::read(tb, seen, &world.evidence, memory, now).await;
@@ -103,8 +109,31 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         AttachPolicy::Automatic | AttachPolicy::Manual => None,
     };
     let lost = memory.known.lost().map(|(id, report, _)| (id.to_owned(), report.pod_uid.clone())).collect();
+    // Last, as the evidence of ends is read after it: a pod that ended meanwhile must not look as if it ran.
+    for target in &mut targets {
+        target.pods = world.attached_pods(&namespace, &target.reference.name);
+    }
+    let other_workers = other_workers(&targets, &mut memory.workers_of);
     let departed = memory.departed.clone();
-    Ok(Observed { now, targets, redis, ledger, lost, departed, beside, least_beat_ms, admission })
+    Ok(Observed { now, targets, redis, ledger, lost, departed, other_workers, beside, least_beat_ms, admission })
+}
+
+/// Takes note of how many worker processes each pod began with, and answers for those that differ from their Deployment now.
+/// An operator that has just begun takes them to be as the template is.
+fn other_workers(targets: &[TargetSeen], began: &mut HashMap<String, u32>) -> BTreeMap<String, u32> {
+    let pods = || targets.iter().flat_map(|target| target.pods.iter().map(move |pod| (target.workers, pod)));
+    let uids: HashSet<&str> = pods().filter_map(|(_, pod)| pod.metadata.uid.as_deref()).collect();
+    began.retain(|uid, _| uids.contains(uid.as_str()));
+    let mut others = BTreeMap::new();
+    for (workers, pod) in pods() {
+        let Some(uid) = pod.metadata.uid.as_deref() else { continue };
+        match began.get(uid) {
+            Some(&first) if first != workers => drop(others.insert(uid.to_owned(), first)),
+            Some(_) => {}
+            None => drop(began.insert(uid.to_owned(), workers)),
+        }
+    }
+    others
 }
 
 /// What the policy says that an operator before this one stored: an operator that has just begun knows of few processes, and
@@ -131,6 +160,7 @@ async fn target(
         reference: reference.clone(),
         most_replicas: world.most_replicas(namespace, &reference.name),
         inherited_hooks: None,
+        workers: 1,
         pods_without_agent: 0,
         budgets: world.budgets_of(namespace, &reference.name),
         deployment,
@@ -151,6 +181,11 @@ async fn target(
         } else {
             memory.complete.remove(&reference.name);
         }
+    }
+    if let Ok(container) = choose_container(deployment, reference.container.as_deref()) {
+        let read_before = memory.workers.entry(reference.name.clone()).or_default();
+        let generation = deployment.metadata.generation;
+        seen.workers = count_workers(&ctx.client, namespace, container, generation, read_before).await?;
     }
     seen.inherited_hooks = inherited_hooks(ctx, namespace, deployment, reference.container.as_deref()).await?;
     Ok(seen)
@@ -243,4 +278,26 @@ async fn read_ledger(
     };
     let books: Vec<_> = memory.books.iter().cloned().collect();
     ledger.observe(&uid, &books).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_has_the_workers_that_it_began_with() {
+        let pod = |uid: &str| {
+            let mut pod = Pod::default();
+            pod.metadata.uid = Some(uid.to_owned());
+            Arc::new(pod)
+        };
+        let seen = |workers, pods: &[&str]| {
+            vec![TargetSeen { workers, pods: pods.iter().map(|uid| pod(uid)).collect(), ..TargetSeen::default() }]
+        };
+        let mut began = HashMap::new();
+        assert!(other_workers(&seen(1, &["a", "b"]), &mut began).is_empty());
+        let others = other_workers(&seen(4, &["b", "c"]), &mut began);
+        assert_eq!(others, [("b".to_owned(), 1)].into());
+        assert_eq!(began, [("b".to_owned(), 1), ("c".to_owned(), 4)].into());
+    }
 }

@@ -41,13 +41,15 @@ pub async fn publish(
     let api: Api<TokenBudget> = Api::namespaced(ctx.client.clone(), &namespace);
     api.patch_status(&tb.name_any(), &params, &Patch::Apply(&patch)).await?;
     memory.figures_at = Some(Instant::now());
-    for event in transitions(&old, &status) {
+    // Before the events: should they take longer than a pass may, they are not sent again.
+    let events = transitions(&old, &status);
+    memory.written = Some(status);
+    for event in events {
         info!(reason = %event.reason, note = event.note.as_deref().unwrap_or_default(), "event");
         if let Err(error) = ctx.recorder.publish(&event, &tb.object_ref(&())).await {
             warn!(%error, "an event was not published");
         }
     }
-    memory.written = Some(status);
     Ok(())
 }
 

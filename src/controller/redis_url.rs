@@ -75,13 +75,13 @@ pub async fn locate(
             Some(secret) => from_secret(client, namespace, secret, "the operator's default").await,
             None => Ok(Err(NoRedis {
                 reason: Reason::NoLedger,
-                message: "no Redis is named: set spec.redis.urlSecretRef, or REDIS_URL or REDIS_HOST in the LiteLLM container"
+                message: "no Redis is named: set spec.redis.urlSecretRef, or REDIS_URL, REDIS_HOST or REDIS_SENTINEL_NODES in the LiteLLM container"
                     .to_owned(),
             })),
         },
         Err(missing) => {
             let message = format!("the LiteLLM container's Redis settings: {missing}");
-            Ok(Err(NoRedis { reason: Reason::RedisSettingsMissing, message }))
+            Ok(Err(NoRedis { reason: missing.reason(), message }))
         }
     }
 }
@@ -138,7 +138,11 @@ pub async fn read_all<'a>(
     Ok(values)
 }
 
-async fn read(client: &Client, namespace: &str, reference: &Ref) -> Result<Option<String>, kube::Error> {
+/// The text of a key; none where there is no such key.
+///
+/// # Errors
+/// When the API server does not answer, or refuses.
+pub async fn read(client: &Client, namespace: &str, reference: &Ref) -> Result<Option<String>, kube::Error> {
     match reference {
         Ref::Secret { name, key } => {
             let found = Api::<Secret>::namespaced(client.clone(), namespace).get_opt(name).await?;

@@ -13,7 +13,7 @@ use super::observe::Observed;
 use super::overlap::overlap;
 use crate::api::{AgentUpdatePolicy, Reason, TokenBudget};
 use crate::ledger::Report;
-use crate::litellm::{Wanted, choose_container, surge, workers};
+use crate::litellm::{Wanted, choose_container, surge};
 use crate::plan;
 
 /// What can be acted on.
@@ -114,12 +114,7 @@ pub fn validate(tb: &TokenBudget, observed: &Observed, evidence: &Evidence) -> V
                         && b.spec.agent_update_policy == AgentUpdatePolicy::RollingUpdate
                 }),
             },
-            size: plan::Target {
-                replicas,
-                most_replicas,
-                surge: surge(deployment, most),
-                workers: workers(container, |_| None),
-            },
+            size: plan::Target { replicas, most_replicas, surge: surge(deployment, most), workers: seen.workers },
             pods: seen.pods.clone(),
             pods_without_agent: seen.pods_without_agent,
             deployment: deployment.clone(),

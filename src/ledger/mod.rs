@@ -208,7 +208,7 @@ pub enum BookStanding {
     Ok,
     /// The grant holds, but the pool is negative: admit only up to the smaller of grant and share.
     Contended,
-    /// The grant holds; nothing is lent for a while.
+    /// The grant holds; for a while only what comes back is lent.
     Learning,
     /// A later call has been seen: no answer.
     Stale,

@@ -90,17 +90,29 @@ pub struct Declared {
     /// `model_info.id`, if the user set one.
     #[serde(default)]
     pub id: Option<String>,
-    /// Declared `tpm`.
-    #[serde(default)]
+    /// Declared `tpm`; none above 10^12, which is how some write that there is no limit.
+    #[serde(default, deserialize_with = "usage::maybe_amount")]
     pub tokens_per_minute: Option<u64>,
-    /// Declared `rpm`.
-    #[serde(default)]
+    /// Declared `rpm`, as `tokens_per_minute`.
+    #[serde(default, deserialize_with = "usage::maybe_amount")]
     pub requests_per_minute: Option<u64>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_declared_limit_that_is_none_costs_no_more_than_itself() {
+        for (declared, wanted) in [("60000", Some(60_000)), ("-1", None), ("999999999999999", None), ("null", None)] {
+            let report: Report = serde_json::from_str(&format!(
+                r#"{{"pod": "p", "podUid": "u", "container": "litellm", "worker": 1, "startedMs": 0, "agent": "0.1.0",
+                    "state": "Enforcing", "declared": [{{"identity": "x", "tokensPerMinute": {declared}}}]}}"#
+            ))
+            .unwrap();
+            assert_eq!(report.declared.unwrap()[0].tokens_per_minute, wanted, "{declared}");
+        }
+    }
 
     #[test]
     fn reads_what_the_protocol_shows() {

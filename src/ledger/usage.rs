@@ -151,6 +151,11 @@ fn limit(value: &Value) -> Option<LimitUsage> {
     })
 }
 
+/// An amount, or none where something else stands.
+pub(super) fn maybe_amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    Ok(amount(&Value::deserialize(deserializer)?))
+}
+
 /// These amounts of an object, if it has all of them.
 fn figures(object: &Value, of: [&str; 3]) -> Option<[u64; 3]> {
     Some([amount(object.get(of[0])?)?, amount(object.get(of[1])?)?, amount(object.get(of[2])?)?])

@@ -1,5 +1,7 @@
 //! Which container of a pod template is LiteLLM, and how many processes a Deployment can come to.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -38,6 +40,9 @@ pub fn choose_container<'a>(deployment: &'a Deployment, wanted: Option<&str>) ->
     }
 }
 
+/// Without the flag, in this order.
+const WORKER_VARIABLES: [&str; 2] = ["NUM_WORKERS", "DEFAULT_NUM_WORKERS_LITELLM_PROXY"];
+
 /// How many worker processes the container starts: `--num_workers`, else `NUM_WORKERS`, else
 /// `DEFAULT_NUM_WORKERS_LITELLM_PROXY`, else 1. `resolve` reads a key of a Secret or ConfigMap that a variable comes from.
 pub fn workers(container: &Container, resolve: impl Fn(&Ref) -> Option<String>) -> u32 {
@@ -46,15 +51,29 @@ pub fn workers(container: &Container, resolve: impl Fn(&Ref) -> Option<String>) 
         found => found.resolve(name, &resolve).ok().flatten(),
     };
     let count = |text: &str| text.trim().parse::<u32>().ok().filter(|count| *count > 0);
-    let flag = flag_value(container, "--num_workers").and_then(|text| {
-        // The kubelet expands $(NAME) in arguments, and a shell ${NAME} or $NAME.
-        let name = text.trim_start_matches('$').trim_matches(|c| "(){}".contains(c));
-        if text.starts_with('$') { variable(name).and_then(|text| count(&text)) } else { count(&text) }
+    let flag = flag_value(container, "--num_workers").and_then(|text| match named(&text) {
+        Some(name) => variable(name).and_then(|text| count(&text)),
+        None => count(&text),
     });
-    flag.or_else(|| variable("NUM_WORKERS").and_then(|text| count(&text)))
-        .or_else(|| variable("DEFAULT_NUM_WORKERS_LITELLM_PROXY").and_then(|text| count(&text)))
+    flag.or_else(|| WORKER_VARIABLES.iter().find_map(|name| variable(name).and_then(|text| count(&text))))
         .unwrap_or(1)
         .min(MOST_WORKERS)
+}
+
+/// What has to be read for [`workers`].
+pub fn worker_refs(container: &Container) -> BTreeSet<Ref> {
+    let flag = flag_value(container, "--num_workers");
+    let names: Vec<&str> = match (&flag, flag.as_deref().and_then(named)) {
+        (_, Some(name)) => std::iter::once(name).chain(WORKER_VARIABLES).collect(),
+        (Some(_), None) => Vec::new(),
+        (None, None) => WORKER_VARIABLES.to_vec(),
+    };
+    names.into_iter().flat_map(|name| setting(container, name).refs().cloned().collect::<Vec<_>>()).collect()
+}
+
+/// The variable that an argument names: the kubelet expands $(NAME), and a shell ${NAME} or $NAME.
+fn named(text: &str) -> Option<&str> {
+    text.starts_with('$').then(|| text.trim_start_matches('$').trim_matches(|c| "(){}".contains(c)))
 }
 
 /// The last value of a flag in command and arguments, also inside a shell's command line.
@@ -143,6 +162,21 @@ mod tests {
         assert_eq!(count("{name: a, args: [--num_workers, '0']}"), 1);
         assert_eq!(workers(choose_container(&componentized(), None).unwrap(), |_| None), 2);
         assert_eq!(workers(choose_container(&litellm_helm(), None).unwrap(), |_| None), 4);
+    }
+
+    #[test]
+    fn only_what_can_say_the_workers_is_read() {
+        let refs = |yaml: &str| worker_refs(&container(yaml)).iter().map(Ref::to_string).collect::<Vec<_>>();
+        let none: [&str; 0] = [];
+        assert_eq!(refs("{name: a, env: [{name: NUM_WORKERS, value: '2'}]}"), none);
+        assert_eq!(refs("{name: a, args: [--num_workers, '2'], envFrom: [{configMapRef: {name: c}}]}"), none);
+        let from_map =
+            "{name: a, args: [--num_workers, $(W)], env: [{name: W, valueFrom: {configMapKeyRef: {name: c, key: w}}}]}";
+        assert_eq!(refs(from_map), ["key w of ConfigMap c"]);
+        assert_eq!(
+            refs("{name: a, envFrom: [{secretRef: {name: s}}]}"),
+            ["key DEFAULT_NUM_WORKERS_LITELLM_PROXY of Secret s", "key NUM_WORKERS of Secret s"]
+        );
     }
 
     #[test]

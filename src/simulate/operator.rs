@@ -12,6 +12,9 @@ use crate::plan::{BookDemand, Departed, plan_book};
 /// A process without a record is counted from this age on, in seconds (`LEASE` in `controller/arrange.rs`).
 const COUNTED_FROM: f64 = 30.0;
 
+/// A process that was never answered admits nothing for so long, in seconds (`SILENCE` in `controller/arrange.rs`).
+const SILENCE: f64 = 95.0;
+
 /// A pod's process as Kubernetes shows it.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -78,8 +81,10 @@ impl Operator {
             let without = live.iter().copied().filter(|id| book.is_none_or(|book| !book.members.contains_key(*id)));
             without.collect::<BTreeSet<&str>>()
         };
-        let there =
-            server.books().iter().flat_map(|book| unrecorded(book.as_ref())).map(|id| (id.to_owned(), 1)).collect();
+        let silent = |p: &&Seen| now - p.since <= SILENCE && !self.known.contains(&*p.member);
+        let silent: BTreeSet<&str> = pods.iter().filter(silent).map(|p| &*p.member).collect();
+        let there = server.books().iter().flat_map(|book| unrecorded(book.as_ref())).filter(|id| !silent.contains(id));
+        let there = there.map(|id| (id.to_owned(), 1)).collect();
         let stays = |id: &str| live.contains(id);
         self.departed = self.departed.pass(there, stays, (now * 1000.0) as u64);
         let departed = if self.rules.hold(Rule::CountDeparted) { self.departed.processes() } else { 0 };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::{Value, json};
-use tokenbudget::api::FIELD_MANAGER;
+use tokenbudget::api::{FIELD_MANAGER, SecretKeyRef};
 use tokenbudget::litellm::{AGENT_HOOK, ATTACH_LABEL, ATTACH_VALUE, ATTACHED_LABEL, STARTUP_HOOKS, Wanted, attachment};
 
 use super::checks::{apply_text, delete_within, manifest};
@@ -21,6 +21,15 @@ const BOOT: Duration = Duration::from_secs(120);
 /// A hook that the user has; Python brings it.
 const USERS_HOOK: &str = "gc:collect";
 
+/// The Secret with the ledger's URL, which a TokenBudget names.
+const LEDGER: (&str, &str) = ("gitops-ledger", "url");
+
+/// The ConfigMap that says how many workers LiteLLM starts, and its key.
+const WORKERS: (&str, &str) = ("gitops-workers", "count");
+
+/// Tokens per minute: a part of it is the safe share.
+const BUDGET: i64 = 600;
+
 /// Fail, as Ignore would hide a mistake in the policy.
 const POLICY: [&str; 2] = ["admission.enabled=true", "admission.failurePolicy=Fail"];
 
@@ -30,6 +39,9 @@ const POLICY: [&str; 2] = ["admission.enabled=true", "admission.failurePolicy=Fa
 /// The first that is not as it should be.
 pub async fn run(rig: &Rig) -> Result<()> {
     let user = User { rig, fleet: Fleet::of(rig), name: "gitops" };
+    let url = format!("--from-literal={}={}", LEDGER.1, rig.redis_url);
+    rig.kubectl(&["-n", "llm", "create", "secret", "generic", LEDGER.0, &url])?;
+    rig.kubectl(&["-n", "llm", "create", "configmap", WORKERS.0, &format!("--from-literal={}=2", WORKERS.1)])?;
     user.apply(false, 0)?;
     user.budget("Admission")?;
     let off = user.until_said("AdmissionUnavailable").await?;
@@ -48,6 +60,11 @@ pub async fn run(rig: &Rig) -> Result<()> {
     let took = user.until_enforcing(&name_of(&pod)).await?;
     user.fleet.until_condition(user.name, "Attached", "True", Some("AllPodsAttached"), BOOT).await?;
     user.is_untouched_since(&before)?;
+    // One pod and one of a rollout, with two workers each.
+    until("the safe share is that of four processes", SOON, || {
+        Ok(user.fleet.get("tokenbudget", user.name)?["status"]["limits"][0]["safeShare"] == BUDGET / 4)
+    })
+    .await?;
     println!(
         "check: a pod that asks by label enforces {:.0} s later, its own hook kept; nothing wrote the Deployment",
         took.as_secs_f32()
@@ -100,6 +117,7 @@ impl User<'_> {
                         "env": [
                             {"name": "HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                             {"name": STARTUP_HOOKS, "value": USERS_HOOK},
+                            {"name": "NUM_WORKERS", "valueFrom": {"configMapKeyRef": {"name": WORKERS.0, "key": WORKERS.1}}},
                         ],
                         "envFrom": [{"configMapRef": {"name": "local"}}, {"secretRef": {"name": "litellm"}}],
                         "readinessProbe": {
@@ -129,8 +147,9 @@ impl User<'_> {
 
     fn budget(&self, attach: &str) -> Result<()> {
         let spec = format!(
-            "targetRefs: [{{name: {}}}]\n  attach: {attach}\n  limits: [{{name: a, models: [{{modelName: gpt-4o}}], tokensPerMinute: 600}}]",
-            self.name
+            "targetRefs: [{{name: {}}}]\n  attach: {attach}\n  redis: {{urlSecretRef: {{name: {}, key: {}}}}}\n  \
+             limits: [{{name: a, models: [{{modelName: gpt-4o}}], tokensPerMinute: {BUDGET}}}]",
+            self.name, LEDGER.0, LEDGER.1
         );
         let (accepted, answer) = apply_text(self.rig, &manifest(self.name, &spec))?;
         ensure!(accepted, "{answer}");
@@ -183,7 +202,8 @@ impl User<'_> {
         for container in bare.spec.iter_mut().flat_map(|s| s.template.spec.iter_mut()).flat_map(|s| &mut s.containers) {
             container.env = None;
         }
-        let patch = attachment(&bare, &Wanted::default())?.patch;
+        let redis_secret = Some(SecretKeyRef { name: LEDGER.0.to_owned(), key: LEDGER.1.to_owned() });
+        let patch = attachment(&bare, &Wanted { redis_secret, ..Wanted::default() })?.patch;
         let wanted = &patch["spec"]["template"];
         let [spec, wanted_spec] = [&pod["spec"], &wanted["spec"]];
         let [container, wanted_container] = [&spec["containers"][0], &wanted_spec["containers"][0]];

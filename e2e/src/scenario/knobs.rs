@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokenbudget::litellm::AGENT_HOOK;
 
 use super::checks::{apply_text, delete_within, manifest, untouched};
-use super::fleet::{Fleet, conditions, text};
+use super::fleet::{Fleet, conditions, text, until};
 use super::rig::Rig;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -107,12 +107,19 @@ async fn rolling_update(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     set(rig, "rolling", r#"{"agentUpdatePolicy": "OnPodRestart", "mode": "Observe", "maxWait": "1s"}"#)?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     ensure!(generation(fleet, "plain")? == before, "a change of mind, mode or wait was a rollout");
-    delete_within(rig, "rolling", Duration::from_secs(30))?;
-    untouched(fleet, "plain")?;
     println!(
         "check: agentUpdatePolicy RollingUpdate names the agent's digest in the template, and nothing rolls twice"
     );
-    Ok(())
+    set(rig, "rolling", r#"{"targetRefs": [{"name": "pair", "container": "one"}]}"#)?;
+    let took =
+        until("the agent is out of a Deployment that is named no more", SOON, || Ok(untouched(fleet, "plain").is_ok()))
+            .await?;
+    println!(
+        "check: a Deployment that targetRefs names no more is without the agent after {:.1} s",
+        took.as_secs_f32()
+    );
+    delete_within(rig, "rolling", Duration::from_secs(30))?;
+    untouched(fleet, "pair")
 }
 
 /// With a Role in one namespace instead of a ClusterRole the operator does the same; what it is refused, `rights` finds.

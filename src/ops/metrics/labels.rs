@@ -69,7 +69,7 @@ pub struct Reading {
     pub pool: i64,
     /// Held by processes; `None` while the ledger does not answer.
     pub granted: Option<i64>,
-    /// Set aside for live processes that are not in the ledger.
+    /// Set aside for processes that are not in the ledger: they may spend their safe share.
     pub aside: i64,
     /// The most that a process may spend when it has lost the ledger.
     pub safe_share: i64,

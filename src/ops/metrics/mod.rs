@@ -90,12 +90,15 @@ impl Metrics {
         let pool = gauge("pool", "Part of the budget that no process holds, below zero after a cut");
         let granted =
             gauge("granted", "Part of the budget that processes hold; missing while the ledger does not answer");
-        let aside = gauge("aside", "Part of the budget that is kept for live processes that are not in the ledger");
+        let aside = gauge(
+            "aside",
+            "Part of the budget that is kept for processes that are not in the ledger: they may spend their safe share",
+        );
         let safe_share =
             gauge("safe_share", "The most that a process may spend in 60 seconds when it has lost the ledger");
         let learning = gauge(
             "learning",
-            "1 while nothing is lent, as the ledger is new or has lost data; missing while the ledger does not answer",
+            "1 while only what comes back is lent, as the ledger is new, has lost data or heard nobody for 65 s; missing while the ledger does not answer",
         );
         let members = gauge("members", "LiteLLM processes that spend from the budget");
         let denied = gauge("denied", "Tokens or requests that were refused in the last 60 seconds");
