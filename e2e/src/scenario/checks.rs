@@ -76,16 +76,14 @@ pub async fn run(rig: &Rig) -> Result<()> {
     manners::run(rig).await?;
     knobs::run(rig).await?;
     let vanished = killed::vanish(rig, &fleet).await?;
-    let meanwhile = async {
-        logs::run(rig).await?;
-        releases::run(rig).await?;
-        shapes::run(rig).await?;
-        outsider.until_seen().await?;
-        admission::run(rig).await?;
-        println!("check: bad input is answered, the operator lives, the pods serve");
-        terminal(rig)
-    };
-    tokio::try_join!(meanwhile, vanished.until_given_up())?;
+    logs::run(rig).await?;
+    releases::run(rig).await?;
+    shapes::run(rig).await?;
+    outsider.until_seen().await?;
+    admission::run(rig).await?;
+    println!("check: bad input is answered, the operator lives, the pods serve");
+    terminal(rig)?;
+    vanished.until_given_up().await?;
     failover::run(rig).await?;
     killed::run(rig, &fleet).await?;
 

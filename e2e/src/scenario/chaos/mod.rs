@@ -110,20 +110,8 @@ pub fn kill_redis(rig: &Rig) -> Result<()> {
 /// # Errors
 /// When none is Ready.
 pub fn kill_process(rig: &Rig) -> Result<String> {
-    signal_process(rig, process::Signal::Kill)
-}
-
-/// Freezes a LiteLLM process, so that it says no good-bye, and answers with its pod's name.
-///
-/// # Errors
-/// When none is Ready.
-pub fn freeze_process(rig: &Rig) -> Result<String> {
-    signal_process(rig, process::Signal::Stop)
-}
-
-fn signal_process(rig: &Rig, signal: process::Signal) -> Result<String> {
     let (pod, process) = cluster::a_pod(rig, 0)?;
-    process.signal(signal)?;
+    process.signal(process::Signal::Kill)?;
     Ok(pod)
 }
 
