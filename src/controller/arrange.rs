@@ -21,7 +21,7 @@ use crate::plan::{BookDemand, Departed, FleetSize, plan_book};
 pub const LEASE: SignedDuration = SignedDuration::from_secs(30);
 
 /// For so long a process that was never answered admits nothing: a lease, and the 65 s in which what others spent leaves.
-const SILENCE: SignedDuration = SignedDuration::from_secs(95);
+const SILENCE: SignedDuration = SignedDuration::from_millis((LEASE_MS + ledger::HOLD_MS) as i64);
 
 /// [`LEASE`] in milliseconds.
 const LEASE_MS: u64 = 30_000;
@@ -90,6 +90,16 @@ struct GrownPod<'a> {
     members: Vec<&'a str>,
 }
 
+impl GrownPod<'_> {
+    /// Its processes that have no record in this book. One that has said good-bye keeps its record, and a successor in its
+    /// container admits nothing for longer than that.
+    fn without_record(&self, book: Option<&BookState>) -> u32 {
+        let has_record = |id: &&&str| book.is_some_and(|book| book.members.contains_key(**id));
+        let recorded = self.members.iter().filter(has_record).count();
+        self.workers.saturating_sub(u32::try_from(recorded).unwrap_or(u32::MAX))
+    }
+}
+
 impl<'a> Fleet<'a> {
     fn of(valid: &'a Validated, observed: &'a Observed) -> Self {
         let now = observed.now;
@@ -130,9 +140,8 @@ impl<'a> Fleet<'a> {
         let has_record = |id: &str| books.iter().any(|book| book.members.contains_key(id));
         let was_lost = |uid: &str| observed.lost.values().any(|lost| lost == uid);
         let pods = self.grown.iter().filter(|pod| pod.admits || was_lost(pod.uid)).map(|pod| {
-            let records = |book: &&BookState| pod.members.iter().filter(|id| book.members.contains_key(**id)).count();
-            let least = books.iter().map(records).min().unwrap_or(0);
-            (pod.uid, pod.workers.saturating_sub(u32::try_from(least).unwrap_or(u32::MAX)))
+            let without = books.iter().map(|book| pod.without_record(Some(book)));
+            (pod.uid, without.max().unwrap_or(pod.workers))
         });
         let there = pods.chain(self.lost.iter().map(|id| (*id, 1))).filter(|(_, without)| *without > 0);
         let there = there.map(|(key, without)| (key.to_owned(), without)).collect();
@@ -150,15 +159,12 @@ impl<'a> Fleet<'a> {
 
     /// Processes that have no record in this book: of the grown pods, and those that the ledger lost.
     fn unrecorded(&self, state: Option<&BookState>) -> u32 {
-        // One that has said good-bye keeps its record, and a successor in its container admits nothing for longer than that.
-        let has_record = |id: &&&str| state.is_some_and(|s| s.members.contains_key(**id));
-        let without = |pod: &GrownPod<'_>| {
-            let recorded = pod.members.iter().filter(has_record).count();
-            pod.workers.saturating_sub(u32::try_from(recorded).unwrap_or(u32::MAX))
-        };
         let lost = self.lost.iter().filter(|id| state.is_none_or(|s| !s.members.contains_key(**id))).count();
         let lost = u32::try_from(lost).unwrap_or(u32::MAX);
-        self.grown.iter().map(without).fold(lost.saturating_add(self.departed), u32::saturating_add)
+        self.grown
+            .iter()
+            .map(|pod| pod.without_record(state))
+            .fold(lost.saturating_add(self.departed), u32::saturating_add)
     }
 }
 

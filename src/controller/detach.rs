@@ -97,9 +97,7 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
 /// Takes the agent out of each Deployment that no other TokenBudget names.
 async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> Result<(), Error> {
     for target in &tb.spec.target_refs {
-        let others = world.budgets_of(&tb.namespace().unwrap_or_default(), &target.name);
-        let stays = |b: &TokenBudget| b.uid() != tb.uid() && b.metadata.deletion_timestamp.is_none();
-        if ctx.settings.detaches_all || !others.iter().any(|b| stays(b)) {
+        if ctx.settings.detaches_all || !another_names(tb, world, &target.name) {
             release(tb, ctx, world, target).await?;
         }
     }
@@ -112,10 +110,9 @@ async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> R
 /// # Errors
 /// When the API server refuses or does not answer.
 pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(), Error> {
-    let namespace = tb.namespace().unwrap_or_default();
     for former in &memory.targets {
-        let is_named = |b: &TokenBudget| b.metadata.deletion_timestamp.is_none() && names(b, &former.name);
-        if !names(tb, &former.name) && !world.budgets_of(&namespace, &former.name).iter().any(|b| is_named(b)) {
+        let is_named = tb.spec.target_refs.iter().any(|target| target.name == former.name);
+        if !is_named && !another_names(tb, world, &former.name) {
             release(tb, ctx, world, former).await?;
         }
     }
@@ -123,8 +120,10 @@ pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memo
     Ok(())
 }
 
-fn names(tb: &TokenBudget, deployment: &str) -> bool {
-    tb.spec.target_refs.iter().any(|target| target.name == deployment)
+/// Whether another TokenBudget that stays names this Deployment.
+fn another_names(tb: &TokenBudget, world: &World, deployment: &str) -> bool {
+    let stays = |b: &TokenBudget| b.uid() != tb.uid() && b.metadata.deletion_timestamp.is_none();
+    world.budgets_of(&tb.namespace().unwrap_or_default(), deployment).iter().any(|b| stays(b))
 }
 
 /// Leaves nothing of ours in a Deployment and beside it.

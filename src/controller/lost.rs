@@ -47,10 +47,9 @@ impl Known {
     /// Puts the last reports of members whose record is back into what was seen: agents repeat them only each 10 s, and a
     /// record that nobody could tell the pod of would count for nobody.
     pub fn fill(&self, seen: &mut Observation) {
-        let ids: Vec<&String> = seen.books.values().flat_map(|book| book.members.keys()).collect();
-        let missing: Vec<_> = ids.into_iter().filter(|id| !seen.reports.contains_key(*id)).collect();
-        let found: Vec<(String, Report)> =
-            missing.into_iter().filter_map(|id| Some((id.clone(), self.0.get(id)?.report.clone()))).collect();
+        let ids = seen.books.values().flat_map(|book| book.members.keys());
+        let missing = ids.filter(|id| !seen.reports.contains_key(*id));
+        let found: Vec<_> = missing.filter_map(|id| Some((id.clone(), self.0.get(id)?.report.clone()))).collect();
         seen.reports.extend(found);
     }
 

@@ -45,7 +45,7 @@ pub async fn count_workers(
             Ok(Some(value)) => drop(values.insert(reference, value)),
             Ok(None) => {}
             // `rbac.secretNames` may leave it out.
-            Err(kube::Error::Api(status)) if status.code == 403 => {
+            Err(kube::Error::Api(status)) if status.is_forbidden() => {
                 if read_before.is_none() {
                     warn!(
                         "the number of workers may stand in {reference}, which the operator may not read: it counts as not set"

@@ -6,14 +6,14 @@ use std::rc::Rc;
 
 use super::server::Server;
 use crate::ledger::rules::{Rule, Rules};
-use crate::ledger::{BookId, BookState, Epoch, MemberPlan, PlanWrite, Unit};
+use crate::ledger::{BookId, BookState, Epoch, HOLD_MS, MemberPlan, PlanWrite, Unit};
 use crate::plan::{BookDemand, Departed, plan_book};
 
 /// A process without a record is counted from this age on, in seconds (`LEASE` in `controller/arrange.rs`).
 const COUNTED_FROM: f64 = 30.0;
 
 /// A process that was never answered admits nothing for so long, in seconds (`SILENCE` in `controller/arrange.rs`).
-const SILENCE: f64 = 95.0;
+const SILENCE: f64 = COUNTED_FROM + HOLD_MS as f64 / 1000.0;
 
 /// A pod's process as Kubernetes shows it.
 #[derive(Clone, Debug)]
