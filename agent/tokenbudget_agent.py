@@ -791,7 +791,8 @@ class Learned:
         self.ratio, self.output_high, self.output_mean = 1 / 3, None, None
 
     def learn(self, chars: int, overhead: int, prompt: int, output: int) -> None:
-        if prompt and chars >= 20:
+        # More than four tokens for a character: not for the text that was sent (previous_response_id, a PDF).
+        if chars >= 20 and 0 < prompt <= overhead + 4 * chars:
             self.ratios.add(max(0.05, (prompt - overhead) / chars))
             high = self.ratios.high()
             self.ratio = high if len(self.ratios) >= 16 else max(1 / 3, high)
@@ -815,12 +816,25 @@ def has_no_output(call_type: str) -> bool:
     return any(word in call_type for word in NO_OUTPUT)
 
 
+class Called:
+    """A request as LiteLLM knows it, in all its attempts. The client may choose the call id
+    (x-litellm-call-id), the same for two requests: LiteLLM's own object of the call tells them apart."""
+
+    __slots__ = ("call_id", "call", "body")
+    call_id: str
+    call: weakref.ref[Any] | None
+    body: Body | None  # what the client sent, if it came through the proxy's door
+
+    def __init__(self, call_id: str, call: weakref.ref[Any] | None = None, body: Body | None = None) -> None:
+        self.call_id, self.call, self.body = call_id, call, body
+
+
 class Request:
     """What the estimates need to know of one request."""
 
     __slots__ = (
         "call_id",
-        "body",
+        "called",
         "chars",
         "images",
         "messages",
@@ -834,7 +848,7 @@ class Request:
         "needs",
     )
     call_id: str
-    body: Body | None
+    called: Called
     chars: int
     images: int
     messages: int
@@ -847,9 +861,9 @@ class Request:
     parent: Request | None
     needs: dict[int, Needs]
 
-    def __init__(self, call_id: str, data: Data, messages: object, body: Body | None = None) -> None:
-        self.call_id, self.body = call_id, body
-        _, sent, call_type = body or (None, {}, "")
+    def __init__(self, called: Called, data: Data, messages: object) -> None:
+        self.call_id, self.called = called.call_id, called
+        _, sent, call_type = called.body or (None, {}, "")
         # What the router was given, else what the client sent: few of the names are there.
         given = {name: sent[name] for name in ASKED if name in sent}
         for name in ASKED:
@@ -867,7 +881,7 @@ class Request:
                     self.output = min(value, LIFTED)  # JSON's 1e400 is infinite
             elif name in TIMES:
                 if isinstance(value, int) and value > self.n:
-                    self.n = value
+                    self.n = min(value, LIFTED)
             elif name in WORDS and value:
                 chars, images = size_of(value)
                 self.chars, self.images = self.chars + chars, self.images + images
@@ -920,7 +934,12 @@ class Attempt:
         self.chars, self.overhead, self.n = request.chars, request.overhead, request.n
         self.charges, self.reserved = charges, now
         self.hooked = self.stamped = self.ended = False
-        self.kind = self.call = None
+        self.kind, self.call = None, request.called.call
+
+    def is_of(self, data: Mapping[str, Any]) -> bool:
+        """Whether these arguments of a hook, with the same call id, are of the same call."""
+        call = self.call and self.call()
+        return call is None or Adapter.same_call(call, data)
 
     def forgotten(self) -> bool:
         """Whether LiteLLM has dropped the call without a word: a client that left."""
@@ -996,12 +1015,14 @@ class PerTask:
 
 
 _request = PerTask()  # the Request, set by the filter
+_called = PerTask()  # the Called of a request that the filter left alone: a fallback may skip the filter
 # In its place when the filter failed: the request goes LiteLLM's own way, past the check, too.
 UNREAD = object()
-# The call id, set at the proxy's door only where LiteLLM will skip the filter.
-_unfiltered: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+# Set at the proxy's door only where LiteLLM will skip the filter.
+_unfiltered: contextvars.ContextVar[Called | None] = contextvars.ContextVar(
     "tokenbudget_unfiltered", default=None
 )
+UNLEARNED = Learned()  # of a model that has not answered yet
 
 
 class Agent:
@@ -1011,9 +1032,9 @@ class Agent:
 
     env: Mapping[str, str]
     governors: dict[str, Governor]
-    attempts: dict[str | None, list[Attempt]]  # no key is None, but some ask for it
-    learned: collections.defaultdict[str, Learned]
-    bodies: dict[str, Body]
+    attempts: dict[str | None, list[Attempt]]  # the open ones; no key is None, but some ask for it
+    learned: dict[str, Learned]  # by LiteLLM's name of the model; only answers add one
+    bodies: dict[object, Body]
     waiters: dict[asyncio.Future[None], Needs]
     stamps_known: set[str]
     faults: dict[str, tuple[float, str]]
@@ -1026,8 +1047,8 @@ class Agent:
     def __init__(self, clock: Clock | None = None, environ: Mapping[str, str] | None = None) -> None:
         self.clock, self.env = clock or Clock(), os.environ if environ is None else environ
         self.lock = threading.RLock()
-        self.governors, self.attempts, self.learned = {}, {}, collections.defaultdict(Learned)
-        self.bodies = {}  # call id -> (when, what the client sent, call type), from the door to the router
+        self.governors, self.attempts, self.learned = {}, {}, {}
+        self.bodies = {}  # call -> (when, what the client sent, call type), from the door to the router
         self.waiters = {}  # future -> [(book, need)]
         self.stamps_known = set()  # call types that were seen to pass log_pre_api_call
         self.faults, self.logged = {}, {}
@@ -1162,17 +1183,24 @@ class Agent:
 
     def at_the_door(self, data: Data, call_type: str) -> None:
         """What a client sent, for the estimate: the router's hooks don't see all of it."""
-        call_id = data.get("litellm_call_id")
-        if call_id and self.governors:  # without any nobody takes it out
-            self.bodies[call_id] = (self.clock.boot(), data, call_type)
+        key = call_key(data)
+        if key and self.governors:  # without any nobody takes it out
+            self.bodies[key] = (self.clock.boot(), data, call_type)
+
+    def called(self, data: Data, previous: Called | None = None) -> Called:
+        """Whose call `data` is, with what the client sent, which is kept no longer than this."""
+        call_id = data.get("litellm_call_id") or uuid.uuid4().hex
+        body = self.bodies.pop(call_key(data), None)
+        if body is None and previous is not None and previous.call_id == call_id:
+            body = previous.body  # another attempt of the same request
+        return Called(call_id, weakly(data.get("litellm_logging_obj")), body)
 
     def sweep(self, now: float) -> None:
-        call_id: str | None
-        for call_id, (at, _, _) in list(self.bodies.items()):
+        for key, (at, _, _) in list(self.bodies.items()):
             if now - at > BODY_BOUND:
-                self.bodies.pop(call_id, None)
+                self.bodies.pop(key, None)
         with self.lock:
-            for attempt in [a for attempts in self.attempts.values() for a in attempts if not a.ended]:
+            for attempt in [a for attempts in self.attempts.values() for a in attempts]:
                 if attempt.forgotten() or now - attempt.reserved > ATTEMPT_BOUND:
                     self.failed(attempt, None)
                 elif not attempt.stamped and now - attempt.reserved > UNSENT_BOUND:
@@ -1181,12 +1209,15 @@ class Agent:
     # -- needs and admission
 
     def need(self, request: Request, deployment: Deployment, book: Book) -> int:
-        """What this request will be charged in this book, before it runs."""
+        """What this request will be charged in this book, before it runs: at most MOST_AMOUNT."""
         if book.unit == "requests":
             return 1
+        return within_reason(self.tokens(request, deployment, book))
+
+    def tokens(self, request: Request, deployment: Deployment, book: Book) -> int:
         params = deployment.get("litellm_params") or {}
         model = params.get("model") or ""
-        learned = self.learned[model]
+        learned = self.learned.get(model, UNLEARNED)
         prompt = request.overhead + request.chars * learned.ratio
         if request.no_output:
             return math.ceil(prompt)
@@ -1220,6 +1251,10 @@ class Agent:
             if book.governor.acting(boot, wall) == "enforce" and not book.fits(amount, boot, wall):
                 return False
         return True
+
+    def held(self, needs: Needs, boot: float, wall: float) -> Needs:
+        """Those by which a call may be refused: a TokenBudget that observes has no say."""
+        return [need for need in needs if need[0].governor.acting(boot, wall) == "enforce"]
 
     def reserve(
         self, request: Request, deployment: Deployment, needs: Needs, force: bool = False
@@ -1347,13 +1382,19 @@ class Agent:
             for book, charge in attempt.charges:
                 book.ring.stamp(charge, now)
 
-    def open_attempt(self, call_id: str | None, deployment: str | None = None) -> Attempt | None:
-        """The attempt that runs in this task, else the last one of this call that has not ended."""
-        attempts = [
-            attempt
-            for attempt in self.attempts.get(call_id, ())
-            if not attempt.ended and (deployment is None or attempt.deployment == deployment)
-        ]
+    def open_attempts(self, data: Mapping[str, Any], copied: bool = False) -> list[Attempt]:
+        """Of the call that these arguments of a hook are of. Copied: LiteLLM may have copied them, to leave
+        out what was said; then those with its call id, if none is known to be of it."""
+        attempts = self.attempts.get(data.get("litellm_call_id"), [])
+        return [attempt for attempt in attempts if attempt.is_of(data)] or (attempts if copied else [])
+
+    def open_attempt(
+        self, data: Mapping[str, Any], deployment: str | None = None, copied: bool = False
+    ) -> Attempt | None:
+        """The attempt that runs in this task, else the last one of this call."""
+        attempts = self.open_attempts(data, copied)
+        if deployment is not None:
+            attempts = [attempt for attempt in attempts if attempt.deployment == deployment]
         if len(attempts) > 1:
             request = _request.request()
             if request is not None and request.attempt in attempts:
@@ -1380,9 +1421,11 @@ class Agent:
                     if total > 0:
                         book.governor.tally(book.limit).ratios.append(charge.amount / total)
                     book.ring.settle(charge, total, now)
-            attempts = self.attempts.get(attempt.call_id)
-            if attempts and not [a for a in attempts if not a.ended]:
-                del self.attempts[attempt.call_id]
+            still = [a for a in self.attempts.get(attempt.call_id, ()) if not a.ended]
+            if still:
+                self.attempts[attempt.call_id] = still
+            else:
+                self.attempts.pop(attempt.call_id, None)
         if self.waiters:
             self.wake()
 
@@ -1411,6 +1454,12 @@ def model_id(deployment: Deployment) -> str:
     return str((deployment.get("model_info") or {}).get("id"))
 
 
+def call_key(data: Mapping[str, Any]) -> object:
+    """LiteLLM's own object of the call, or its id where there is none."""
+    call = data.get("litellm_logging_obj")
+    return data.get("litellm_call_id") if call is None else id(call)
+
+
 def weakly(value: object) -> weakref.ref[Any] | None:
     try:
         return None if value is None else weakref.ref(value)
@@ -1418,21 +1467,36 @@ def weakly(value: object) -> weakref.ref[Any] | None:
         return None
 
 
+# Of aiohttp and httpx: no connection to the provider was opened.
+UNCONNECTED = frozenset(
+    (
+        "ConnectTimeout",
+        "ClientConnectorError",
+        "PoolTimeout",
+        "ConnectionRefusedError",
+        "ClientConnectorDNSError",
+    )
+)
+# It may have been, and the request sent. LiteLLM makes a ConnectError of these, too
+# (llms/custom_httpx/aiohttp_transport.py, AIOHTTP_EXC_MAP).
+MAYBE_CONNECTED = frozenset(("ClientOSError", "ClientConnectorSSLError", "CancelledError"))
+
+
 def never_connected(error: BaseException | None) -> bool:
-    """Whether the connection to the provider was never opened (aiohttp, httpx)."""
-    seen = 0
-    while error is not None and seen < 8:
-        if type(error).__name__ in (
-            "ConnectError",
-            "ConnectTimeout",
-            "ClientConnectorError",
-            "PoolTimeout",
-            "ConnectionRefusedError",
-            "ClientConnectorDNSError",
-        ):
+    """Whether the connection to the provider was never opened (aiohttp, httpx). LiteLLM's error of an earlier
+    attempt may be the context of this one's: what is behind it says nothing of this attempt."""
+    unconnected = False
+    for depth in range(8):
+        if error is None or (depth and type(error).__module__ == "litellm.exceptions"):
+            break
+        name = type(error).__name__
+        if name in UNCONNECTED:
             return True
-        error, seen = error.__cause__ or error.__context__, seen + 1
-    return False
+        if name in MAYBE_CONNECTED:
+            return False
+        unconnected = unconnected or name == "ConnectError"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return unconnected
 
 
 # ---------------------------------------------------------------- Redis
@@ -1591,7 +1655,8 @@ class Ledger(threading.Thread):
         if now >= self.file_at:
             self.read_policies()
         wake = self.file_at
-        for governor in list(agent.governors.values()):
+        # The longest unheard first: one that fails starts the wait for all, and must not always be the first.
+        for governor in sorted(agent.governors.values(), key=lambda governor: governor.last_call):
             with agent.lock:
                 wants = any(agent.wanted(book)[0] for book in governor.books.values())
             beat = now >= governor.next_beat
@@ -2239,6 +2304,13 @@ class Adapter:
 
     # -- LiteLLM's own counters
 
+    @staticmethod
+    def same_call(call: Any, data: Mapping[str, Any]) -> bool:
+        """Whether these arguments of a hook are of the call that LiteLLM made this object for: some hooks get
+        it, some its `model_call_details`."""
+        other = data.get("litellm_logging_obj")
+        return getattr(call, "model_call_details", data) is data if other is None else other is call
+
     def counts_alone(self) -> bool:
         """Whether the router keeps its counters in memory: nobody else can compare them."""
         return getattr(getattr(self.router, "cache", None), "redis_cache", None) is None
@@ -2330,7 +2402,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         try:
             self.agent.at_the_door(data, str(call_type))
             if self.agent.adapter.skips_filter(data.get("model")):
-                _unfiltered.set(data.get("litellm_call_id"))
+                _unfiltered.set(self.agent.called(data))
         except Exception as error:
             self.agent.fault("pre-call hook", error)
 
@@ -2376,7 +2448,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         try:
             if kwargs.get("call_type") == PASSED_THROUGH:
                 return self.agent.went_past("passthrough", requests=1)
-            attempt = self.agent.open_attempt(kwargs.get("litellm_call_id"))
+            attempt = self.agent.open_attempt(kwargs)
             if attempt is not None:
                 self.agent.stamp(attempt, self.agent.clock.boot())
                 if attempt.kind:
@@ -2399,7 +2471,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
     ) -> None:
         try:
             info = (kwargs.get("litellm_params") or {}).get("model_info") or {}
-            attempt = self.agent.open_attempt(kwargs.get("litellm_call_id"), str(info.get("id")))
+            attempt = self.agent.open_attempt(kwargs, str(info.get("id")))
             error = kwargs.get("exception")
             if attempt is not None and error is not None and not isinstance(error, Refused):
                 self.agent.failed(attempt, error)
@@ -2416,7 +2488,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
     ) -> None:
         """Once for each failed attempt (newer LiteLLM versions)."""
         try:
-            attempt = self.agent.open_attempt(request_data.get("litellm_call_id"))
+            attempt = self.agent.open_attempt(request_data)
             if attempt is not None:
                 self.agent.failed(attempt, exception)
         except Exception as error:
@@ -2432,9 +2504,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
     ) -> None:
         """The request has finally failed: nothing of it stays reserved."""
         try:
-            still = [
-                a for a in self.agent.attempts.get(request_data.get("litellm_call_id"), ()) if not a.ended
-            ]
+            still = self.agent.open_attempts(request_data)
             for attempt in still:  # what it failed with is what became of the last attempt
                 last = attempt is still[-1] and not isinstance(original_exception, Refused)
                 self.agent.failed(attempt, original_exception if last else None)
@@ -2443,31 +2513,25 @@ class Hooks(CustomLogger):  # type: ignore[misc]
 
     # -- what they do
 
-    def request_for(self, messages: Any, kwargs: Data, previous: Request | None) -> Request:
-        call_id = kwargs.get("litellm_call_id") or uuid.uuid4().hex
-        body = self.agent.bodies.pop(call_id, None)
-        if body is None and previous is not None and previous.call_id == call_id:
-            body = previous.body  # another attempt of the same request
-        return Request(call_id, kwargs, messages, body)
-
     async def filter(self, deployments: list[Deployment], messages: Any, kwargs: Data) -> list[Deployment]:
         agent = self.agent
         if not agent.governors or not isinstance(deployments, list) or not deployments:
             return deployments
         if agent.pid != os.getpid():
             restart_after_fork()
+        previous = _request.request()
+        called = agent.called(kwargs, previous.called if previous else None)
+        again = previous is not None and previous.call_id == called.call_id
+        tried = previous.attempt if previous else None
+        if again and tried is not None:  # this is the next attempt of the same request
+            if not tried.stamped and agent.never_left(tried):
+                agent.end(tried, never_sent=True)
         governed = [(d, agent.adapter.books_of(d)) for d in deployments]
         if not any(books for _, books in governed):
+            _called.set(called)
             return deployments
-        previous = _request.request()
-        request = self.request_for(messages, kwargs, previous)
-        if previous is not None and previous.call_id == request.call_id:
-            if previous.attempt is not None and not previous.attempt.ended and not previous.attempt.stamped:
-                if agent.never_left(previous.attempt):
-                    agent.end(
-                        previous.attempt, never_sent=True
-                    )  # this is the next attempt of the same request
-        elif previous is not None and previous.attempt is None:
+        request = Request(called, kwargs, messages)
+        if not again and tried is None:
             request.parent = previous  # a call inside a call (LiteLLM's compaction)
         request.candidates = {model_id(d) for d in deployments}
         needs = {id(d): agent.needs(request, d, books) for d, books in governed}
@@ -2478,9 +2542,10 @@ class Hooks(CustomLogger):  # type: ignore[misc]
                 fitting = [d for d, _ in governed if agent.fits(needs[id(d)], boot, wall)]
             if fitting:
                 break
-            wanting = [n for n in needs.values() if all(amount <= book.budget for book, amount in n)]
+            held = [agent.held(n, boot, wall) for n in needs.values()]
+            wanting = [n for n in held if all(amount <= book.budget for book, amount in n)]
             if not wanting or not await agent.wait_for_room(wanting, request):
-                raise agent.refusal(request.call_id, list(needs.values()))
+                raise agent.refusal(request.call_id, held)
         if len(fitting) < len(governed):
             self.ask_for(needs, governed, fitting)
         _request.set(request)
@@ -2528,24 +2593,27 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         while request is not None and (request.attempt is not None or key not in request.candidates):
             request = request.parent
         if request is None:  # the filter was skipped: the client named the deployment, or another strategy
-            request = self.request_for(None, {"litellm_call_id": _unfiltered.get()}, _request.request())
+            previous = _request.request()
+            called = _unfiltered.get() or (previous.called if previous else _called.get())
+            request = Request(called or agent.called({}), {}, None)
             request.candidates = {key}
             _request.set(request)
         needs = agent.needs(request, deployment, books)
         while agent.reserve(request, deployment, needs) is None:
-            if any(amount > book.budget for book, amount in needs) or not await agent.wait_for_room(
-                [needs], request
+            held = agent.held(needs, agent.clock.boot(), agent.clock.wall())
+            if any(amount > book.budget for book, amount in held) or not await agent.wait_for_room(
+                [held], request
             ):
-                raise agent.refusal(request.call_id, [needs])
+                raise agent.refusal(request.call_id, [held or needs])
 
     async def before_call(self, kwargs: Data, call_type: str) -> None:
         """Admits again what was reserved too long ago: the process may have been frozen in between."""
         agent = self.agent
-        attempt = agent.open_attempt(kwargs.get("litellm_call_id"))
+        attempt = agent.open_attempt(kwargs)
         if attempt is None or attempt.stamped:
             return
         attempt.hooked, attempt.kind = True, call_type
-        attempt.call = weakly(kwargs.get("litellm_logging_obj"))
+        attempt.call = weakly(kwargs.get("litellm_logging_obj")) or attempt.call
         boot, wall = agent.clock.boot(), agent.clock.wall()
         if boot - attempt.reserved <= STALE_CHECK or not attempt.charges:
             return
@@ -2557,7 +2625,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
                     return
             if boot >= until:
                 agent.end(attempt, never_sent=True)
-                raise agent.refusal(attempt.call_id, [needs], RefusedLate)
+                raise agent.refusal(attempt.call_id, [agent.held(needs, boot, wall)], RefusedLate)
             agent.draw()
             await asyncio.sleep(0.1)
             boot, wall = agent.clock.boot(), agent.clock.wall()
@@ -2576,9 +2644,9 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         ).get("id")
         books = agent.adapter.matched.get(str(deployment))
         if books and call_type not in NOT_COUNTED:
-            agent.count(books, logged.get("total_tokens") or 0)
-        call_id = kwargs.get("litellm_call_id")
-        attempt = agent.open_attempt(call_id, str(deployment)) or agent.open_attempt(call_id)
+            agent.count(books, within_reason(logged.get("total_tokens") or 0))
+        # A fallback's usage is not that of another deployment's attempt.
+        attempt = agent.open_attempt(kwargs, str(deployment) if deployment else None, copied=True)
         if attempt is None:
             return None
         if kwargs.get("cache_hit") is True:
@@ -2587,9 +2655,12 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         prompt, output = logged.get("prompt_tokens") or 0, logged.get("completion_tokens") or 0
         if total and not agent.adapter.was_reported(kwargs):
             total = None  # LiteLLM's own count of what was streamed: the charge stays as it was reserved
-        agent.end(attempt, total=total if total else None)
+        agent.end(attempt, total=within_reason(total) if total else None)
         if total:
-            agent.learned[attempt.model].learn(attempt.chars, attempt.overhead, prompt, output // attempt.n)
+            learned = agent.learned.setdefault(attempt.model, Learned())
+            learned.learn(
+                attempt.chars, attempt.overhead, within_reason(prompt), within_reason(output) // attempt.n
+            )
 
 
 # ---------------------------------------------------------------- start and end

@@ -5,44 +5,8 @@ import random
 import time
 
 import pytest
+from support.calls import DEPLOYMENT, MESSAGES, attempt, books, done, failed, spent
 from support.fake_operator import limit, policy
-
-DEPLOYMENT = {"model_name": "gpt", "litellm_params": {"model": "openai/gpt"}, "model_info": {"id": "d1"}}
-MESSAGES = [{"role": "user", "content": "x" * 30}]
-
-
-def books(agent):
-    return {b.unit: b for b in agent.adapter.books_of(None)}
-
-
-def spent(agent):
-    return {unit: book.ring.spent for unit, book in books(agent).items()}
-
-
-async def attempt(tb, agent, call_id, max_tokens, deployments=(DEPLOYMENT,), **more):
-    """Filter, check, deployment hook, stamp; what the filter returned."""
-    hooks = tb.Hooks(agent)
-    kwargs = {"litellm_call_id": call_id, "max_tokens": max_tokens, **more}
-    left = await hooks.async_filter_deployments("gpt", list(deployments), MESSAGES, kwargs)
-    await hooks.async_pre_call_check(left[0], None)
-    await hooks.async_pre_call_deployment_hook(kwargs, "acompletion")
-    hooks.log_pre_api_call("gpt", MESSAGES, kwargs)
-    return left
-
-
-def done(tb, agent, call_id, total, **more):
-    asyncio.run(
-        tb.Hooks(agent).async_log_success_event(
-            {
-                "litellm_call_id": call_id,
-                "standard_logging_object": {"total_tokens": total, "model_id": "d1"},
-                **more,
-            },
-            None,
-            None,
-            None,
-        )
-    )
 
 
 def test_a_request_is_charged_in_every_unit_and_settled_in_tokens(tb, agent):
@@ -102,12 +66,6 @@ def test_a_deployment_without_room_is_dropped_while_another_has_some(tb, agent, 
     )
     assert [d["model_info"]["id"] for d in left] == ["d2"]
     assert left[0] is other, "what is not governed is not touched"
-
-
-def failed(tb, agent, call_id, error):
-    asyncio.run(
-        tb.Hooks(agent).async_post_call_failure_deployment_hook({"litellm_call_id": call_id}, error, None)
-    )
 
 
 def test_a_429_gives_the_tokens_back_but_was_a_request(tb, agent):
@@ -279,7 +237,7 @@ def test_a_fault_lets_the_request_through_and_is_named(tb, agent):
     ],
 )
 def test_the_output_that_is_reserved(tb, agent, data, expected):
-    request = tb.Request("a", data, MESSAGES, (0.0, {}, "acompletion"))
+    request = tb.Request(tb.Called("a", None, (0.0, {}, "acompletion")), data, MESSAGES)
     need = agent.need(request, DEPLOYMENT, books(agent)["tokens"])
     assert expected < need < expected + 30
 
@@ -287,7 +245,9 @@ def test_the_output_that_is_reserved(tb, agent, data, expected):
 def test_embeddings_have_no_output_and_images_and_tools_count(tb, agent):
     def need(data, messages=None, call_type="acompletion"):
         return agent.need(
-            tb.Request("a", data, messages, (0.0, {}, call_type or "")), DEPLOYMENT, books(agent)["tokens"]
+            tb.Request(tb.Called("a", None, (0.0, {}, call_type or "")), data, messages),
+            DEPLOYMENT,
+            books(agent)["tokens"],
         )
 
     assert need({"input": ["x" * 300]}, None, "aembedding") == 107
@@ -302,13 +262,12 @@ def test_embeddings_have_no_output_and_images_and_tools_count(tb, agent):
 def test_estimate_learns_the_mean_output_and_the_ratio(tb, agent):
     governor = agent.governors["uid-1"]
     governor.update({**governor.policy, "reserve": "Estimate"}, agent.clock.boot())
-    learned = agent.learned["openai/gpt"]
+    learned = agent.learned["openai/gpt"] = tb.Learned()
     for _ in range(30):
         learned.learn(chars=1000, overhead=7, prompt=257, output=50)
     assert learned.ratio == pytest.approx(0.25)
-    request = tb.Request(
-        "a", {"max_tokens": 1000}, [{"role": "user", "content": "x" * 996}], (0.0, {}, "acompletion")
-    )
+    called = tb.Called("a", None, (0.0, {}, "acompletion"))
+    request = tb.Request(called, {"max_tokens": 1000}, [{"role": "user", "content": "x" * 996}])
     assert 300 <= agent.need(request, DEPLOYMENT, books(agent)["tokens"]) <= 310
 
 

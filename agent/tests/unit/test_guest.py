@@ -8,7 +8,7 @@ from support.fake_operator import limit, policy
 
 def test_an_infinite_max_tokens_is_a_large_one(tb):
     data = json.loads('{"max_tokens": 1e400, "messages": []}')
-    assert tb.Request("c", data, []).output == tb.LIFTED
+    assert tb.Request(tb.Called("c"), data, []).output == tb.LIFTED
 
 
 def test_what_is_wrong_in_the_policy_file_hides_no_other_policy(tb, clock, tmp_path):
