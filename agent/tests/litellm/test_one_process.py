@@ -1,6 +1,7 @@
 """One LiteLLM process with the agent: every kind of call, refusals, failures, changes while it runs, its
 end."""
 
+import concurrent.futures
 import time
 
 import pytest
@@ -16,6 +17,7 @@ LIMITS = [
     limit(name="counted", budget=None, requests=3, modelName="counted"),
     limit(name="later", budget=5000, safe=5000, modelName="later"),
     limit(name="twice", budget=1200, safe=1200, litellmModel="openai/twice-a"),
+    limit(name="named", budget=5000, safe=5000, litellmModel="openai/named"),
 ]
 POLICY = policy(LIMITS, beatMs=1000)
 
@@ -34,8 +36,9 @@ def proxy(rig):
             deployment(base, "twice", model="openai/twice-a", tpm=1200, id="twice-a"),
             deployment(base, "twice", model="openai/twice-b", tpm=None, id="twice-b"),
             deployment("http://127.0.0.1:1/v1", "nobody", model="openai/gpt", tpm=None),
+            deployment(base, "named", tpm=None, id="by-its-id"),
         ],
-        fallbacks=[{"counted": ["spare"]}],
+        fallbacks=[{"counted": ["spare"]}, {"nobody": ["by-its-id"]}],
         optional_pre_call_checks=["enforce_model_rate_limits"],
         **rig.litellm_redis,
     )
@@ -170,6 +173,34 @@ def test_a_deployment_without_room_leaves_the_work_to_another(rig, proxy):
     assert [proxy.chat(500, "twice")[0] for _ in range(8)] == [200] * 8
     models = [a["model"] for a in rig.provider.arrivals()[-8:]]
     assert 1 <= models.count("twice-a") <= 2
+
+
+def test_a_fallback_that_names_a_deployment_settles(rig, proxy):
+    """LiteLLM asks no filter then: the reservation is of the request all the same."""
+    assert proxy.chat(2000, "nobody")[0] == 200
+    used = rig.provider.arrivals()[-1]["tokens"]
+    until(lambda: row(rig, "named")["spent"] == used, 5)
+
+
+def test_requests_of_one_call_id_end_their_own_charges(rig, proxy):
+    """A client may choose it: here one request is refused by the provider while the other is answered."""
+    time.sleep(1.2)
+    before, seen = row(rig)["spent"], len(rig.provider.arrivals())
+    chosen = {"x-litellm-call-id": "mine"}
+    slow = {"model": "gpt", "max_tokens": 3000, "messages": [{"role": "user", "content": "inject:slow"}]}
+    quick = {**slow, "max_tokens": 100, "messages": [{"role": "user", "content": "inject:429"}]}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        answer = pool.submit(proxy.post, "/v1/chat/completions", slow, headers=chosen)
+        until(lambda: row(rig)["spent"] > before + 3000, 1.8)
+        refused = proxy.post("/v1/chat/completions", {**quick, "num_retries": 0}, headers=chosen)
+        assert refused[0] == 429
+        assert not answer.done()
+        assert row(rig)["spent"] > before + 3000, "the other one still holds what it reserved"
+        status, headers, text = answer.result()
+    assert status == 200, text
+    assert headers["x-litellm-call-id"] == "mine", "and nobody renames it"
+    (used,) = [a["tokens"] for a in rig.provider.arrivals()[seen:] if a["status"] == 200]
+    until(lambda: row(rig)["spent"] - before == used, 5)
 
 
 def test_a_429_of_the_provider_gives_the_tokens_back(rig, proxy):

@@ -122,12 +122,12 @@ class Proxy:
     def text(self):
         return (self.directory / "log").read_text()
 
-    def post(self, path, body, timeout=60):
+    def post(self, path, body, timeout=60, headers=None):
         """(status, headers, body)"""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
             json.dumps(body).encode(),
-            {"content-type": "application/json", "authorization": "Bearer " + KEY},
+            {"content-type": "application/json", "authorization": "Bearer " + KEY, **(headers or {})},
         )
         try:
             with urllib.request.urlopen(request, timeout=timeout) as r:
