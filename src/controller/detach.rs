@@ -104,19 +104,20 @@ async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> R
     Ok(())
 }
 
-/// Takes the agent out of Deployments that the spec named until lately. One that was taken out of the spec while no operator
-/// ran keeps it.
+/// Takes the agent out of Deployments that the spec named until lately; in an operator's first pass, of those in the namespace
+/// that nobody names any more: they were taken out of a spec while no operator ran.
 ///
 /// # Errors
 /// When the API server refuses or does not answer.
 pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(), Error> {
-    for former in &memory.targets {
+    let formers = memory.targets.take().unwrap_or_else(|| world.strays(&tb.namespace().unwrap_or_default()));
+    for former in &formers {
         let is_named = tb.spec.target_refs.iter().any(|target| target.name == former.name);
         if !is_named && !another_names(tb, world, &former.name) {
             release(tb, ctx, world, former).await?;
         }
     }
-    memory.targets.clone_from(&tb.spec.target_refs);
+    memory.targets = Some(tb.spec.target_refs.clone());
     Ok(())
 }
 

@@ -42,8 +42,8 @@ pub struct Memory {
     pub complete: BTreeSet<String>,
     /// Since when every live process has enforced.
     pub whole_since: Option<Timestamp>,
-    /// The Deployments that the spec named in the last pass.
-    pub targets: Vec<TargetRef>,
+    /// The Deployments that the spec named in the last pass, if this operator has made one.
+    pub targets: Option<Vec<TargetRef>>,
     /// What was done to each Deployment.
     pub attached: BTreeMap<String, AttachMemory>,
     /// When the figures of the status were written last.

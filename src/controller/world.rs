@@ -15,8 +15,8 @@ use serde::de::DeserializeOwned;
 
 use super::evidence::Evidence;
 use super::index::Index;
-use crate::api::TokenBudget;
-use crate::litellm::{ATTACHED_LABEL, ATTACHED_VALUE};
+use crate::api::{TargetRef, TokenBudget};
+use crate::litellm::{ATTACHED_LABEL, ATTACHED_VALUE, attached_container};
 
 /// A stream of changed objects, for the controller's triggers.
 pub type Changes<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -139,6 +139,18 @@ impl World {
     #[must_use]
     pub fn deployment(&self, namespace: &str, name: &str) -> Option<Arc<Deployment>> {
         self.deployments.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// The Deployments that carry what the operator put in, and that no TokenBudget names.
+    #[must_use]
+    pub fn strays(&self, namespace: &str) -> Vec<TargetRef> {
+        let stray = |deployment: &Arc<Deployment>| {
+            let name = deployment.name_any();
+            let is_here = deployment.namespace().as_deref() == Some(namespace);
+            let container = is_here.then(|| attached_container(deployment)).flatten()?;
+            self.budgets_of(namespace, &name).is_empty().then_some(TargetRef { name, container: Some(container) })
+        };
+        self.deployments.state().iter().filter_map(stray).collect()
     }
 
     /// `maxReplicas` of the autoscaler that scales this Deployment, if there is one (the largest, if there are several).

@@ -94,6 +94,15 @@ pub fn is_attached(deployment: &Deployment) -> bool {
     template.is_some_and(|template| carries_agent(template.metadata.as_ref(), template.spec.as_ref()))
 }
 
+/// The container that the operator put the agent into; none where the agent is a user's.
+#[must_use]
+pub fn attached_container(deployment: &Deployment) -> Option<String> {
+    owned(deployment).into_iter().find_map(|entry| match entry {
+        Entry::Mount { container, .. } if is_attached(deployment) => Some(container),
+        _ => None,
+    })
+}
+
 /// Whether the pod was made with the agent. It reads the label and the containers' mounts; strip neither before.
 #[must_use]
 pub fn is_attached_pod(pod: &Pod) -> bool {

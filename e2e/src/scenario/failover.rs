@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+use super::checks::{apply_text, delete_within, manifest, untouched};
+use super::fleet::{Fleet, until};
 use super::operator::{holder, pod_of, process_of};
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 
@@ -12,6 +14,8 @@ const TOLD: Duration = Duration::from_secs(5);
 
 /// One that is killed cannot: the lease of 15 s has to end, and the other looks every 2 s.
 const KILLED: Duration = Duration::from_secs(20);
+
+const SOON: Duration = Duration::from_secs(20);
 
 /// Runs it, and leaves one replica.
 ///
@@ -30,7 +34,26 @@ pub async fn run(rig: &Rig) -> Result<()> {
     kill(&process_of(pod_of(&second))?)?;
     until_another(rig, &second, KILLED).await?;
     println!("check: a leader that is killed is followed after {:.1} s", started.elapsed().as_secs_f32());
-    scale(rig, 1)
+    while_nobody_leads(rig).await
+}
+
+/// A Deployment is taken out of the spec while there is no operator: the next one takes the agent out. Leaves one replica.
+async fn while_nobody_leads(rig: &Rig) -> Result<()> {
+    let fleet = Fleet::of(rig);
+    let spec = "targetRefs: [{name: plain}]\n  limits: [{name: a, models: [{modelName: gpt-4o}], tokensPerMinute: 600}]";
+    let (accepted, answer) = apply_text(rig, &manifest("left", spec))?;
+    ensure!(accepted, "{answer}");
+    until("plain has the agent", SOON, || Ok(untouched(&fleet, "plain").is_err())).await?;
+    scale(rig, 0)?;
+    let other = r#"{"spec": {"targetRefs": [{"name": "pair", "container": "one"}]}}"#;
+    rig.kubectl(&["-n", "llm", "patch", "tb", "left", "--type=merge", "-p", other])?;
+    scale(rig, 1)?;
+    let took = until("the agent is out", SOON, || Ok(untouched(&fleet, "plain").is_ok())).await?;
+    println!(
+        "check: a Deployment that left targetRefs while no operator ran is without the agent {:.1} s after the next is ready",
+        took.as_secs_f32()
+    );
+    delete_within(rig, "left", Duration::from_secs(30))
 }
 
 fn scale(rig: &Rig, replicas: u32) -> Result<()> {
