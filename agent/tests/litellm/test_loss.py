@@ -149,10 +149,6 @@ class Outage:
         ]
 
 
-def tokens(arrivals):
-    return sum(a["tokens"] for a in arrivals)
-
-
 def say(text):
     print(text)  # noqa: T201
 
@@ -218,15 +214,17 @@ def test_safe_share_is_said(outage):
 
 
 def test_use_in_the_steady_minutes_of_each_phase(outage):
-    """Before the loss, without the ledger and the new process, while the ledger learns, after."""
+    """Before the loss, without the ledger and the new process, while the ledger learns, after. Tokens come
+    back in bursts a little more than 60 s apart, so one given minute may miss the edge of one: the fullest
+    60 s of the last 75 count."""
     free = outage.started + LEASE + HOLD
-    phases = {  # the last minute of each, and what is to be used at least
+    phases = {  # the end of each, and what is to be used at least
         "before": (outage.lost, 0.95 * BUDGET),
         "without the ledger": (free, 0.9 * 3 * SAFE),
         "while it learns": (outage.found + LEASE + HOLD - 5, 0.9 * BUDGET),
         "after": (outage.ended - 2, 0.95 * BUDGET),
     }
-    used = {name: tokens(outage.between("safe", end - 60, end)) for name, (end, _) in phases.items()}
+    used = {name: worst_minute(outage.between("safe", end - 75, end)) for name, (end, _) in phases.items()}
     say(f"SafeShare: tokens in 60 s {used}")
     assert {name: used[name] >= least for name, (_, least) in phases.items()} == dict.fromkeys(phases, True)
 
