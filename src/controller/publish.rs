@@ -1,5 +1,6 @@
 //! Writes the status when it changed, and an event for each transition.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -105,17 +106,35 @@ fn transitions(old: &TokenBudgetStatus, new: &TokenBudgetStatus) -> Vec<Event> {
             let note = format!("limit {}: {} -> {} {} a minute", row.name, before.budget, row.budget, row.unit);
             events.push(event(EventType::Normal, "BudgetCut", "Plan", &note));
         }
-        if let Some(before) = before.filter(|b| b.members != row.members && b.members > 0 && row.members > 0) {
-            let note = format!("limit {}: {} processes share it now, {} before", row.name, row.members, before.members);
-            events.push(event(EventType::Normal, "Rebalanced", "Plan", &note));
-        }
         // WithinBudget comes and goes with the load, and is no event; this stays for minutes.
         if let Some(outside) = row.outside.as_ref().filter(|_| before.is_none_or(|b| b.outside.is_none())) {
             let note = format!("limit {}: others spend {} tokens a minute of the same quota", row.name, outside.tokens);
             events.push(event(EventType::Warning, Reason::TrafficOutside.as_str(), "Plan", &note));
         }
     }
+    events.extend(rebalanced(old, new));
     events
+}
+
+/// One event for all limits whose fleet grew or shrank alike: with many limits each scaling would be told as often.
+fn rebalanced(old: &TokenBudgetStatus, new: &TokenBudgetStatus) -> Vec<Event> {
+    let mut changes: BTreeMap<(i64, i64), BTreeSet<&str>> = BTreeMap::new();
+    for row in &new.limits {
+        let before = old.limits.iter().find(|o| o.name == row.name && o.unit == row.unit);
+        if let Some(before) = before.filter(|b| b.members != row.members && b.members > 0 && row.members > 0) {
+            changes.entry((before.members, row.members)).or_default().insert(&row.name);
+        }
+    }
+    let told = |((before, now), limits): ((i64, i64), BTreeSet<&str>)| {
+        let first = limits.first().copied().unwrap_or_default();
+        let others = match limits.len() {
+            1 => String::new(),
+            more => format!(" (and {} more limits)", more - 1),
+        };
+        let note = format!("limit {first}{others}: {now} processes share it now, {before} before");
+        event(EventType::Normal, "Rebalanced", "Plan", &note)
+    };
+    changes.into_iter().map(told).collect()
 }
 
 fn same(old: Option<&Condition>, new: &Condition) -> bool {
@@ -212,5 +231,17 @@ mod tests {
             reasons(&first, &status(1, 5, 3, "AttachContested")),
             ["AttachContested", "BudgetCut", "Rebalanced"]
         );
+    }
+
+    #[test]
+    fn one_event_tells_of_a_scaling_whatever_the_number_of_limits() {
+        let with = |members| {
+            let mut status = status(1, 10, members, "NoPods");
+            status.limits =
+                ["a", "b", "c"].map(|name| LimitStatus { name: name.into(), ..status.limits[0].clone() }).into();
+            status
+        };
+        let notes: Vec<_> = transitions(&with(2), &with(5)).into_iter().filter_map(|event| event.note).collect();
+        assert_eq!(notes, ["limit a (and 2 more limits): 5 processes share it now, 2 before"]);
     }
 }

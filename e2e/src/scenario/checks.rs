@@ -12,7 +12,9 @@ use super::fleet::{Fleet, conditions, text};
 use super::operator::{Passes, restarts};
 use super::outsider::Outsider;
 use super::rig::Rig;
-use super::{admission, audit, failover, killed, knobs, logs, manners, releases, rights, schema, shapes, uninstall};
+use super::{
+    admission, audit, exposition, failover, killed, knobs, logs, manners, releases, rights, schema, shapes, uninstall,
+};
 use crate::load::LoadSpec;
 
 /// What only a condition can say: a name, a spec, the condition's type, its reason, and words of its message.
@@ -76,6 +78,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     manners::run(rig).await?;
     knobs::run(rig).await?;
     let vanished = killed::vanish(rig, &fleet).await?;
+    exposition::run(rig)?;
     logs::run(rig).await?;
     releases::run(rig).await?;
     shapes::run(rig).await?;

@@ -40,8 +40,9 @@ pub async fn run(rig: &Rig) -> Result<()> {
 /// A Deployment is taken out of the spec while there is no operator: the next one takes the agent out. Leaves one replica.
 async fn while_nobody_leads(rig: &Rig) -> Result<()> {
     let fleet = Fleet::of(rig);
-    let spec =
-        "targetRefs: [{name: plain}]\n  limits: [{name: a, models: [{modelName: gpt-4o}], tokensPerMinute: 600}]";
+    // Its ledger is in the spec: one that only the former Deployment names is lost with it, and its keys stay for a day.
+    let spec = "targetRefs: [{name: plain}]\n  redis: {urlSecretRef: {name: live-redis, key: url}}\n  \
+                limits: [{name: a, models: [{modelName: gpt-4o}], tokensPerMinute: 600}]";
     let (accepted, answer) = apply_text(rig, &manifest("left", spec))?;
     ensure!(accepted, "{answer}");
     until("plain has the agent", SOON, || Ok(untouched(&fleet, "plain").is_err())).await?;

@@ -7,6 +7,7 @@ pub mod chaos;
 pub mod checks;
 pub mod compare;
 pub mod demo;
+mod exposition;
 mod failover;
 mod figures;
 mod fleet;

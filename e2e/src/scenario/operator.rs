@@ -62,9 +62,7 @@ impl Passes {
     /// # Errors
     /// When it serves no metrics.
     pub fn so_far(rig: &Rig) -> Result<Self> {
-        let address = "jsonpath={.items[0].status.podIP}";
-        let pod = rig.kubectl(&["-n", OPERATOR_NAMESPACE, "get", "pods", "-o", address])?;
-        let text = http_get(pod.trim(), 8080, "/metrics")?;
+        let text = metrics(rig)?;
         let value = |line: &str| line.split_whitespace().nth(1)?.parse::<f64>().ok();
         let counts = text.lines().filter(|line| line.starts_with("tokenbudget_reconcile_total{"));
         let buckets = text.lines().filter_map(|line| {
@@ -87,6 +85,16 @@ impl Passes {
         let all = self.within.last()?.1;
         self.within.iter().find(|(_, count)| *count >= all * 0.99).map(|(le, _)| *le)
     }
+}
+
+/// What the operator's first pod serves.
+///
+/// # Errors
+/// When it serves no metrics.
+pub fn metrics(rig: &Rig) -> Result<String> {
+    let address = "jsonpath={.items[0].status.podIP}";
+    let pod = rig.kubectl(&["-n", OPERATOR_NAMESPACE, "get", "pods", "-o", address])?;
+    http_get(pod.trim(), 8080, "/metrics")
 }
 
 /// A GET without a client: the text after the headers.

@@ -130,6 +130,12 @@ impl Paths {
         self.cache.join(format!("metrics-server-{}/metrics-server", version("METRICS_SERVER_VERSION")))
     }
 
+    /// With the tools of the tests.
+    #[must_use]
+    pub fn python(&self) -> PathBuf {
+        self.cache.join("python-tools/bin/python")
+    }
+
     pub(super) fn litellm(&self, version: &str) -> PathBuf {
         self.cache.join(format!("litellm/{version}/bin/litellm"))
     }
