@@ -85,6 +85,10 @@ bench: prepare prepare-litellm build ## TokenBudget beside what LiteLLM has, on 
 scale: prepare build ## Fleets larger than this machine could run: 1,000 TokenBudgets, 5,000 members (25 minutes)
 	target/release/scenario scale
 
+.PHONY: footprint
+footprint: prepare build ## What the operator needs idle, beside 5,000 pods of others, with 100, 300 and 1,000 TokenBudgets (12 minutes)
+	target/release/scenario footprint
+
 .PHONY: check
 check: prepare-check ## The fast loop: format, lints, unit and property tests, Python lints; no cluster
 	cargo fmt --all --check
