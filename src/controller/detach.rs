@@ -110,7 +110,7 @@ async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> R
 /// # Errors
 /// When the API server refuses or does not answer.
 pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(), Error> {
-    let formers = memory.targets.take().unwrap_or_else(|| world.strays(&tb.namespace().unwrap_or_default()));
+    let formers = memory.targets.clone().unwrap_or_else(|| world.strays(&tb.namespace().unwrap_or_default()));
     for former in &formers {
         let is_named = tb.spec.target_refs.iter().any(|target| target.name == former.name);
         if !is_named && !another_names(tb, world, &former.name) {

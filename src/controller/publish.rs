@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::Error;
 use super::context::Context;
 use super::memory::Memory;
-use crate::api::{ConditionKind, FIELD_MANAGER, LimitOutside, Reason, TokenBudget, TokenBudgetStatus};
+use crate::api::{ConditionKind, FIELD_MANAGER, LimitOutside, LimitStatus, Reason, TokenBudget, TokenBudgetStatus};
 
 /// How old the figures of the status may be.
 const FIGURES: Duration = Duration::from_secs(15);
@@ -101,7 +101,7 @@ fn transitions(old: &TokenBudgetStatus, new: &TokenBudgetStatus) -> Vec<Event> {
         })
         .collect();
     for row in &new.limits {
-        let before = old.limits.iter().find(|o| o.name == row.name && o.unit == row.unit);
+        let before = row_of(old, row);
         if let Some(before) = before.filter(|b| b.budget > row.budget) {
             let note = format!("limit {}: {} -> {} {} a minute", row.name, before.budget, row.budget, row.unit);
             events.push(event(EventType::Normal, "BudgetCut", "Plan", &note));
@@ -116,12 +116,17 @@ fn transitions(old: &TokenBudgetStatus, new: &TokenBudgetStatus) -> Vec<Event> {
     events
 }
 
+/// The row of the same limit and unit in another status.
+fn row_of<'a>(status: &'a TokenBudgetStatus, row: &LimitStatus) -> Option<&'a LimitStatus> {
+    status.limits.iter().find(|other| other.name == row.name && other.unit == row.unit)
+}
+
 /// One event for all limits whose fleet grew or shrank alike: with many limits each scaling would be told as often.
 fn rebalanced(old: &TokenBudgetStatus, new: &TokenBudgetStatus) -> Vec<Event> {
     let mut changes: BTreeMap<(i64, i64), BTreeSet<&str>> = BTreeMap::new();
     for row in &new.limits {
-        let before = old.limits.iter().find(|o| o.name == row.name && o.unit == row.unit);
-        if let Some(before) = before.filter(|b| b.members != row.members && b.members > 0 && row.members > 0) {
+        if let Some(before) = row_of(old, row).filter(|b| b.members != row.members && b.members > 0 && row.members > 0)
+        {
             changes.entry((before.members, row.members)).or_default().insert(&row.name);
         }
     }
@@ -169,7 +174,7 @@ fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{LimitStatus, OutsideTraffic, PodStatus, ReservedPercent};
+    use crate::api::{OutsideTraffic, PodStatus, ReservedPercent};
 
     fn status(spent: i64, budget: i64, members: i64, reason: &str) -> TokenBudgetStatus {
         let condition: Condition = serde_json::from_value(json!({

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use super::evidence::Evidence;
 use super::index::Index;
 use crate::api::{TargetRef, TokenBudget};
-use crate::litellm::{ATTACHED_LABEL, ATTACHED_VALUE, attached_container};
+use crate::litellm::{ATTACHED_LABEL, ATTACHED_VALUE, attached_container, is_attached};
 
 /// A stream of changed objects, for the controller's triggers.
 pub type Changes<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -147,8 +147,10 @@ impl World {
         let stray = |deployment: &Arc<Deployment>| {
             let name = deployment.name_any();
             let is_here = deployment.namespace().as_deref() == Some(namespace);
-            let container = is_here.then(|| attached_container(deployment)).flatten()?;
-            self.budgets_of(namespace, &name).is_empty().then_some(TargetRef { name, container: Some(container) })
+            // Whose entries they are is dear to know: asked last.
+            let is_stray = is_here && is_attached(deployment) && self.budgets_of(namespace, &name).is_empty();
+            let container = is_stray.then(|| attached_container(deployment)).flatten()?;
+            Some(TargetRef { name, container: Some(container) })
         };
         self.deployments.state().iter().filter_map(stray).collect()
     }

@@ -98,7 +98,7 @@ pub fn is_attached(deployment: &Deployment) -> bool {
 #[must_use]
 pub fn attached_container(deployment: &Deployment) -> Option<String> {
     owned(deployment).into_iter().find_map(|entry| match entry {
-        Entry::Mount { container, .. } if is_attached(deployment) => Some(container),
+        Entry::Mount { container, .. } => Some(container),
         _ => None,
     })
 }
