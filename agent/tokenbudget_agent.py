@@ -46,7 +46,7 @@ from litellm.integrations.custom_logger import CustomLogger
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     MaybeNone = Any  # None only at times when nobody asks
@@ -187,14 +187,13 @@ class Ring:
 
     def advance(self, now: float) -> float:
         """Forgets what was sent long enough ago; returns how much that was."""
-        if not self.slots or self.leaves(self.slots[0]) > now:
-            return 0.0
-        gone = 0.0
-        while self.slots and self.leaves(self.slots[0]) <= now:
-            slot = self.slots.popleft()
+        slots, gone = self.slots, 0.0
+        while slots and self.leaves(slots[0]) <= now:
+            slot = slots.popleft()
             slot.gone = True
             gone += slot.amount
-        self.sent = self.sent - gone if self.slots else 0.0
+        if gone or not slots:
+            self.sent = self.sent - gone if slots else 0.0
         return gone
 
     def charge(self, amount: float) -> Charge:
@@ -756,27 +755,31 @@ def size_of(value: object) -> tuple[int, int]:
 
 
 class Recent:
-    """The last 64 values: their mean, and what 95 of 100 do not exceed. Kept in order, as each request adds
-    one."""
+    """The last 64 values: their mean, and what 95 of 100 do not exceed. Kept in order and summed up, as each
+    request adds one."""
 
     def __init__(self) -> None:
         self.values: collections.deque[float] = collections.deque()
         self.ordered: list[float] = []
+        self.sum = 0.0
 
     def __len__(self) -> int:
         return len(self.values)
 
     def add(self, value: float) -> None:
         if len(self.values) == 64:
-            del self.ordered[bisect.bisect_left(self.ordered, self.values.popleft())]
+            oldest = self.values.popleft()
+            del self.ordered[bisect.bisect_left(self.ordered, oldest)]
+            self.sum -= oldest
         self.values.append(value)
+        self.sum += value
         bisect.insort(self.ordered, value)
 
     def high(self) -> float:
         return self.ordered[int(0.95 * (len(self.ordered) - 1) + 0.5)]
 
     def mean(self) -> float:
-        return sum(self.values) / len(self.values)
+        return self.sum / len(self.values)
 
 
 class Learned:
@@ -806,7 +809,7 @@ CONTENT = ("messages", "input", "prompt")  # the first of these
 WORDS = frozenset(("tools", "functions", "system", "instructions", "response_format"))  # and all of these
 OUTPUTS = ("max_tokens", "max_completion_tokens", "max_output_tokens")  # the largest
 TIMES = frozenset(("n", "best_of"))
-ASKED = WORDS | TIMES | frozenset(OUTPUTS + CONTENT)
+ASKED = (*CONTENT, *WORDS, *OUTPUTS, *TIMES)
 NO_OUTPUT = ("embedding", "rerank", "moderation", "transcription", "speech", "image", "ocr", "search")
 
 
@@ -842,7 +845,6 @@ class Request:
         "n",
         "no_output",
         "deadline",
-        "candidates",
         "attempt",
         "parent",
         "needs",
@@ -856,19 +858,20 @@ class Request:
     n: int
     no_output: bool
     deadline: float | None
-    candidates: Collection[str]
     attempt: Attempt | None
     parent: Request | None
-    needs: dict[int, Needs]
+    needs: dict[str, Needs]  # by the ids of the deployments that it may go to
 
     def __init__(self, called: Called, data: Data, messages: object) -> None:
         self.call_id, self.called = called.call_id, called
         _, sent, call_type = called.body or (None, {}, "")
-        # What the router was given, else what the client sent: few of the names are there.
-        given = {name: sent[name] for name in ASKED if name in sent}
-        for name in ASKED:
-            if data.get(name) is not None:
-                given[name] = data[name]
+        given = {}
+        for name in ASKED:  # what the router was given, else what the client sent
+            value = data.get(name)
+            if value is None:
+                value = sent.get(name)
+            if value is not None:
+                given[name] = value
         content = messages
         for name in CONTENT:
             content = content if content is not None else given.get(name)
@@ -887,7 +890,7 @@ class Request:
                 self.chars, self.images = self.chars + chars, self.images + images
         self.no_output = has_no_output(call_type)
         self.deadline = self.attempt = self.parent = None
-        self.candidates, self.needs = (), {}
+        self.needs = {}
 
     @property
     def overhead(self) -> int:
@@ -1240,11 +1243,7 @@ class Agent:
         return min(known, max(usual, book.share // 4)) if known else usual
 
     def needs(self, request: Request, deployment: Deployment, books: list[Book]) -> Needs:
-        key = id(deployment.get("litellm_params"))
-        found = request.needs.get(key)
-        if found is None:
-            found = request.needs[key] = [(book, self.need(request, deployment, book)) for book in books]
-        return found
+        return [(book, self.need(request, deployment, book)) for book in books]
 
     def fits(self, needs: Needs, boot: float, wall: float) -> bool:
         for book, amount in needs:
@@ -2533,40 +2532,33 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         request = Request(called, kwargs, messages)
         if not again and tried is None:
             request.parent = previous  # a call inside a call (LiteLLM's compaction)
-        request.candidates = {model_id(d) for d in deployments}
-        needs = {id(d): agent.needs(request, d, books) for d, books in governed}
+        asked = [(d, agent.needs(request, d, books)) for d, books in governed]
+        request.needs = {model_id(d): needs for d, needs in asked}
         while True:
             boot, wall = agent.clock.boot(), agent.clock.wall()
             agent.tick(boot)
             with agent.lock:
-                fitting = [d for d, _ in governed if agent.fits(needs[id(d)], boot, wall)]
+                fitting = [(d, needs) for d, needs in asked if agent.fits(needs, boot, wall)]
             if fitting:
                 break
-            held = [agent.held(n, boot, wall) for n in needs.values()]
+            held = [agent.held(needs, boot, wall) for _, needs in asked]
             wanting = [n for n in held if all(amount <= book.budget for book, amount in n)]
             if not wanting or not await agent.wait_for_room(wanting, request):
                 raise agent.refusal(request.call_id, held)
-        if len(fitting) < len(governed):
-            self.ask_for(needs, governed, fitting)
+        if len(fitting) < len(asked):
+            self.ask_for([needs for d, needs in asked if all(d is not kept for kept, _ in fitting)])
         _request.set(request)
         if agent.failing("check"):  # nothing is reserved: LiteLLM enforces the share
-            return fitting
-        return [self.lifted(d, needs[id(d)], boot, wall) for d in fitting]
+            return [d for d, _ in fitting]
+        return [self.lifted(d, needs, boot, wall) for d, needs in fitting]
 
-    def ask_for(
-        self,
-        needs: dict[int, Needs],
-        governed: list[tuple[Deployment, list[Book]]],
-        fitting: list[Deployment],
-    ) -> None:
+    def ask_for(self, dropped: list[Needs]) -> None:
         """Another deployment takes this request; the ledger may still have room for the ones that were
         dropped."""
-        kept = {id(d) for d in fitting}
         with self.agent.lock:
-            for deployment, _ in governed:
-                if id(deployment) not in kept:
-                    for book, amount in needs[id(deployment)]:
-                        book.pending = max(book.pending, amount)
+            for needs in dropped:
+                for book, amount in needs:
+                    book.pending = max(book.pending, amount)
         self.agent.draw()
 
     def lifted(self, deployment: Deployment, needs: Needs, boot: float, wall: float) -> Deployment:
@@ -2586,19 +2578,21 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         request = _request.get()
         if not agent.governors or not isinstance(deployment, dict) or request is UNREAD:
             return
-        books = agent.adapter.books_of(deployment)
-        if not books:
-            return
         key = model_id(deployment)
-        while request is not None and (request.attempt is not None or key not in request.candidates):
+        while request is not None and (request.attempt is not None or key not in request.needs):
             request = request.parent
         if request is None:  # the filter was skipped: the client named the deployment, or another strategy
+            books = agent.adapter.books_of(deployment)
+            if not books:
+                return
             previous = _request.request()
             called = _unfiltered.get() or (previous.called if previous else _called.get())
             request = Request(called or agent.called({}), {}, None)
-            request.candidates = {key}
+            request.needs = {key: agent.needs(request, deployment, books)}
             _request.set(request)
-        needs = agent.needs(request, deployment, books)
+        needs = request.needs[key]
+        if not needs:
+            return
         while agent.reserve(request, deployment, needs) is None:
             held = agent.held(needs, agent.clock.boot(), agent.clock.wall())
             if any(amount > book.budget for book, amount in held) or not await agent.wait_for_room(

@@ -37,6 +37,8 @@ TURNS = 140.0  # seconds of turns, and what remains of the last four
 LEAST = 3  # fours, however slow the machine is
 IDLE = 60.0  # seconds
 STEADY = 12.0  # seconds at each rate
+RATE = 30  # requests a second, where hooks are timed
+FULL = 2000  # requests as fast as it serves them, where hooks are timed
 BEGIN, END = "<!-- costs -->", "<!-- /costs -->"
 TARGETS = {
     "hooks": "p99 at most 50 µs",
@@ -194,13 +196,14 @@ def calls(proxy, redis, rate):
     return [f"Redis calls a second at {served / passed:.0f} requests/s", "0", f"{made:.1f}", "", ""]
 
 
-def inside(proxy):
-    """Rows: the time in all hooks of a request, measured in LiteLLM."""
-    say(f"hooks, in LiteLLM, for {STEADY:.0f} s")
+def timed(proxy, load_):
+    """The µs in each hook of each request while this load runs, measured in LiteLLM."""
     times = proxy.directory / "times.json"
+    times.unlink(missing_ok=True)
+    (proxy.directory / "measuring").unlink(missing_ok=True)
     (proxy.directory / "measure").touch()
     wait((proxy.directory / "measuring").exists, "the file measuring")
-    asyncio.run(steady(proxy, 30, STEADY))
+    asyncio.run(load_)
     time.sleep(1)  # what is logged after a request
     (proxy.directory / "measure").unlink()
     wait(times.exists, times)
@@ -208,8 +211,23 @@ def inside(proxy):
     for name, one in sorted(found.items(), key=lambda item: -sum(item[1])):
         if one:
             say(f"  {name}: {percentiles(one)}, {len(one)} requests")
-    row = f"hooks of one request in LiteLLM at 30 requests/s ({len(found['all'])}): p50 / p99"
-    return [row, "-", percentiles(found["all"]), "", TARGETS["hooks"]]
+    return found["all"]
+
+
+def inside(proxy):
+    """Rows: the time in all hooks of a request, seldom and at full load, where it is CPU that requests lose."""
+    say(f"hooks, in LiteLLM, at {RATE} requests a second for {STEADY:.0f} s")
+    seldom = timed(proxy, steady(proxy, RATE, STEADY))
+    say(f"hooks, in LiteLLM, at full load, {FULL} requests")
+    before = cpu(proxy)
+    full = timed(proxy, closed(proxy, FULL))
+    part = sum(full) / 1e6 / (cpu(proxy) - before)
+    at = "hooks of one request in LiteLLM at"
+    return [
+        [f"{at} {RATE} requests/s ({len(seldom)}): p50 / p99", "-", percentiles(seldom), "", TARGETS["hooks"]],
+        [f"{at} full load ({len(full)}): p50 / p99", "-", percentiles(full), "", TARGETS["hooks"]],
+        ["the same, of all CPU that a request takes", "-", f"{100 * part:.1f} %", "", TARGETS["loss"]],
+    ]
 
 
 def alone(directory, venv):
@@ -260,7 +278,7 @@ def measure(directory):
         rows = turns(proxies)
         rows.append(idle(proxies))
         rows += [calls(proxies[0], redis, rate) for rate in (1, 60)]
-        return [inside(proxies[0]), *rows]
+        return [*inside(proxies[0]), *rows]
     finally:
         for proxy in proxies:
             proxy.stop()

@@ -416,4 +416,4 @@ def test_what_is_learned_is_of_the_last_64_values(tb):
         last = values[-64:]
         assert len(recent) == len(last)
         assert recent.high() == sorted(last)[int(0.95 * (len(last) - 1) + 0.5)]
-        assert recent.mean() == sum(last) / len(last)
+        assert recent.mean() == pytest.approx(sum(last) / len(last))
