@@ -215,7 +215,8 @@ def timed(proxy, load_):
 
 
 def inside(proxy):
-    """Rows: the time in all hooks of a request, seldom and at full load, where it is CPU that requests lose."""
+    """Rows: the time in all hooks of a request, seldom and at full load, where it is CPU that requests
+    lose."""
     say(f"hooks, in LiteLLM, at {RATE} requests a second for {STEADY:.0f} s")
     seldom = timed(proxy, steady(proxy, RATE, STEADY))
     say(f"hooks, in LiteLLM, at full load, {FULL} requests")
@@ -224,7 +225,13 @@ def inside(proxy):
     part = sum(full) / 1e6 / (cpu(proxy) - before)
     at = "hooks of one request in LiteLLM at"
     return [
-        [f"{at} {RATE} requests/s ({len(seldom)}): p50 / p99", "-", percentiles(seldom), "", TARGETS["hooks"]],
+        [
+            f"{at} {RATE} requests/s ({len(seldom)}): p50 / p99",
+            "-",
+            percentiles(seldom),
+            "",
+            TARGETS["hooks"],
+        ],
         [f"{at} full load ({len(full)}): p50 / p99", "-", percentiles(full), "", TARGETS["hooks"]],
         ["the same, of all CPU that a request takes", "-", f"{100 * part:.1f} %", "", TARGETS["loss"]],
     ]
