@@ -5,7 +5,7 @@ WORKDIR /src
 # Not rust-toolchain.toml: the image's own toolchain is the one to use.
 COPY Cargo.toml Cargo.lock ./
 COPY src src
-COPY agent/tokenbudget_agent.py agent/tokenbudget_agent.py
+COPY agent/src agent/src
 # Cargo wants what the manifests name, though none of these is built.
 COPY benches benches
 COPY e2e e2e

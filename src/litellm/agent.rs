@@ -1,4 +1,4 @@
-//! The agent: one Python file, carried by this program and put into a ConfigMap in each namespace that needs it.
+//! The agent: one Python file, made of the parts in `agent/src`, carried by this program and put into a ConfigMap in each namespace that needs it.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -23,14 +23,48 @@ pub const VERSION_ANNOTATION: &str = "tokenbudget.dev/agent-version";
 /// RollingUpdate`; members report the first 12 digits of the one that they run.
 pub const DIGEST_ANNOTATION: &str = "tokenbudget.dev/agent-digest";
 
-/// The agent, with a place for the script of its one ledger call.
-const TEMPLATE: &str = include_str!("../../agent/tokenbudget_agent.py");
+/// The agent in parts, in the order in which they are joined.
+const PARTS: [&str; 17] = [
+    include_str!("../../agent/src/constants.py"),
+    include_str!("../../agent/src/shapes.py"),
+    include_str!("../../agent/src/clock.py"),
+    include_str!("../../agent/src/ring.py"),
+    include_str!("../../agent/src/drift.py"),
+    include_str!("../../agent/src/counts.py"),
+    include_str!("../../agent/src/book.py"),
+    include_str!("../../agent/src/governor.py"),
+    include_str!("../../agent/src/estimates.py"),
+    include_str!("../../agent/src/request.py"),
+    include_str!("../../agent/src/refusal.py"),
+    include_str!("../../agent/src/agent.py"),
+    include_str!("../../agent/src/address.py"),
+    include_str!("../../agent/src/ledger.py"),
+    include_str!("../../agent/src/adapter.py"),
+    include_str!("../../agent/src/hooks.py"),
+    include_str!("../../agent/src/start.py"),
+];
+
+/// In the first part: the place for the script of the agent's one ledger call.
 const PLACE: &str = "@CALL_LUA@";
 
-/// The source of the agent, complete.
+/// The source of the agent, complete: its parts without what one imports from another, one namespace. Python's `from
+/// __future__` may only stand at the beginning.
 #[must_use]
 pub fn agent_source() -> String {
-    TEMPLATE.replacen(PLACE, call_script(), 1)
+    let [first, others @ ..] = PARTS;
+    let mut source = first.replacen(PLACE, call_script(), 1);
+    for part in others {
+        let mut imports = false;
+        for line in part.split_inclusive('\n') {
+            let begins = line.starts_with("from .") || line.starts_with("from __future__");
+            if begins || imports {
+                imports = if begins { line.ends_with("(\n") } else { line != ")\n" };
+            } else {
+                source.push_str(line);
+            }
+        }
+    }
+    source
 }
 
 /// SHA-256 of [`agent_source`], in hex.
@@ -43,7 +77,7 @@ pub fn agent_digest() -> &'static str {
 /// The version that the agent reports.
 #[must_use]
 pub fn agent_version() -> &'static str {
-    let line = TEMPLATE.lines().find_map(|line| line.strip_prefix("AGENT_VERSION"));
+    let line = PARTS[0].lines().find_map(|line| line.strip_prefix("AGENT_VERSION"));
     line.and_then(|rest| rest.split(['"', '\'']).nth(1)).unwrap_or("unknown")
 }
 
@@ -73,10 +107,35 @@ mod tests {
 
     #[test]
     fn the_script_is_in_its_place() {
-        assert_eq!(TEMPLATE.matches(PLACE).count(), 1, "the agent has one place for the script");
+        assert_eq!(PARTS.concat().matches(PLACE).count(), 1, "the agent has one place for the script");
         let source = agent_source();
         assert!(source.contains(call_script()) && !source.contains(PLACE));
         assert!(!call_script().contains("\"\"\"") && !call_script().contains("'''"), "it stands in a Python string");
+    }
+
+    #[test]
+    fn every_part_is_joined() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("agent/src");
+        let files = std::fs::read_dir(root).unwrap().map(|file| file.unwrap().path());
+        let parts = files.filter(|file| file.extension().is_some_and(|ending| ending == "py"));
+        assert_eq!(parts.count(), PARTS.len() + 1, "each but __init__.py is named in PARTS");
+    }
+
+    /// The agent's own tests have it from `agent/tests/support/rendering.py`.
+    #[test]
+    fn its_tests_run_the_same_text() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/agent/tests/support");
+        let print = "import sys, rendering; sys.stdout.write(rendering.rendered())";
+        let python = std::process::Command::new("python3").args(["-c", print]).current_dir(folder).output().unwrap();
+        assert_eq!(String::from_utf8(python.stderr).unwrap(), "");
+        let theirs = String::from_utf8(python.stdout).unwrap();
+        let other = agent_source()
+            .lines()
+            .zip(theirs.lines())
+            .find(|(ours, theirs)| ours != theirs)
+            .map(|(ours, _)| ours.to_owned());
+        assert_eq!(other, None, "rendering.py joins another text");
+        assert_eq!(agent_source().len(), theirs.len());
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! One LiteLLM process: its books, its requests, its calls. It knows its own clocks only. The model of `Agent` and `Ledger`
-//! in `agent/tokenbudget_agent.py`.
+//! in `agent/src`.
 
 use std::collections::{HashMap, VecDeque};
 

@@ -1,23 +1,28 @@
-"""The agent file as the operator ships it: with the ledger's script (common.lua, then call.lua) put in."""
+"""The agent file as the operator ships it: the parts in agent/src, joined, with the ledger's script put
+in (common.lua, then call.lua). A test of src/litellm/agent.rs holds it to that text."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
-AGENT = Path(__file__).resolve().parents[2] / "tokenbudget_agent.py"
-SCRIPTS = Path(__file__).resolve().parents[3] / "src" / "ledger" / "scripts"
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPTS = ROOT / "src" / "ledger" / "scripts"
+ORDER = re.compile(r'include_str!\("\.\./\.\./(agent/src/\w+\.py)"\)')
+BETWEEN = re.compile(r"^from (\.|__future__)[^(\n]*(\([^)]*\))?\n", re.MULTILINE)
 
 
 def call_script() -> str:
     """The text that Redis runs."""
-    return "\n".join((SCRIPTS / name).read_text() for name in ("common.lua", "call.lua"))
+    return "".join((SCRIPTS / name).read_text() for name in ("common.lua", "call.lua"))
 
 
 def rendered() -> str:
     """The file's text with the script in place of its marker."""
-    text = AGENT.read_text()
-    assert text.count("@CALL_LUA@") == 1, "the agent file must carry the marker exactly once"
-    return text.replace("@CALL_LUA@", call_script())
+    order = ORDER.findall((ROOT / "src" / "litellm" / "agent.rs").read_text())
+    first, *others = [(ROOT / part).read_text() for part in order]
+    assert first.count("@CALL_LUA@") == 1, "the first part must carry the marker exactly once"
+    return first.replace("@CALL_LUA@", call_script()) + "".join(BETWEEN.sub("", part) for part in others)
 
 
 def write(directory: Path) -> Path:

@@ -1,4 +1,4 @@
-//! One limit in one unit, as a process keeps it: the model of `Book` in `agent/tokenbudget_agent.py`, operation by operation.
+//! One limit in one unit, as a process keeps it: the model of `Book` in `agent/src/book.py`, operation by operation.
 
 use super::denied::Denied;
 use super::ring::{Ring, WINDOW};

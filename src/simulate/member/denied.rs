@@ -1,5 +1,5 @@
 //! What a process refused in the last 60 s, each request once however often it was tried: the model of `Denied` in
-//! `agent/tokenbudget_agent.py`.
+//! `agent/src/counts.py`.
 
 use std::collections::{HashMap, VecDeque};
 

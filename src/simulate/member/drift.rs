@@ -1,4 +1,4 @@
-//! How much faster than the ledger's clock this process's clock runs: the model of `Drift` in `agent/tokenbudget_agent.py`.
+//! How much faster than the ledger's clock this process's clock runs: the model of `Drift` in `agent/src/drift.py`.
 //! A fast clock forgets charges too early, so the guard grows by what it may gain in a window.
 
 use super::ring::WINDOW;

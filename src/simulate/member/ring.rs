@@ -1,4 +1,4 @@
-//! What a process charged in the last 60 s: the model of `Ring` in `agent/tokenbudget_agent.py`, operation by operation, so
+//! What a process charged in the last 60 s: the model of `Ring` in `agent/src/ring.py`, operation by operation, so
 //! that both come to the same floating-point numbers (`agent/tests/vectors.json`).
 
 use std::collections::VecDeque;

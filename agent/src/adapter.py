@@ -1,0 +1,425 @@
+"""The one place that touches LiteLLM's private attributes."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import functools
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from .agent import Agent
+from .book import Book
+from .constants import log
+from .governor import Governor
+from .hooks import Hooks
+from .refusal import QuietRefusals
+from .request import model_id
+from .shapes import Data, Deployment, Row
+from .start import leave
+
+FILTERED = (  # strategies under which Router asks async_filter_deployments
+    "simple-shuffle",
+    "least-busy",
+    "latency-based-routing",
+    "cost-based-routing",
+    "usage-based-routing-v2",
+)
+
+
+class Adapter:
+    """All that touches LiteLLM beyond the hooks of CustomLogger. Each attribute that is missing is a problem
+    by name."""
+
+    router: Any
+    missing: dict[str, str]
+    seen: dict[str, Row]
+    matched: dict[str, list[Book]]
+    named: dict[tuple[str, str], set[str]]
+    # What LiteLLM's configuration declares, and the TokenBudgets that name it in an explicit limit.
+    declared_rows: list[tuple[dict[str, Any], set[str]]] | None
+    identities: dict[str, str]
+    caches: list[tuple[Any, str, Any]]
+
+    def __init__(self, agent: Agent, handler: Hooks) -> None:
+        self.agent, self.handler = agent, handler
+        self.router, self.missing = None, {}
+        self.seen = {}  # model id -> [deployment dict, original {tpm, rpm}, last written {tpm, rpm}]
+        self.matched = {}  # model id -> [books]
+        self.named = {}  # uid and limit -> "<model id>:<litellm model>", as LiteLLM's own counters are named
+        self.declared_rows, self.identities = None, {}
+        self.caches = []  # (object, attribute, original)
+        self.dirty = True
+        self.quiet = QuietRefusals()
+
+    def problems(self) -> list[str]:
+        return list(self.missing.values())
+
+    def problem(self, name: str, text: str | None) -> None:
+        if text is None:
+            self.missing.pop(name, None)
+        else:
+            if name not in self.missing:
+                log.error("tokenbudget: %s", text)
+            self.missing[name] = text
+
+    def changed(self) -> None:
+        self.dirty = True
+        self.agent.rouse()
+
+    def declared(self, governor: Governor) -> list[dict[str, Any]] | None:
+        """What this TokenBudget may derive limits from: not what an explicit limit of another one names. What
+        its own names counts: those may go."""
+        if self.declared_rows is None:
+            return None
+        return [row for row, named in self.declared_rows if not named - {governor.uid}]
+
+    # -- registration
+
+    def register(self) -> None:
+        import litellm
+
+        manager = getattr(litellm, "logging_callback_manager", None)
+        callbacks = getattr(litellm, "callbacks", None)
+        if callbacks is None or manager is None:
+            return self.problem(
+                "callbacks", "litellm.callbacks or logging_callback_manager is missing: not enforcing"
+            )
+        if self.handler not in callbacks:
+            manager.add_litellm_callback(self.handler)
+        for name, add in (
+            ("input_callback", "add_litellm_input_callback"),
+            ("_async_success_callback", "add_litellm_async_success_callback"),
+            ("_async_failure_callback", "add_litellm_async_failure_callback"),
+        ):
+            if self.handler not in getattr(litellm, name, ()) and hasattr(manager, add):
+                getattr(manager, add)(self.handler)
+        kept = self.handler in litellm.callbacks
+        self.problem("callbacks", None if kept else "LiteLLM drops the agent's callback: not enforcing")
+
+    def wrap_shutdown(self, server: Any) -> None:
+        """uvicorn raises the signal again after its shutdown, so atexit does not run: the proxy's own
+        shutdown event,
+        which comes when no request is running any more, is where the agent leaves."""
+        event = getattr(server, "proxy_shutdown_event", None)
+        if event is None:
+            return self.problem(
+                "shutdown",
+                "litellm.proxy.proxy_server.proxy_shutdown_event is missing: "
+                "grants of ended processes come back late",
+            )
+        self.problem("shutdown", None)
+        if getattr(event, "tokenbudget", False):
+            return None
+
+        @functools.wraps(event)
+        async def leave_first(*args: Any, **kwargs: Any) -> Any:
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, leave)
+            except Exception as error:
+                self.agent.fault("leave", error)
+            return await event(*args, **kwargs)
+
+        leave_first.tokenbudget = True  # type: ignore[attr-defined]
+        server.proxy_shutdown_event = leave_first
+
+    def quieten(self, wanted: bool) -> None:
+        for name in ("LiteLLM Router", "LiteLLM Proxy"):
+            logger = logging.getLogger(name)
+            if wanted:
+                logger.addFilter(self.quiet)  # twice is once
+            else:
+                logger.removeFilter(self.quiet)
+
+    # -- the router
+
+    def refresh(self) -> None:
+        """Runs in the event loop, each second and after changes: LiteLLM's lists are not touched from
+        elsewhere."""
+        self.register()
+        server = sys.modules.get("litellm.proxy.proxy_server")
+        if server is None:
+            return None
+        self.wrap_shutdown(server)
+        if not hasattr(server, "llm_router"):
+            return self.problem("router", "litellm.proxy.proxy_server.llm_router is missing: not enforcing")
+        router = server.llm_router
+        self.problem("router", None)
+        if router is None:
+            return None
+        models = getattr(router, "model_list", None)
+        if not isinstance(models, list):
+            return self.problem("model_list", "Router.model_list is not a list: not enforcing")
+        self.problem("model_list", None)
+        if router is not self.router:
+            self.restore_caches()
+            self.router = router
+        self.dirty = False
+        self.quieten(bool(self.agent.governors))
+        strategy = self.strategy()
+        unasked = (
+            None
+            if strategy in FILTERED
+            else (
+                "routing_strategy %s does not ask who has room: a full deployment is refused, not passed over"
+                % strategy
+            )
+        )
+        self.problem("strategy", unasked)
+        self.identify(models)
+        boot, wall = self.agent.clock.boot(), self.agent.clock.wall()
+        rows: list[tuple[dict[str, Any], set[str]]]
+        present: set[str]
+        rows, all_governed, present = [], True, set()
+        named: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+        for deployment in models:
+            key = model_id(deployment)
+            present.add(key)
+            row = self.originals(key, deployment)
+            books, named_by = self.match(deployment)
+            self.matched[key] = books
+            for book in books:
+                model = (deployment.get("litellm_params") or {}).get("model")
+                named[book.governor.uid, book.limit].add(f"{key}:{model}")
+            limits = self.limits_of(deployment, row[1])
+            if any(v is not None for v in limits.values()):
+                rows.append((self.declared_row(deployment, limits), named_by))
+            enforced = [b for b in books if b.governor.acting(boot, wall) == "enforce"]
+            self.write(deployment, row, enforced)
+            if not enforced and any(v is not None for v in limits.values()):
+                all_governed = False
+        for known in (self.seen, self.matched):  # matched also has what was gone before a refresh saw it
+            for key in [key for key in known if key not in present]:
+                del known[key]
+        self.declared_rows, self.named = rows, dict(named)
+        if all_governed and any(self.matched.values()):
+            self.localize_caches(router)
+        else:
+            self.restore_caches()
+
+    def originals(self, key: str, deployment: Deployment) -> Row:
+        row = self.seen.get(key)
+        if row is None or row[0] is not deployment:
+            values = {}
+            for name in ("tpm", "rpm"):
+                value = deployment.get(name)
+                if row is not None and value is not None and value == row[2].get(name):
+                    value = row[1][name]  # a copy of an entry that we had rewritten
+                values[name] = value
+            row = self.seen[key] = [deployment, values, row[2] if row else {}]
+        return row
+
+    def limits_of(self, deployment: Deployment, original: dict[str, Any]) -> dict[str, int | None]:
+        params, info = deployment.get("litellm_params") or {}, deployment.get("model_info") or {}
+        out: dict[str, int | None] = {}
+        for name in ("tpm", "rpm"):
+            values = [original[name], params.get(name), info.get(name)]
+            out[name] = next((int(v) for v in values if v is not None), None)
+        return out
+
+    def write(self, deployment: Deployment, row: Row, books: list[Book]) -> None:
+        """max(share, grant) at the top level of the live entry, and nowhere else."""
+        for name, unit in (("tpm", "tokens"), ("rpm", "requests")):
+            values = [max(book.share, book.grant, 1) for book in books if book.unit == unit]
+            if values:
+                deployment[name] = row[2][name] = int(min(values))
+            elif name in row[2]:
+                del row[2][name]
+                if row[1][name] is None:
+                    deployment.pop(name, None)
+                else:
+                    deployment[name] = row[1][name]
+
+    # -- which limits a deployment spends from
+
+    def identify(self, models: list[Deployment]) -> None:
+        """The identity of each deployment, for derived limits: declared id, else what it is and the how
+        manieth."""
+        counts: collections.Counter[str]
+        counts, self.identities = collections.Counter(), {}
+        for deployment in models:
+            declared = self.declared_id(deployment)
+            if declared is not None:
+                identity = "id=%s" % declared
+            else:
+                params = deployment.get("litellm_params") or {}
+                base = "%s|%s|%s" % (
+                    deployment.get("model_name"),
+                    params.get("model"),
+                    params.get("api_base") or "",
+                )
+                identity = "%s|%d" % (base, counts[base])
+                counts[base] += 1
+            self.identities[model_id(deployment)] = identity
+
+    def declared_id(self, deployment: Deployment) -> str | None:
+        """LiteLLM's own ids are a sha256 over all params: they change with a key or a limit."""
+        found = model_id(deployment)
+        return None if re.match(r"^[0-9a-f]{64}$", found) or found == "None" else found
+
+    def declared_row(self, deployment: Deployment, limits: dict[str, int | None]) -> dict[str, Any]:
+        params = deployment.get("litellm_params") or {}
+        return {
+            "identity": self.identities[model_id(deployment)],
+            "modelName": deployment.get("model_name"),
+            "litellmModel": params.get("model"),
+            "apiBase": params.get("api_base"),
+            "id": self.declared_id(deployment),
+            "tokensPerMinute": limits["tpm"],
+            "requestsPerMinute": limits["rpm"],
+        }
+
+    def match(self, deployment: Deployment) -> tuple[list[Book], set[str]]:
+        """(books, the TokenBudgets of which an explicit limit matched). Explicit limits beat derived ones."""
+        params = deployment.get("litellm_params") or {}
+        have: dict[str, Any] = {
+            "modelName": deployment.get("model_name"),
+            "id": model_id(deployment),
+            "litellmModel": params.get("model"),
+            "apiBase": params.get("api_base"),
+        }
+        identity = self.identities.get(have["id"])
+        explicit: list[Book]
+        derived: list[Book]
+        named_by: set[str]
+        explicit, derived, named_by = [], [], set()
+        for governor in list(self.agent.governors.values()):
+            for limit in governor.limits:
+                books = [
+                    governor.books[key]
+                    for key in ((limit["name"], "tokens"), (limit["name"], "requests"))
+                    if key in governor.books
+                ]
+                if limit.get("derived") is not None:
+                    if limit["derived"] == identity:
+                        derived += books
+                elif any(
+                    selector and all(have.get(k) == v for k, v in selector.items() if v is not None)
+                    for selector in limit.get("models") or []
+                ):
+                    explicit += books
+                    named_by.add(governor.uid)
+        return explicit or derived, named_by
+
+    def books_of(self, deployment: Deployment) -> list[Book]:
+        """On the request path: what the last refresh found, or found now for an entry that is new."""
+        if self.dirty and self.router is not None:
+            self.refresh()
+        key = model_id(deployment)
+        books = self.matched.get(key)
+        if books is None:
+            if key not in self.identities and self.router is not None:
+                self.identify(self.router.model_list)
+            books = self.matched[key] = self.match(deployment)[0]
+        return books
+
+    def skips_filter(self, model: str | None) -> bool:
+        """Whether LiteLLM goes to the check without asking the filter (async_get_available_deployment)."""
+        return model in self.matched or self.strategy() not in FILTERED
+
+    def strategy(self) -> str:
+        found = getattr(self.router, "routing_strategy", None) or FILTERED[0]
+        return getattr(found, "value", found)
+
+    def max_output(self, deployment: Deployment, model: str) -> int | None:
+        info = deployment.get("model_info") or {}
+        value = info.get("max_output_tokens")
+        if value is None:
+            import litellm
+
+            costs = getattr(litellm, "model_cost", {})
+            entry = costs.get(model) or costs.get(model.split("/", 1)[-1]) or {}
+            value = entry.get("max_output_tokens") or entry.get("max_tokens")
+        try:
+            return int(value) if value else None
+        except (TypeError, ValueError):
+            return None
+
+    def was_reported(self, kwargs: Data) -> bool:
+        """Whether the usage is the provider's word. Before 1.102 LiteLLM asks for the usage of a chat's
+        stream only if the client did; else it counts by a tokenizer of its own, as 1.106 does for a client
+        that left (common_request_processing.py, _bill_partial_streamed_spend_on_disconnect)."""
+        params = kwargs.get("litellm_params") or {}
+        for metadata in (params.get("metadata"), params.get("litellm_metadata"), kwargs.get("metadata")):
+            if metadata and metadata.get("client_disconnected"):
+                return False
+        if not kwargs.get("stream") or kwargs.get("call_type") not in ("acompletion", "atext_completion"):
+            return True
+        options = (kwargs.get("optional_params") or {}).get("stream_options") or {}
+        if options.get("include_usage"):
+            return True
+        import litellm
+
+        asks = (
+            litellm.get_supported_openai_params(kwargs.get("model"), kwargs.get("custom_llm_provider")) or ()
+        )
+        return "stream_options" not in asks
+
+    # -- LiteLLM's own counters
+
+    @staticmethod
+    def same_call(call: Any, data: Mapping[str, Any]) -> bool:
+        """Whether these arguments of a hook are of the call that LiteLLM made this object for: some hooks get
+        it, some its `model_call_details`."""
+        other = data.get("litellm_logging_obj")
+        return getattr(call, "model_call_details", data) is data if other is None else other is call
+
+    def counts_alone(self) -> bool:
+        """Whether the router keeps its counters in memory: nobody else can compare them."""
+        return getattr(getattr(self.router, "cache", None), "redis_cache", None) is None
+
+    def localize_caches(self, router: Any) -> None:
+        """Our share must be compared with this process's usage, not with the fleet's: memory only."""
+        try:
+            from litellm.caching.caching import DualCache
+        except ImportError:
+            return self.problem(
+                "caches", "litellm.caching.caching.DualCache is missing: shares compared with totals"
+            )
+        self.problem("caches", None)
+        handler = getattr(router, "lowesttpm_logger_v2", None)
+        checks = getattr(router, "optional_callbacks", None) or []
+        checks = [check for check in checks if type(check).__name__ == "ModelRateLimitingCheck"]
+        missing = handler is not None and not hasattr(handler, "router_cache")
+        text = "lowesttpm_logger_v2.router_cache is missing: shares compared with fleet totals"
+        self.problem("v2", text if missing else None)
+        missing = not all(hasattr(check, "dual_cache") for check in checks)
+        text = "ModelRateLimitingCheck.dual_cache is missing: shares compared with totals"
+        self.problem("check", text if missing else None)
+        targets = [(handler, "router_cache"), (handler, "dual_cache")] if handler is not None else []
+        targets += [(check, "dual_cache") for check in checks]
+        local: dict[int, Any] = {}
+        for owner, name in targets:
+            if hasattr(owner, name) and not any(o is owner and n == name for o, n, _ in self.caches):
+                fleets = getattr(owner, name)
+                self.caches.append((owner, name, fleets))
+                setattr(owner, name, local.setdefault(id(owner), own_counters(DualCache, fleets)))
+        return None
+
+    def restore_caches(self) -> None:
+        for owner, name, original in self.caches:
+            setattr(owner, name, original)
+        self.caches = []
+
+
+# The parts of a key that no share stands for: RouterCacheEnum in LiteLLM's types/router.py (1.106.2).
+FLEETS_OWN = (":itpm:", ":otpm:")
+
+
+def own_counters(dual_cache: Any, fleets: Any) -> Any:
+    """Counters of this process alone, in LiteLLM's class; what counts for `itpm` and `otpm` stays the
+    fleet's."""
+
+    class OwnCounters(dual_cache):  # type: ignore[misc]
+        def increment_cache(self, key: str, *args: Any, **kwargs: Any) -> Any:
+            owner: Any = fleets if any(part in key for part in FLEETS_OWN) else super()
+            return owner.increment_cache(key, *args, **kwargs)
+
+        async def async_increment_cache(self, key: str, *args: Any, **kwargs: Any) -> Any:
+            owner: Any = fleets if any(part in key for part in FLEETS_OWN) else super()
+            return await owner.async_increment_cache(key, *args, **kwargs)
+
+    return OwnCounters()

@@ -1,0 +1,453 @@
+"""All TokenBudgets of this process: admission over several books, reservations, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .adapter import Adapter
+from .book import Book, within_reason
+from .clock import Clock
+from .constants import (
+    ATTEMPT_BOUND,
+    BODY_BOUND,
+    MARGIN,
+    NAMED_DEPLOYMENTS,
+    STALL,
+    UNKNOWN_OUTPUT,
+    UNSENT_BOUND,
+    log,
+)
+from .counts import Outside
+from .drift import Drift
+from .estimates import OUTPUTS, UNLEARNED, Learned
+from .governor import Governor
+from .refusal import Refused, never_connected
+from .request import Attempt, Called, Request, _request, call_key, model_id, weakly
+from .shapes import Body, Data, Deployment, MaybeNone, Needs
+
+
+class Agent:
+    """Everything this process knows. `lock` guards the books: hooks run in the event loop, some in executor
+    threads,
+    answers are applied by the ledger's thread."""
+
+    env: Mapping[str, str]
+    governors: dict[str, Governor]
+    attempts: dict[str | None, list[Attempt]]  # the open ones; no key is None, but some ask for it
+    learned: dict[str, Learned]  # by LiteLLM's name of the model; only answers add one
+    bodies: dict[object, Body]
+    waiters: dict[asyncio.Future[None], Needs]
+    stamps_known: set[str]
+    faults: dict[str, tuple[float, str]]
+    logged: dict[str, float]
+    last_tick: float | None
+    resting: asyncio.Future[None] | None
+    draw: Callable[[], None]
+    adapter: Adapter | MaybeNone
+
+    def __init__(self, clock: Clock | None = None, environ: Mapping[str, str] | None = None) -> None:
+        self.clock, self.env = clock or Clock(), os.environ if environ is None else environ
+        self.lock = threading.RLock()
+        self.governors, self.attempts, self.learned = {}, {}, {}
+        self.bodies = {}  # call -> (when, what the client sent, call type), from the door to the router
+        self.waiters = {}  # future -> [(book, need)]
+        self.stamps_known = set()  # call types that were seen to pass log_pre_api_call
+        self.faults, self.logged = {}, {}
+        self.drift, self.outside = Drift(), Outside()
+        self.last_tick, self.last_sweep = None, 0.0
+        self.resting = None  # the light loop waits for this, or until there is something to look over
+        self.draw = lambda: None  # set by the ledger thread
+        self.adapter = None
+        self.watcher: asyncio.Task[None] | None = None  # kept: a loop holds its tasks weakly
+        self.reset_identity()
+
+    def reset_identity(self) -> None:
+        self.pid, self.started_ms = os.getpid(), int(self.clock.wall() * 1000)
+        self.member = "%s.%d.%s" % (
+            self.env.get("TOKENBUDGET_POD_UID") or "local",
+            self.pid,
+            uuid.uuid4().hex[:8],
+        )
+
+    # -- faults
+
+    def fault(self, where: str, error: BaseException) -> None:
+        """A fault of ours: reported for a minute, logged once a minute."""
+        now = self.clock.boot()
+        self.faults[where] = (now, "%s: %s: %s" % (where, type(error).__name__, str(error)[:200]))
+        if now - self.logged.get(where, -1e9) >= 60:
+            self.logged[where] = now
+            log.error("tokenbudget: fault in %s, the request goes LiteLLM's own way", where, exc_info=error)
+
+    def failing(self, where: str) -> bool:
+        found = self.faults.get(where)
+        return found is not None and self.clock.boot() - found[0] < 60
+
+    def problems(self) -> list[str]:
+        now = self.clock.boot()
+        found = [text for at, text in list(self.faults.values()) if now - at < 60]
+        return sorted(found + (self.adapter.problems() if self.adapter else []))
+
+    def watch_leases(self, boot: float, wall: float) -> None:
+        """A ledger that is lost is a problem by name, logged once a minute for as long as it lasts."""
+        for governor in list(self.governors.values()):
+            if not governor.lost(boot, wall):
+                continue
+            what = (
+                "onLedgerLoss is Open: LiteLLM's own limit, in every process"
+                if governor.open_on_loss
+                else "this process admits only up to its offline amount"
+            )
+            where = "lease of " + governor.name
+            self.faults[where] = (boot, "%s is over: %s" % (where, what))
+            if boot - self.logged.get(where, -1e9) >= 60:
+                self.logged[where] = boot
+                log.error("tokenbudget: the %s is over; %s", where, what)
+
+    # -- time
+
+    def tick(self, now: float, turn: bool = False) -> None:
+        """Called by the light loop (`turn`) and by every admission. A gap between two turns means that the
+        event loop stood still, also when one turn is slow as it admits so many requests."""
+        last, roused = self.last_tick, not turn and self.resting is not None and self.rouse()
+        if turn or roused or last is None:
+            self.last_tick = now
+        if last is not None and now - last > STALL:
+            with self.lock:
+                for governor in self.governors.values():
+                    for book in governor.books.values():
+                        book.ring.stall(last - MARGIN, now, turn)
+        if now - self.last_sweep > 1:
+            self.last_sweep = now
+            self.sweep(now)
+
+    def may_rest(self, now: float) -> bool:
+        """Whether no turn of the event loop needs to be measured: nothing is on its way out."""
+        with self.lock:
+            return not self.attempts and not any(
+                book.ring.may_stall(now)
+                for governor in self.governors.values()
+                for book in governor.books.values()
+            )
+
+    def rouse(self) -> bool:
+        """Ends the light loop's rest; whether it was resting."""
+        resting, self.resting = self.resting, None
+        if resting is None:
+            return False
+        finish(resting)
+        return True
+
+    def minute(self) -> int:
+        """The calendar minute, by which LiteLLM counts."""
+        return int(self.clock.wall() // 60)
+
+    def count(self, books: list[Book], tokens: int) -> None:
+        """A call on a deployment with these books has ended, whether or not anything was reserved for it.
+        LiteLLM counts it in this minute, too (Router.deployment_callback_on_success)."""
+        minute = self.minute()
+        with self.lock:
+            for governor, limit in {(book.governor, book.limit) for book in books}:
+                governor.tally(limit).counts.add(minute, tokens=tokens, requests=1)
+
+    def went_past(self, kind: str, requests: int = 0, tokens: int = 0) -> None:
+        """A call went to a provider without asking the router."""
+        with self.lock:
+            self.outside.add(kind, self.clock.boot(), requests, tokens)
+
+    def figures(self, governor: Governor, now: float) -> dict[str, Any]:
+        """The part of the report that is no state: docs/protocol.md."""
+        minute = self.minute()
+        found: dict[str, Any] = {}
+        if not self.adapter or self.adapter.declared_rows is None:
+            return found  # there is no router yet
+        named = self.adapter.named
+        with self.lock:
+            outside = self.outside.figures(now)
+            found["limits"] = [
+                {
+                    "name": limit,
+                    "deployments": sorted(named[governor.uid, limit])[:NAMED_DEPLOYMENTS],
+                    **governor.tally(limit).figures(minute),
+                }
+                for limit in sorted({limit for limit, _ in governor.books})
+                if (governor.uid, limit) in named
+            ]
+            calls = governor.calls.figures(minute)
+        if calls:
+            found["calls"] = calls
+        if outside:
+            found["outside"] = outside
+        if self.adapter.counts_alone():
+            found["private"] = True
+        return found
+
+    def at_the_door(self, data: Data, call_type: str) -> None:
+        """What a client sent, for the estimate: the router's hooks don't see all of it."""
+        key = call_key(data)
+        if key and self.governors:  # without any nobody takes it out
+            self.bodies[key] = (self.clock.boot(), data, call_type)
+
+    def called(self, data: Data, previous: Called | None = None) -> Called:
+        """Whose call `data` is, with what the client sent, which is kept no longer than this."""
+        call_id = data.get("litellm_call_id") or uuid.uuid4().hex
+        body = self.bodies.pop(call_key(data), None)
+        if body is None and previous is not None and previous.call_id == call_id:
+            body = previous.body  # another attempt of the same request
+        return Called(call_id, weakly(data.get("litellm_logging_obj")), body)
+
+    def sweep(self, now: float) -> None:
+        for key, (at, _, _) in list(self.bodies.items()):
+            if now - at > BODY_BOUND:
+                self.bodies.pop(key, None)
+        with self.lock:
+            for attempt in [a for attempts in self.attempts.values() for a in attempts]:
+                if attempt.forgotten() or now - attempt.reserved > ATTEMPT_BOUND:
+                    self.failed(attempt, None)
+                elif not attempt.stamped and now - attempt.reserved > UNSENT_BOUND:
+                    self.stamp(attempt, now)
+
+    # -- needs and admission
+
+    def need(self, request: Request, deployment: Deployment, book: Book) -> int:
+        """What this request will be charged in this book, before it runs: at most MOST_AMOUNT."""
+        if book.unit == "requests":
+            return 1
+        return within_reason(self.tokens(request, deployment, book))
+
+    def tokens(self, request: Request, deployment: Deployment, book: Book) -> int:
+        params = deployment.get("litellm_params") or {}
+        model = params.get("model") or ""
+        learned = self.learned.get(model, UNLEARNED)
+        prompt = request.overhead + request.chars * learned.ratio
+        if request.no_output:
+            return math.ceil(prompt)
+        output = request.output
+        if book.governor.reserve == "Estimate" and learned.output_mean is not None:
+            guess = math.ceil(learned.output_mean)
+            output = guess if output is None else min(output, guess)
+        elif output is None:
+            output = self.default_output(deployment, params, model, book, learned)
+        return math.ceil(prompt + output * request.n)
+
+    def default_output(
+        self, deployment: Deployment, params: dict[str, Any], model: str, book: Book, learned: Learned
+    ) -> int:
+        for name in OUTPUTS:
+            if isinstance(params.get(name), int):
+                return params[name]  # type: ignore[no-any-return]
+        known = self.adapter.max_output(deployment, model) if self.adapter else None
+        usual = learned.output_high or UNKNOWN_OUTPUT
+        return min(known, max(usual, book.share // 4)) if known else usual
+
+    def needs(self, request: Request, deployment: Deployment, books: list[Book]) -> Needs:
+        return [(book, self.need(request, deployment, book)) for book in books]
+
+    def fits(self, needs: Needs, boot: float, wall: float) -> bool:
+        for book, amount in needs:
+            if book.governor.acting(boot, wall) == "enforce" and not book.fits(amount, boot, wall):
+                return False
+        return True
+
+    def held(self, needs: Needs, boot: float, wall: float) -> Needs:
+        """Those by which a call may be refused: a TokenBudget that observes has no say."""
+        return [need for need in needs if need[0].governor.acting(boot, wall) == "enforce"]
+
+    def reserve(
+        self, request: Request, deployment: Deployment, needs: Needs, force: bool = False
+    ) -> Attempt | None:
+        """All or nothing over the books; None when it does not fit."""
+        boot, wall = self.clock.boot(), self.clock.wall()
+        self.tick(boot)
+        with self.lock:
+            if not force and not self.fits(needs, boot, wall):
+                return None
+            taken = needs
+            observed = [need for need in needs if need[0].governor.acting(boot, wall) == "observe"]
+            if observed and not all(book.fits(amount, boot, wall) for book, amount in observed):
+                # Only what would have been admitted is in the ring.
+                taken = [need for need in needs if need not in observed]
+                for book, amount in observed:
+                    book.denied.add(request.call_id, amount, boot)
+                    book.pending = max(book.pending, amount)
+                self.draw()
+            charges = []
+            for book, amount in taken:
+                charges.append((book, book.ring.charge(amount)))
+                if book.denied.by_id:
+                    book.denied.forget(request.call_id)
+            model = (deployment.get("litellm_params") or {}).get("model") or ""
+            attempt = Attempt(request, model_id(deployment), model, charges, boot)
+            self.attempts.setdefault(request.call_id, []).append(attempt)
+            request.attempt = attempt
+            return attempt
+
+    async def wait_for_room(self, needs_list: list[Needs], request: Request) -> bool:
+        """Asks the ledger and waits for an answer, or for tokens to leave the window. False when the time is
+        over."""
+        now = self.clock.boot()
+        if request.deadline is None:
+            waits = [book.governor.max_wait for needs in needs_list for book, _ in needs]
+            request.deadline = now + max(waits or [0])
+            if request.deadline > now:
+                self.waits(needs_list)
+        left = request.deadline - now
+        future = asyncio.get_running_loop().create_future()
+        with self.lock:
+            self.waiters[future] = [need for needs in needs_list for need in needs]
+        try:
+            self.draw()
+            if left <= 0:
+                return False
+            await asyncio.wait([future], timeout=min(left, 0.05))
+            return True
+        finally:
+            with self.lock:
+                asked = self.waiters.pop(future, [])
+                if left <= 0:  # the draw that it asked for is still to come
+                    for book, amount in asked:
+                        book.pending = max(book.pending, amount)
+
+    def waits(self, needs_list: list[Needs]) -> None:
+        """Counts a request that waits, for each limit that has no room for it."""
+        boot, wall, minute = self.clock.boot(), self.clock.wall(), self.minute()
+        with self.lock:
+            full = {
+                (book.governor, book.limit)
+                for needs in needs_list
+                for book, amount in needs
+                if not book.fits(amount, boot, wall)
+            }
+            for governor, limit in full:
+                governor.tally(limit).counts.add(minute, waited=1)
+
+    def wanted(self, book: Book) -> tuple[float, float]:
+        """What waiting requests and refusals need of this book: all of them, and the smallest."""
+        amounts = [n for needs in self.waiters.values() for b, n in needs if b is book]
+        if book.pending:
+            amounts.append(book.pending)
+        return sum(amounts), min(amounts, default=0)
+
+    def wake(self) -> None:
+        """An answer came, or a request ended: wakes the waiting requests that may fit now."""
+        boot, wall = self.clock.boot(), self.clock.wall()
+        with self.lock:
+            waiters = [f for f, needs in self.waiters.items() if any(b.fits(n, boot, wall) for b, n in needs)]
+        for future in waiters:
+            finish(future)
+
+    def refusal(self, call_id: str, needs_list: list[Needs], kind: type[Refused] = Refused) -> Refused:
+        """The 429, by the deployment that will have room first."""
+        boot, wall = self.clock.boot(), self.clock.wall()
+        best: tuple[int, Book, float] | MaybeNone = None
+        with self.lock:
+            for needs in needs_list:
+                worst: tuple[int, Book, float] | None = None
+                for book, amount in needs:
+                    if amount > book.budget:
+                        found = (10**6, book, amount)
+                    elif not book.fits(amount, boot, wall):
+                        found = (book.retry_after(amount, boot, wall), book, amount)
+                    else:
+                        continue
+                    worst = found if worst is None or found[0] > worst[0] else worst
+                if worst is None:  # there is room again since
+                    worst = (1, needs[0][0], needs[0][1])
+                best = worst if best is None or worst[0] < best[0] else best
+            seconds, book, amount = best
+            for one, need in needs_list[0]:
+                if seconds <= 60:  # what can never be admitted is no demand
+                    one.denied.add(call_id, need, boot)
+        who, name = book.governor.name, f"{book.governor.name}/{book.limit}"
+        if seconds > 60:
+            text = (
+                f"this request needs {amount} {book.unit} and the whole budget of limit {book.limit} is "
+                f"{book.budget} per minute: it can never be admitted. Lower max_tokens or split the request."
+            )
+            return kind(f"TokenBudget {who}: {text}", name, None)
+        text = (
+            f"limit {book.limit} ({book.budget} {book.unit} per minute for the whole fleet) has no room for "
+            f"{amount} {book.unit}. Retry after {seconds} s."
+        )
+        return kind(f"TokenBudget {who}: {text}", name, seconds)
+
+    # -- the life of an attempt
+
+    def stamp(self, attempt: Attempt, now: float) -> None:
+        with self.lock:
+            attempt.stamped = True
+            for book, charge in attempt.charges:
+                book.ring.stamp(charge, now)
+
+    def open_attempts(self, data: Mapping[str, Any], copied: bool = False) -> list[Attempt]:
+        """Of the call that these arguments of a hook are of. Copied: LiteLLM may have copied them, to leave
+        out what was said; then those with its call id, if none is known to be of it."""
+        attempts = self.attempts.get(data.get("litellm_call_id"), [])
+        return [attempt for attempt in attempts if attempt.is_of(data)] or (attempts if copied else [])
+
+    def open_attempt(
+        self, data: Mapping[str, Any], deployment: str | None = None, copied: bool = False
+    ) -> Attempt | None:
+        """The attempt that runs in this task, else the last one of this call."""
+        attempts = self.open_attempts(data, copied)
+        if deployment is not None:
+            attempts = [attempt for attempt in attempts if attempt.deployment == deployment]
+        if len(attempts) > 1:
+            request = _request.request()
+            if request is not None and request.attempt in attempts:
+                return request.attempt
+        return attempts[-1] if attempts else None
+
+    def end(
+        self, attempt: Attempt, total: float | None = None, give_back: bool = False, never_sent: bool = False
+    ) -> None:
+        """total: actual tokens, None when unknown. give_back: the provider did not count its tokens (a 429).
+        never_sent: it did not reach the provider, so it was no request either."""
+        now = self.clock.boot()
+        with self.lock:
+            if attempt.ended:
+                return
+            attempt.ended = True
+            for book, charge in attempt.charges:
+                if never_sent or (give_back and book.unit == "tokens"):
+                    book.ring.give_back(charge)
+                    continue
+                if charge.slot is None:
+                    book.ring.stamp(charge, now)  # not seen leaving: it left by now at the latest
+                if total is not None and book.unit == "tokens":
+                    if total > 0:
+                        book.governor.tally(book.limit).ratios.append(charge.amount / total)
+                    book.ring.settle(charge, total, now)
+            still = [a for a in self.attempts.get(attempt.call_id, ()) if not a.ended]
+            if still:
+                self.attempts[attempt.call_id] = still
+            else:
+                self.attempts.pop(attempt.call_id, None)
+        if self.waiters:
+            self.wake()
+
+    def failed(self, attempt: Attempt, error: BaseException | None) -> None:
+        """An attempt that left counts, unless the provider refused it or was never reached."""
+        if never_connected(error) or (
+            not attempt.stamped and self.never_left(attempt)
+        ):  # error: None if unknown
+            self.end(attempt, never_sent=True)
+        else:
+            self.end(attempt, give_back=getattr(error, "status_code", None) == 429)
+
+    def never_left(self, attempt: Attempt) -> bool:
+        return not attempt.hooked or attempt.kind in self.stamps_known
+
+
+def finish(future: asyncio.Future[None]) -> None:
+    """Ends what waits for it, from whichever thread."""
+    try:
+        future.get_loop().call_soon_threadsafe(lambda: future.done() or future.set_result(None))  # type: ignore[func-returns-value]
+    except RuntimeError:
+        pass  # its loop is closed

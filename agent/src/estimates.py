@@ -1,0 +1,102 @@
+"""How many tokens a request will take, before it runs."""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import functools
+from collections.abc import Iterable
+
+
+def size_of(value: object) -> tuple[int, int]:
+    """Characters of text, and images, in a message, a prompt, a tool definition."""
+    values: Iterable[object]
+    if isinstance(value, str):
+        return len(value), 0
+    if isinstance(value, dict):
+        kind = value.get("type")
+        if kind in ("image_url", "image", "input_image", "input_audio", "file", "document", "input_file"):
+            return 0, 1
+        values = value.values()
+    elif isinstance(value, (list, tuple)):
+        if value and isinstance(value[0], int):  # token ids
+            return 4 * len(value), 0
+        values = value
+    else:
+        return (0 if value is None else 4), 0
+    chars = images = 0
+    for item in values:
+        if isinstance(item, str):  # most are
+            chars += len(item)
+            continue
+        c, i = size_of(item)
+        chars, images = chars + c, images + i
+    return chars, images
+
+
+class Recent:
+    """The last 64 values: their mean, and what 95 of 100 do not exceed. Kept in order and summed up, as each
+    request adds one."""
+
+    def __init__(self) -> None:
+        self.values: collections.deque[float] = collections.deque()
+        self.ordered: list[float] = []
+        self.sum = 0.0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def add(self, value: float) -> None:
+        if len(self.values) == 64:
+            oldest = self.values.popleft()
+            del self.ordered[bisect.bisect_left(self.ordered, oldest)]
+            self.sum -= oldest
+        self.values.append(value)
+        self.sum += value
+        bisect.insort(self.ordered, value)
+
+    def high(self) -> float:
+        return self.ordered[int(0.95 * (len(self.ordered) - 1) + 0.5)]
+
+    def mean(self) -> float:
+        return self.sum / len(self.values)
+
+
+class Learned:
+    """What a model's answers taught: tokens per character (95th percentile), output tokens (95th percentile,
+    mean)."""
+
+    output_high: int | None
+    output_mean: float | None
+
+    def __init__(self) -> None:
+        self.ratios, self.outputs = Recent(), Recent()
+        self.ratio, self.output_high, self.output_mean = 1 / 3, None, None
+
+    def learn(self, chars: int, overhead: int, prompt: int, output: int) -> None:
+        # More than four tokens for a character: not for the text that was sent (previous_response_id, a PDF).
+        if chars >= 20 and 0 < prompt <= overhead + 4 * chars:
+            self.ratios.add(max(0.05, (prompt - overhead) / chars))
+            high = self.ratios.high()
+            self.ratio = high if len(self.ratios) >= 16 else max(1 / 3, high)
+        if output:
+            self.outputs.add(output)
+            self.output_high, self.output_mean = int(self.outputs.high()), self.outputs.mean()
+
+
+# What counts of a request's body.
+CONTENT = ("messages", "input", "prompt")  # the first of these
+WORDS = frozenset(("tools", "functions", "system", "instructions", "response_format"))  # and all of these
+OUTPUTS = ("max_tokens", "max_completion_tokens", "max_output_tokens")  # the largest
+TIMES = frozenset(("n", "best_of"))
+ASKED = (*CONTENT, *WORDS, *OUTPUTS, *TIMES)
+NO_OUTPUT = ("embedding", "rerank", "moderation", "transcription", "speech", "image", "ocr", "search")
+
+
+@functools.lru_cache(maxsize=256)
+def has_no_output(call_type: str) -> bool:
+    """Whether calls of this type answer with no tokens."""
+    return any(word in call_type for word in NO_OUTPUT)
+
+
+UNLEARNED = Learned()  # of a model that has not answered yet

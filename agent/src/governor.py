@@ -1,0 +1,104 @@
+"""One TokenBudget: its policy and its books."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .book import Book
+from .constants import BEAT_GAP, TOUCH
+from .counts import ByMinute, Tally
+from .shapes import Policy
+
+
+class Governor:
+    """One TokenBudget: its policy and its books."""
+
+    uid: str
+    policy: Policy
+    name: str
+    mode: str
+    reserve: str
+    max_wait: float
+    lease: float
+    beat: float
+    limits: list[dict[str, Any]]
+    books: dict[tuple[str, str], Book]
+    tallies: dict[str, Tally]  # by limit
+    figures: dict[str, Any]
+    last_good: float | None
+    last_report: str | None
+
+    def __init__(self, policy: Policy, now: float) -> None:
+        self.uid, self.started, self.books = policy["uid"], now, {}
+        self.tallies, self.figures = {}, {}
+        self.last_call, self.next_beat, self.last_good = -1e9, 0.0, None
+        self.last_report, self.report_at = None, -1e9
+        self.calls = ByMinute("beats", "draws")  # of the ledger
+        self.policy = {}
+        self.update(policy, now)
+
+    def update(self, policy: Policy, now: float) -> None:
+        """Takes a new policy; books that stay keep what they hold, and of new ones nothing is known before
+        now."""
+        self.policy = policy
+        self.name = policy.get("tokenBudget", self.uid)
+        self.mode = policy.get("mode", "Enforce")
+        self.reserve = policy.get("reserve", "MaxTokens")
+        self.max_wait = policy.get("maxWaitMs", 250) / 1000
+        self.lease = policy.get("leaseMs", 30000) / 1000
+        self.beat = max(0.1, policy.get("beatMs", 500) / 1000)
+        self.open_on_loss = policy.get("onLedgerLoss") == "Open"
+        self.limits = policy.get("limits") or []
+        books = {}
+        for limit in self.limits:
+            name = limit["name"]
+            for unit in ("tokens", "requests"):
+                given = limit.get(unit)
+                if not given:
+                    continue
+                key = (name, unit)
+                book = self.books.get(key)
+                if book is None:
+                    book = Book(limit["name"], unit, given["budget"], given.get("safe", 0), self.lease, now)
+                    book.governor = self
+                book.lease, book.budget, book.safe = self.lease, given["budget"], given.get("safe", 0)
+                books[key] = book
+        if all(book.boot is None for book in books.values()):
+            self.started = now
+        self.books = books
+        self.tallies = {
+            name: tally for name, tally in self.tallies.items() if any(n == name for n, _ in books)
+        }
+
+    def tally(self, limit: str) -> Tally:
+        found = self.tallies.get(limit)
+        if found is None:
+            found = self.tallies[limit] = Tally()
+        return found
+
+    def key(self, rest: str) -> str:
+        return "tokenbudget:{%s}:%s" % (self.uid, rest)
+
+    def book_keys(self) -> list[str]:
+        return [self.key("book:%s:%s" % key) for key in self.books]
+
+    def time_to_beat(self, boot: float) -> float:
+        """Under pressure what leaves the window goes back at once, if it is worth it."""
+        times = [book.give_back_at(boot) for book in self.books.values()]
+        sooner = min((at for at in times if at is not None), default=math.inf)
+        return min(self.beat, max(BEAT_GAP, sooner - boot))
+
+    def lost(self, boot: float, wall: float) -> bool:
+        """The ledger has not answered for a lease."""
+        if not self.books:
+            return False
+        if all(book.boot is None for book in self.books.values()):  # nothing was lent: no lease to wait for
+            return boot - self.started >= (min(TOUCH, self.lease) if self.open_on_loss else self.lease)
+        return any(book.lease_over(boot, wall) for book in self.books.values() if book.boot is not None)
+
+    def acting(self, boot: float, wall: float) -> str:
+        """enforce, observe, or open (nothing is refused: LiteLLM's own limit holds)."""
+        if self.mode == "Observe":
+            return "observe"
+        return "open" if self.open_on_loss and self.lost(boot, wall) else "enforce"

@@ -1,0 +1,305 @@
+"""What LiteLLM calls."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from litellm.integrations.custom_logger import CustomLogger
+
+from .agent import Agent
+from .book import within_reason
+from .constants import LATE_WAIT, LIFTED, STALE_CHECK
+from .estimates import Learned
+from .refusal import Refused, RefusedLate
+from .request import UNREAD, Request, _called, _request, _unfiltered, model_id, weakly
+from .shapes import Data, Deployment, Needs
+from .start import restart_after_fork
+
+PASSED_THROUGH = "pass_through_endpoint"
+BATCHES = ("acreate_batch", "create_batch")
+# What Router.deployment_callback_on_success leaves out.
+NOT_COUNTED = ("_aresponses_websocket", "_arealtime")
+
+
+def tokens_of_passed(kwargs: Data, logged: Mapping[str, Any]) -> int:
+    """What a provider's answer to a pass-through route says that it used; 0 if that can't be read."""
+    body = (kwargs.get("passthrough_logging_payload") or {}).get("response_body")
+    usage = body.get("usage") if isinstance(body, dict) else None
+    if not isinstance(usage, dict):
+        return int(logged.get("total_tokens") or 0)
+    parts = (usage.get("input_tokens") or 0) + (usage.get("output_tokens") or 0)
+    return int(usage.get("total_tokens") or parts)
+
+
+class Hooks(CustomLogger):  # type: ignore[misc]
+    """What LiteLLM calls, in this order for each attempt; a fault falls through to LiteLLM's own
+    behaviour."""
+
+    def __init__(self, agent: Agent) -> None:
+        super().__init__()
+        self.agent = agent
+
+    async def async_pre_call_hook(
+        self, user_api_key_dict: Any, cache: Any, data: Data, call_type: Any, **_: Any
+    ) -> None:
+        """At the proxy's door: the only hook that sees an embedding's input before the router."""
+        try:
+            self.agent.at_the_door(data, str(call_type))
+            if self.agent.adapter.skips_filter(data.get("model")):
+                _unfiltered.set(self.agent.called(data))
+        except Exception as error:
+            self.agent.fault("pre-call hook", error)
+
+    async def async_filter_deployments(
+        self,
+        model: str,
+        healthy_deployments: list[Deployment],
+        messages: Any,
+        request_kwargs: Data | None = None,
+        parent_otel_span: Any = None,
+        **_: Any,
+    ) -> list[Deployment]:
+        try:
+            return await self.filter(healthy_deployments, messages, request_kwargs or {})
+        except Refused:
+            raise
+        except Exception as error:
+            _request.set(UNREAD)
+            self.agent.fault("filter", error)
+            return healthy_deployments
+
+    async def async_pre_call_check(
+        self, deployment: Deployment, parent_otel_span: Any = None, **_: Any
+    ) -> None:
+        try:
+            await self.check(deployment)
+        except Refused:
+            raise
+        except Exception as error:
+            self.agent.fault("check", error)
+
+    async def async_pre_call_deployment_hook(self, kwargs: Data, call_type: Any, **_: Any) -> None:
+        try:
+            await self.before_call(kwargs, str(getattr(call_type, "value", call_type)))
+        except Refused:
+            raise
+        except Exception as error:
+            self.agent.fault("deployment hook", error)
+
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Data, **_: Any) -> None:
+        """The last hook before the call leaves; LiteLLM swallows exceptions here, some providers call it in a
+        thread."""
+        try:
+            if kwargs.get("call_type") == PASSED_THROUGH:
+                return self.agent.went_past("passthrough", requests=1)
+            attempt = self.agent.open_attempt(kwargs)
+            if attempt is not None:
+                self.agent.stamp(attempt, self.agent.clock.boot())
+                if attempt.kind:
+                    self.agent.stamps_known.add(attempt.kind)
+        except Exception as error:
+            self.agent.stamps_known.clear()  # what has no stamp may have left all the same
+            self.agent.fault("stamp", error)
+        return None
+
+    async def async_log_success_event(
+        self, kwargs: Data, response_obj: Any, start_time: Any, end_time: Any, **_: Any
+    ) -> None:
+        try:
+            self.success(kwargs, response_obj)
+        except Exception as error:
+            self.agent.fault("success event", error)
+
+    async def async_log_failure_event(
+        self, kwargs: Data, response_obj: Any, start_time: Any, end_time: Any, **_: Any
+    ) -> None:
+        try:
+            info = (kwargs.get("litellm_params") or {}).get("model_info") or {}
+            attempt = self.agent.open_attempt(kwargs, str(info.get("id")))
+            error = kwargs.get("exception")
+            if attempt is not None and error is not None and not isinstance(error, Refused):
+                self.agent.failed(attempt, error)
+        except Exception as error:
+            self.agent.fault("failure event", error)
+
+    async def async_post_call_failure_deployment_hook(
+        self,
+        request_data: Mapping[str, Any],
+        exception: Exception,
+        call_type: Any,
+        fallback_depth: int | None = None,
+        **_: Any,
+    ) -> None:
+        """Once for each failed attempt (newer LiteLLM versions)."""
+        try:
+            attempt = self.agent.open_attempt(request_data)
+            if attempt is not None:
+                self.agent.failed(attempt, exception)
+        except Exception as error:
+            self.agent.fault("failure hook", error)
+
+    async def async_post_call_failure_hook(
+        self,
+        request_data: Data,
+        original_exception: Exception,
+        user_api_key_dict: Any,
+        traceback_str: str | None = None,
+        **_: Any,
+    ) -> None:
+        """The request has finally failed: nothing of it stays reserved."""
+        try:
+            still = self.agent.open_attempts(request_data)
+            for attempt in still:  # what it failed with is what became of the last attempt
+                last = attempt is still[-1] and not isinstance(original_exception, Refused)
+                self.agent.failed(attempt, original_exception if last else None)
+        except Exception as error:
+            self.agent.fault("final failure hook", error)
+
+    # -- what they do
+
+    async def filter(self, deployments: list[Deployment], messages: Any, kwargs: Data) -> list[Deployment]:
+        agent = self.agent
+        if not agent.governors or not isinstance(deployments, list) or not deployments:
+            return deployments
+        if agent.pid != os.getpid():
+            restart_after_fork()
+        previous = _request.request()
+        called = agent.called(kwargs, previous.called if previous else None)
+        again = previous is not None and previous.call_id == called.call_id
+        tried = previous.attempt if previous else None
+        if again and tried is not None:  # this is the next attempt of the same request
+            if not tried.stamped and agent.never_left(tried):
+                agent.end(tried, never_sent=True)
+        governed = [(d, agent.adapter.books_of(d)) for d in deployments]
+        if not any(books for _, books in governed):
+            _called.set(called)
+            return deployments
+        request = Request(called, kwargs, messages)
+        if not again and tried is None:
+            request.parent = previous  # a call inside a call (LiteLLM's compaction)
+        asked = [(d, agent.needs(request, d, books)) for d, books in governed]
+        request.needs = {model_id(d): needs for d, needs in asked}
+        while True:
+            boot, wall = agent.clock.boot(), agent.clock.wall()
+            agent.tick(boot)
+            with agent.lock:
+                fitting = [(d, needs) for d, needs in asked if agent.fits(needs, boot, wall)]
+            if fitting:
+                break
+            held = [agent.held(needs, boot, wall) for _, needs in asked]
+            wanting = [n for n in held if all(amount <= book.budget for book, amount in n)]
+            if not wanting or not await agent.wait_for_room(wanting, request):
+                raise agent.refusal(request.call_id, held)
+        if len(fitting) < len(asked):
+            self.ask_for([needs for d, needs in asked if all(d is not kept for kept, _ in fitting)])
+        _request.set(request)
+        if agent.failing("check"):  # nothing is reserved: LiteLLM enforces the share
+            return [d for d, _ in fitting]
+        return [self.lifted(d, needs, boot, wall) for d, needs in fitting]
+
+    def ask_for(self, dropped: list[Needs]) -> None:
+        """Another deployment takes this request; the ledger may still have room for the ones that were
+        dropped."""
+        with self.agent.lock:
+            for needs in dropped:
+                for book, amount in needs:
+                    book.pending = max(book.pending, amount)
+        self.agent.draw()
+
+    def lifted(self, deployment: Deployment, needs: Needs, boot: float, wall: float) -> Deployment:
+        """A copy for this request only, whose own limit LiteLLM will not reach. LiteLLM counts by calendar
+        minute and when a call ends, so with long calls, or after the grant moved, it would refuse what the
+        ring admits."""
+        copy = None
+        for book, _ in needs:
+            if book.governor.acting(boot, wall) == "enforce":
+                copy = copy or dict(deployment)
+                copy["tpm" if book.unit == "tokens" else "rpm"] = LIFTED
+        return copy or deployment
+
+    async def check(self, deployment: Deployment) -> None:
+        """Reserves on the deployment that was picked."""
+        agent = self.agent
+        request = _request.get()
+        if not agent.governors or not isinstance(deployment, dict) or request is UNREAD:
+            return
+        key = model_id(deployment)
+        while request is not None and (request.attempt is not None or key not in request.needs):
+            request = request.parent
+        if request is None:  # the filter was skipped: the client named the deployment, or another strategy
+            books = agent.adapter.books_of(deployment)
+            if not books:
+                return
+            previous = _request.request()
+            called = _unfiltered.get() or (previous.called if previous else _called.get())
+            request = Request(called or agent.called({}), {}, None)
+            request.needs = {key: agent.needs(request, deployment, books)}
+            _request.set(request)
+        needs = request.needs[key]
+        if not needs:
+            return
+        while agent.reserve(request, deployment, needs) is None:
+            held = agent.held(needs, agent.clock.boot(), agent.clock.wall())
+            if any(amount > book.budget for book, amount in held) or not await agent.wait_for_room(
+                [held], request
+            ):
+                raise agent.refusal(request.call_id, [held or needs])
+
+    async def before_call(self, kwargs: Data, call_type: str) -> None:
+        """Admits again what was reserved too long ago: the process may have been frozen in between."""
+        agent = self.agent
+        attempt = agent.open_attempt(kwargs)
+        if attempt is None or attempt.stamped:
+            return
+        attempt.hooked, attempt.kind = True, call_type
+        attempt.call = weakly(kwargs.get("litellm_logging_obj")) or attempt.call
+        boot, wall = agent.clock.boot(), agent.clock.wall()
+        if boot - attempt.reserved <= STALE_CHECK or not attempt.charges:
+            return
+        needs = [(book, charge.amount) for book, charge in attempt.charges]
+        until = boot + LATE_WAIT
+        while True:
+            with agent.lock:
+                if agent.fits([(book, 0) for book, _ in needs], boot, wall):  # its own charge is in `spent`
+                    return
+            if boot >= until:
+                agent.end(attempt, never_sent=True)
+                raise agent.refusal(attempt.call_id, [agent.held(needs, boot, wall)], RefusedLate)
+            agent.draw()
+            await asyncio.sleep(0.1)
+            boot, wall = agent.clock.boot(), agent.clock.wall()
+            agent.tick(boot)
+
+    def success(self, kwargs: Data, response: Any) -> None:
+        agent = self.agent
+        logged = kwargs.get("standard_logging_object") or {}
+        call_type = kwargs.get("call_type")
+        if call_type == PASSED_THROUGH:
+            return agent.went_past("passthrough", tokens=tokens_of_passed(kwargs, logged))
+        if call_type in BATCHES:
+            agent.went_past("batch", requests=1)
+        deployment = logged.get("model_id") or (
+            (kwargs.get("litellm_params") or {}).get("model_info") or {}
+        ).get("id")
+        books = agent.adapter.matched.get(str(deployment))
+        if books and call_type not in NOT_COUNTED:
+            agent.count(books, within_reason(logged.get("total_tokens") or 0))
+        # A fallback's usage is not that of another deployment's attempt.
+        attempt = agent.open_attempt(kwargs, str(deployment) if deployment else None, copied=True)
+        if attempt is None:
+            return None
+        if kwargs.get("cache_hit") is True:
+            return agent.end(attempt, never_sent=True)  # answered from LiteLLM's cache
+        total = logged.get("total_tokens")
+        prompt, output = logged.get("prompt_tokens") or 0, logged.get("completion_tokens") or 0
+        if total and not agent.adapter.was_reported(kwargs):
+            total = None  # LiteLLM's own count of what was streamed: the charge stays as it was reserved
+        agent.end(attempt, total=within_reason(total) if total else None)
+        if total:
+            learned = agent.learned.setdefault(attempt.model, Learned())
+            learned.learn(
+                attempt.chars, attempt.overhead, within_reason(prompt), within_reason(output) // attempt.n
+            )

@@ -1,0 +1,197 @@
+"""A request, its attempts, and whose task is running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from .adapter import Adapter
+from .book import Book
+from .constants import IMAGE_TOKENS, LIFTED, MESSAGE_TOKENS
+from .estimates import ASKED, CONTENT, OUTPUTS, TIMES, WORDS, has_no_output, size_of
+from .ring import Charge
+from .shapes import Body, Data, Deployment, Needs
+
+
+class Called:
+    """A request as LiteLLM knows it, in all its attempts. The client may choose the call id
+    (x-litellm-call-id), the same for two requests: LiteLLM's own object of the call tells them apart."""
+
+    __slots__ = ("call_id", "call", "body")
+    call_id: str
+    call: weakref.ref[Any] | None
+    body: Body | None  # what the client sent, if it came through the proxy's door
+
+    def __init__(self, call_id: str, call: weakref.ref[Any] | None = None, body: Body | None = None) -> None:
+        self.call_id, self.call, self.body = call_id, call, body
+
+
+class Request:
+    """What the estimates need to know of one request."""
+
+    __slots__ = (
+        "call_id",
+        "called",
+        "chars",
+        "images",
+        "messages",
+        "output",
+        "n",
+        "no_output",
+        "deadline",
+        "attempt",
+        "parent",
+        "needs",
+    )
+    call_id: str
+    called: Called
+    chars: int
+    images: int
+    messages: int
+    output: float | None
+    n: int
+    no_output: bool
+    deadline: float | None
+    attempt: Attempt | None
+    parent: Request | None
+    needs: dict[str, Needs]  # by the ids of the deployments that it may go to
+
+    def __init__(self, called: Called, data: Data, messages: object) -> None:
+        self.call_id, self.called = called.call_id, called
+        _, sent, call_type = called.body or (None, {}, "")
+        given = {}
+        for name in ASKED:  # what the router was given, else what the client sent
+            value = data.get(name)
+            if value is None:
+                value = sent.get(name)
+            if value is not None:
+                given[name] = value
+        content = messages
+        for name in CONTENT:
+            content = content if content is not None else given.get(name)
+        self.chars, self.images = size_of(content)
+        self.messages = len(content) if isinstance(content, list) else 1
+        self.output, self.n = None, 1
+        for name, value in given.items():
+            if name in OUTPUTS:
+                if isinstance(value, (int, float)) and value > (self.output or 0):
+                    self.output = min(value, LIFTED)  # JSON's 1e400 is infinite
+            elif name in TIMES:
+                if isinstance(value, int) and value > self.n:
+                    self.n = min(value, LIFTED)
+            elif name in WORDS and value:
+                chars, images = size_of(value)
+                self.chars, self.images = self.chars + chars, self.images + images
+        self.no_output = has_no_output(call_type)
+        self.deadline = self.attempt = self.parent = None
+        self.needs = {}
+
+    @property
+    def overhead(self) -> int:
+        return 3 + MESSAGE_TOKENS * self.messages + IMAGE_TOKENS * self.images
+
+
+class Attempt:
+    """One try of one request on one deployment: its charges, and how far it came."""
+
+    __slots__ = (
+        "call_id",
+        "deployment",
+        "model",
+        "chars",
+        "overhead",
+        "n",
+        "charges",
+        "reserved",
+        "hooked",
+        "stamped",
+        "ended",
+        "kind",
+        "call",
+    )
+    call_id: str
+    deployment: str
+    model: str
+    chars: int
+    overhead: int
+    n: int
+    charges: list[tuple[Book, Charge]]
+    reserved: float
+    hooked: bool
+    stamped: bool
+    ended: bool
+    kind: str | None
+    call: weakref.ref[Any] | None  # LiteLLM's own object of this call: when it is gone, no event will come
+
+    def __init__(
+        self, request: Request, deployment: str, model: str, charges: list[tuple[Book, Charge]], now: float
+    ) -> None:
+        self.call_id, self.deployment, self.model = request.call_id, deployment, model
+        # Not the request itself: the two would hold each other until Python's collector runs.
+        self.chars, self.overhead, self.n = request.chars, request.overhead, request.n
+        self.charges, self.reserved = charges, now
+        self.hooked = self.stamped = self.ended = False
+        self.kind, self.call = None, request.called.call
+
+    def is_of(self, data: Mapping[str, Any]) -> bool:
+        """Whether these arguments of a hook, with the same call id, are of the same call."""
+        call = self.call and self.call()
+        return call is None or Adapter.same_call(call, data)
+
+    def forgotten(self) -> bool:
+        """Whether LiteLLM has dropped the call without a word: a client that left."""
+        return self.call is not None and self.call() is None
+
+
+class PerTask:
+    """What belongs to the asyncio task that runs. Not a ContextVar: CPython before 3.12 can crash when one
+    more of those is set (in hamt_node_bitmap_assoc; seen on 3.11.7 under load)."""
+
+    def __init__(self) -> None:
+        self.by_task: weakref.WeakKeyDictionary[asyncio.Task[Any], Any] = weakref.WeakKeyDictionary()
+
+    def get(self) -> Any:
+        try:
+            return self.by_task.get(asyncio.current_task())  # type: ignore[arg-type]
+        except (RuntimeError, TypeError):  # in no event loop, or in no task of one
+            return None
+
+    def request(self) -> Request | None:
+        found = self.get()
+        return found if isinstance(found, Request) else None
+
+    def set(self, value: object) -> None:
+        try:
+            self.by_task[asyncio.current_task()] = value  # type: ignore[index]
+        except (RuntimeError, TypeError):
+            pass
+
+
+_request = PerTask()  # the Request, set by the filter
+_called = PerTask()  # the Called of a request that the filter left alone: a fallback may skip the filter
+# In its place when the filter failed: the request goes LiteLLM's own way, past the check, too.
+UNREAD = object()
+# Set at the proxy's door only where LiteLLM will skip the filter.
+_unfiltered: contextvars.ContextVar[Called | None] = contextvars.ContextVar(
+    "tokenbudget_unfiltered", default=None
+)
+
+
+def model_id(deployment: Deployment) -> str:
+    return str((deployment.get("model_info") or {}).get("id"))
+
+
+def call_key(data: Mapping[str, Any]) -> object:
+    """LiteLLM's own object of the call, or its id where there is none."""
+    call = data.get("litellm_logging_obj")
+    return data.get("litellm_call_id") if call is None else id(call)
+
+
+def weakly(value: object) -> weakref.ref[Any] | None:
+    try:
+        return None if value is None else weakref.ref(value)
+    except TypeError:  # of a type that can't
+        return None

@@ -1,0 +1,99 @@
+"""Start and end, in each worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+
+from .adapter import Adapter
+from .agent import Agent
+from .constants import REFRESH, TURN, log
+from .governor import Governor
+from .hooks import Hooks
+from .ledger import Ledger
+from .shapes import MaybeNone
+
+_agent: Agent | None
+_ledger: Ledger | None
+_agent = _ledger = None
+
+
+def start() -> None:
+    """The worker startup hook: runs in every worker process before the config is loaded. Never raises."""
+    global _agent, _ledger
+    try:
+        if not log.handlers and not logging.getLogger().handlers:
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            log.addHandler(handler)
+            log.propagate = False
+        if _agent is not None and _agent.pid == os.getpid():
+            return
+        _agent = Agent()
+        _agent.adapter = Adapter(_agent, Hooks(_agent))
+        _agent.adapter.register()
+        _ledger = Ledger(_agent)
+        _ledger.read_policies()
+        _ledger.start()
+        atexit.register(leave)
+        try:
+            _agent.watcher = asyncio.get_running_loop().create_task(watch(_agent))
+        except RuntimeError:
+            _agent.adapter.problem("loop", "the startup hook ran outside of an event loop: not enforcing")
+    except Exception:
+        if _agent is not None:
+            _agent.governors.clear()  # nothing would ever be lent to it
+        log.exception("tokenbudget: the agent could not start, LiteLLM runs without it")
+
+
+async def watch(agent: Agent) -> None:
+    """A light loop beside LiteLLM: sees stalls of the event loop, keeps the callback registered and shares
+    written. Looks every TURN while a request is on its way out, else when it is roused or has to."""
+    next_refresh = 0.0
+    while True:
+        now = agent.clock.boot()
+        try:
+            agent.tick(now, turn=True)
+            if agent.adapter.dirty or now >= next_refresh:
+                next_refresh = now + REFRESH
+                agent.watch_leases(now, agent.clock.wall())
+                agent.adapter.refresh()
+            elif agent.adapter.router is None:
+                agent.adapter.register()
+        except Exception as error:
+            agent.fault("watch", error)
+        if not agent.may_rest(now):
+            await asyncio.sleep(TURN)
+            continue
+        agent.resting = asyncio.get_running_loop().create_future()
+        soon = agent.adapter.router is None or agent.adapter.dirty  # another thread may have said so just now
+        await asyncio.wait([agent.resting], timeout=TURN if soon else max(TURN, next_refresh - now))
+        agent.resting = None
+
+
+def leave() -> None:
+    """The final call. Not at SIGTERM: the process still serves then."""
+    if _ledger is not None:
+        try:
+            _ledger.leave()
+        except Exception:
+            log.exception("tokenbudget: the final call failed")
+
+
+def restart_after_fork() -> None:
+    """A forked process is a new member with nothing lent to it."""
+    global _ledger
+    agent: Agent | MaybeNone = _agent
+    agent.resting = None  # of a loop that goes on in the other process
+    with agent.lock:
+        agent.reset_identity()
+        policies = [governor.policy for governor in agent.governors.values()]
+        now = agent.clock.boot()
+        agent.governors = {policy["uid"]: Governor(policy, now) for policy in policies}
+        agent.adapter.changed()
+    agent.last_tick = None
+    _ledger = Ledger(agent)
+    _ledger.start()
+    agent.watcher = asyncio.get_running_loop().create_task(watch(agent))
