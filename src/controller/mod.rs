@@ -9,6 +9,7 @@ mod counters;
 mod crowd;
 mod detach;
 mod evidence;
+mod fleet;
 mod index;
 mod limits;
 mod lost;

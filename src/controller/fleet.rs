@@ -1,0 +1,126 @@
+//! What all books of a pass have in common: how many processes there may be, which have ended, and which may spend without a
+//! record. Pure.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+
+use super::arrange::{LEASE, LEASE_MS};
+use super::limits::EffectiveLimit;
+use super::observe::Observed;
+use super::validate::Validated;
+use crate::ledger::{BookId, BookState, HOLD_MS};
+use crate::plan::{Departed, FleetSize};
+
+/// For so long a process that was never answered admits nothing: a lease, and the 65 s in which what others spent leaves.
+const SILENCE: SignedDuration = SignedDuration::from_millis((LEASE_MS + HOLD_MS) as i64);
+
+/// What all books have in common. Lookups, as there may be thousands of members.
+pub(super) struct Fleet<'a> {
+    /// How many processes it may come to.
+    pub(super) size: FleetSize,
+    /// Every process that has reported: when it ended, if it has.
+    pub(super) reported: BTreeMap<&'a str, Option<u64>>,
+    /// Pods that are old enough to come to a safe share without the ledger.
+    grown: Vec<GrownPod<'a>>,
+    /// Members of pods that are gone without evidence, which the ledger had and lost.
+    lost: Vec<&'a str>,
+    /// Processes that ended without a record and still count.
+    pub(super) departed: u32,
+}
+
+/// A live pod that runs for longer than a lease.
+struct GrownPod<'a> {
+    uid: &'a str,
+    /// It may have admitted something without ever having been answered.
+    admits: bool,
+    /// LiteLLM worker processes in it.
+    workers: u32,
+    /// Those that have reported and not ended, by id.
+    members: Vec<&'a str>,
+}
+
+impl GrownPod<'_> {
+    /// Its processes that have no record in this book. One that has said good-bye keeps its record, and a successor in its
+    /// container admits nothing for longer than that.
+    fn without_record(&self, book: Option<&BookState>) -> u32 {
+        let has_record = |id: &&&str| book.is_some_and(|book| book.members.contains_key(**id));
+        let recorded = self.members.iter().filter(has_record).count();
+        self.workers.saturating_sub(u32::try_from(recorded).unwrap_or(u32::MAX))
+    }
+}
+
+impl<'a> Fleet<'a> {
+    pub(super) fn of(valid: &'a Validated, observed: &'a Observed) -> Self {
+        let now = observed.now;
+        let sizes: Vec<_> = valid.targets.iter().map(|t| t.size).collect();
+        let mut by_pod: HashMap<&str, Vec<&str>> = HashMap::new();
+        for member in valid.members.iter().filter(|m| m.finished_ms.is_none()) {
+            by_pod.entry(&member.report.pod_uid).or_default().push(&member.id);
+        }
+        let pods = valid.targets.iter().flat_map(|target| target.pods.iter().map(move |pod| (target, pod)));
+        let grown = pods
+            .filter_map(|(target, pod)| {
+                let runs = now.duration_since(running_since(pod, &target.container)?);
+                let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+                let members = by_pod.get(uid).cloned().unwrap_or_default();
+                let workers = observed.other_workers.get(uid).copied().unwrap_or(target.size.workers);
+                (runs > LEASE).then(|| GrownPod { uid, admits: runs > SILENCE, workers, members })
+            })
+            .collect();
+        let uids =
+            || valid.targets.iter().flat_map(|target| &target.pods).filter_map(|pod| pod.metadata.uid.as_deref());
+        // Mostly there are none, and then the pods, which may be thousands, are not looked at.
+        let there: BTreeSet<&str> = if observed.lost.is_empty() { BTreeSet::new() } else { uids().collect() };
+        let lost = observed.lost.iter().filter(|(_, pod_uid)| !there.contains(pod_uid.as_str()));
+        Self {
+            lost: lost.map(|(id, _)| id.as_str()).collect(),
+            size: FleetSize::of(&sizes),
+            reported: valid.members.iter().map(|m| (m.id.as_str(), m.finished_ms)).collect(),
+            grown,
+            departed: 0,
+        }
+    }
+
+    /// What the last pass remembers, and this one has to. Without the ledger nothing new is known.
+    pub(super) fn departed(&self, observed: &Observed, limits: &[EffectiveLimit]) -> Departed {
+        let Some(Ok(seen)) = &observed.ledger else { return observed.departed.clone() };
+        let ids = limits.iter().flat_map(|l| l.books().map(move |(unit, _)| BookId::new(&l.name, unit)));
+        let books: Vec<&BookState> = ids.filter_map(|id| seen.books.get(&id)).collect();
+        let has_record = |id: &str| books.iter().any(|book| book.members.contains_key(id));
+        let was_lost = |uid: &str| observed.lost.values().any(|lost| lost == uid);
+        let pods = self.grown.iter().filter(|pod| pod.admits || was_lost(pod.uid)).map(|pod| {
+            let without = books.iter().map(|book| pod.without_record(Some(book)));
+            (pod.uid, without.max().unwrap_or(pod.workers))
+        });
+        let there = pods.chain(self.lost.iter().map(|id| (*id, 1))).filter(|(_, without)| *without > 0);
+        let there = there.map(|(key, without)| (key.to_owned(), without)).collect();
+        let stays = |key: &str| has_record(key) || self.grown.iter().any(|pod| pod.uid == key);
+        observed.departed.pass(there, stays, u64::try_from(observed.now.as_millisecond()).unwrap_or(0))
+    }
+
+    pub(super) fn finished_ms(&self, id: &str) -> Option<u64> {
+        *self.reported.get(id)?
+    }
+
+    pub(super) fn has_ended(&self, id: &str) -> bool {
+        self.finished_ms(id).is_some()
+    }
+
+    /// Processes that have no record in this book: of the grown pods, and those that the ledger lost.
+    pub(super) fn unrecorded(&self, state: Option<&BookState>) -> u32 {
+        let lost = self.lost.iter().filter(|id| state.is_none_or(|s| !s.members.contains_key(**id))).count();
+        let lost = u32::try_from(lost).unwrap_or(u32::MAX);
+        self.grown
+            .iter()
+            .map(|pod| pod.without_record(state))
+            .fold(lost.saturating_add(self.departed), u32::saturating_add)
+    }
+}
+
+fn running_since(pod: &Pod, container: &str) -> Option<Timestamp> {
+    let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+    let running = statuses.filter(|c| c.name == container).find_map(|c| c.state.as_ref()?.running.clone());
+    running.and_then(|r| r.started_at).map(|t| t.0)
+}
