@@ -54,6 +54,7 @@ pub fn agent_source() -> String {
     let [first, others @ ..] = PARTS;
     let mut source = first.replacen(PLACE, call_script(), 1);
     for part in others {
+        source.push_str("\n\n");
         let mut imports = false;
         for line in part.split_inclusive('\n') {
             let begins = line.starts_with("from .") || line.starts_with("from __future__");

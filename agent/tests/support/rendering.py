@@ -22,7 +22,8 @@ def rendered() -> str:
     order = ORDER.findall((ROOT / "src" / "litellm" / "agent.rs").read_text())
     first, *others = [(ROOT / part).read_text() for part in order]
     assert first.count("@CALL_LUA@") == 1, "the first part must carry the marker exactly once"
-    return first.replace("@CALL_LUA@", call_script()) + "".join(BETWEEN.sub("", part) for part in others)
+    first = first.replace("@CALL_LUA@", call_script())
+    return "\n\n".join([first, *(BETWEEN.sub("", part) for part in others)])
 
 
 def write(directory: Path) -> Path:
