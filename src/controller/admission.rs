@@ -140,6 +140,7 @@ pub async fn leave_to_policy(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controller::test_support::{REFUSED, answering};
 
     fn budget(attach: &str) -> Arc<TokenBudget> {
         Arc::new(
@@ -164,14 +165,7 @@ mod tests {
 
     /// What is missing where the API server answers each path like this.
     async fn missing(policy: Option<&str>, answers: &'static [(&'static str, u16, &'static str)]) -> Option<String> {
-        let service = tower::service_fn(move |request: axum::http::Request<kube::client::Body>| async move {
-            let path = request.uri().path();
-            let known = answers.iter().find(|(known, ..)| *known == path);
-            let (_, status, body) = known.copied().unwrap_or(("", 404, "404 page not found"));
-            let answer = axum::http::Response::builder().status(status);
-            answer.body(kube::client::Body::from(body.as_bytes().to_vec()))
-        });
-        what_is_missing(&Client::new(service, "llm"), policy).await.unwrap()
+        what_is_missing(&answering(answers), policy).await.unwrap()
     }
 
     const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
@@ -183,8 +177,6 @@ mod tests {
          "verbs": ["get"]}]}"#;
     const ONE: &str = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicies/tb-attach-ops";
 
-    const REFUSED: &str =
-        r#"{"kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403, "message": "may not"}"#;
     const THERE: &str =
         r#"{"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "tb-attach-ops"}}"#;
 

@@ -20,6 +20,8 @@ mod overlap;
 mod publish;
 mod redis_url;
 mod status;
+#[cfg(test)]
+mod test_support;
 mod traffic;
 mod validate;
 mod vanished;

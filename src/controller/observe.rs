@@ -209,7 +209,7 @@ pub async fn inherited_hooks(
         return Ok(None);
     }
     let values = super::redis_url::read_all(&ctx.client, namespace, setting.refs()).await?;
-    let value = setting.resolve(STARTUP_HOOKS, &|r: &Ref| values.get(r).cloned()).ok().flatten();
+    let value = setting.resolve(STARTUP_HOOKS, &|r: &Ref| values.get(r)).ok().flatten();
     Ok(value.map(|value| Inherited { from: "envFrom".to_owned(), value }))
 }
 

@@ -1,6 +1,6 @@
 //! Which Redis holds the ledger of a TokenBudget: the one of its spec, else the LiteLLM container's own, else the default.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use k8s_openapi::ByteString;
@@ -69,18 +69,21 @@ pub async fn locate(
     }
     let source = RedisSource::of(container);
     let values = read_all(client, namespace, source.refs()).await?;
-    match source.url(|reference| values.get(reference).cloned()) {
+    let refused = values.refused().map(|refused| format!("; {refused}")).unwrap_or_default();
+    match source.url(|reference| values.get(reference)) {
         Ok(Some(url)) => Ok(Ok(RedisLocation { url: qualified(&url, namespace), ca: None, secret: None })),
         Ok(None) => match default {
             Some(secret) => from_secret(client, namespace, secret, "the operator's default").await,
             None => Ok(Err(NoRedis {
                 reason: Reason::NoLedger,
-                message: "no Redis is named: set spec.redis.urlSecretRef, or REDIS_URL, REDIS_HOST or REDIS_SENTINEL_NODES in the LiteLLM container"
-                    .to_owned(),
+                message: format!(
+                    "no Redis is named: set spec.redis.urlSecretRef, or REDIS_URL, REDIS_HOST or REDIS_SENTINEL_NODES in \
+                     the LiteLLM container{refused}"
+                ),
             })),
         },
         Err(missing) => {
-            let message = format!("the LiteLLM container's Redis settings: {missing}");
+            let message = format!("the LiteLLM container's Redis settings: {missing}{refused}");
             Ok(Err(NoRedis { reason: missing.reason(), message }))
         }
     }
@@ -93,9 +96,15 @@ async fn from_secret(
     origin: &str,
 ) -> Result<Result<RedisLocation, NoRedis>, kube::Error> {
     let name = &secret.name;
-    let Some(found) = Api::<Secret>::namespaced(client.clone(), namespace).get_opt(name).await? else {
-        let message = format!("{origin}: there is no Secret {name} in namespace {namespace}");
-        return Ok(Err(NoRedis { reason: Reason::RedisSettingsMissing, message }));
+    let missing =
+        |why: String| Ok(Err(NoRedis { reason: Reason::RedisSettingsMissing, message: format!("{origin}: {why}") }));
+    let found = match Api::<Secret>::namespaced(client.clone(), namespace).get_opt(name).await {
+        Ok(Some(found)) => found,
+        Ok(None) => return missing(format!("there is no Secret {name} in namespace {namespace}")),
+        Err(kube::Error::Api(status)) if status.is_forbidden() => {
+            return missing(may_not_read(&format!("Secret {name}")));
+        }
+        Err(error) => return Err(error),
     };
     Ok(in_secret(found.data.unwrap_or_default(), namespace, secret, origin))
 }
@@ -120,29 +129,60 @@ fn in_secret(
     Ok(RedisLocation { url: qualified(url.trim(), namespace), ca, secret: Some(secret.clone()) })
 }
 
+/// What was read of keys of Secrets and ConfigMaps.
+#[derive(Default)]
+pub struct Values {
+    texts: HashMap<Ref, String>,
+    refused: BTreeSet<String>,
+}
+
+impl Values {
+    /// The text of a key; none where there is no such key, or it may not be read.
+    #[must_use]
+    pub fn get(&self, reference: &Ref) -> Option<String> {
+        self.texts.get(reference).cloned()
+    }
+
+    /// Which objects the operator may not read, and the way out.
+    #[must_use]
+    pub fn refused(&self) -> Option<String> {
+        let names: Vec<&str> = self.refused.iter().map(String::as_str).collect();
+        (!names.is_empty()).then(|| may_not_read(&names.join(", ")))
+    }
+}
+
+fn may_not_read(objects: &str) -> String {
+    format!("the operator may not read {objects}: list it in the chart's rbac.secretNames")
+}
+
 /// Reads what can be read of these keys.
 ///
 /// # Errors
-/// When the API server does not answer; a key that does not exist is left out.
-pub async fn read_all<'a>(
+/// When the API server does not answer. What does not exist is left out, and so is what may not be read (`rbac.secretNames`
+/// narrows it): a container's `envFrom` may name Secrets that are not the operator's business.
+pub async fn read_all(
     client: &Client,
     namespace: &str,
-    references: impl Iterator<Item = &'a Ref>,
-) -> Result<HashMap<Ref, String>, kube::Error> {
-    let mut values = HashMap::new();
+    references: impl IntoIterator<Item = &Ref>,
+) -> Result<Values, kube::Error> {
+    let mut values = Values::default();
     for reference in references {
-        if let Some(value) = read(client, namespace, reference).await? {
-            values.insert(reference.clone(), value);
+        match read(client, namespace, reference).await {
+            Ok(Some(text)) => drop(values.texts.insert(reference.clone(), text)),
+            Ok(None) => {}
+            Err(kube::Error::Api(status)) if status.is_forbidden() => {
+                values.refused.insert(match reference {
+                    Ref::Secret { name, .. } => format!("Secret {name}"),
+                    Ref::ConfigMap { name, .. } => format!("ConfigMap {name}"),
+                });
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(values)
 }
 
-/// The text of a key; none where there is no such key.
-///
-/// # Errors
-/// When the API server does not answer, or refuses.
-pub async fn read(client: &Client, namespace: &str, reference: &Ref) -> Result<Option<String>, kube::Error> {
+async fn read(client: &Client, namespace: &str, reference: &Ref) -> Result<Option<String>, kube::Error> {
     match reference {
         Ref::Secret { name, key } => {
             let found = Api::<Secret>::namespaced(client.clone(), namespace).get_opt(name).await?;
@@ -178,6 +218,7 @@ fn qualified_host(host_port: &str, namespace: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controller::test_support::{REFUSED, answering};
 
     #[test]
     fn a_secret_holds_the_url_and_the_ca() {
@@ -198,6 +239,29 @@ mod tests {
             let problem = read(entries).err().unwrap();
             assert_eq!((problem.reason, problem.message), (reason, format!("spec.redis.urlSecretRef: {message}")));
         }
+    }
+
+    /// Where the container's `envFrom` names Secret `keys`, which the operator may not read.
+    async fn located(wanted: Option<&SecretKeyRef>, env: serde_json::Value) -> Result<RedisLocation, NoRedis> {
+        let client = answering(&[("/api/v1/namespaces/llm/secrets/keys", 403, REFUSED)]);
+        let container =
+            serde_json::json!({"name": "litellm", "envFrom": [{"secretRef": {"name": "keys"}}], "env": env});
+        let container: Container = serde_json::from_value(container).unwrap();
+        locate(&client, "llm", wanted, &container, None).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_may_not_be_read_is_no_fault_of_the_pass() {
+        let found = located(None, serde_json::json!([{"name": "REDIS_HOST", "value": "redis"}])).await.ok().unwrap();
+        assert_eq!(found.url, "redis://redis.llm:6379");
+        let hint = "the operator may not read Secret keys: list it in the chart's rbac.secretNames";
+        let none = located(None, serde_json::json!([])).await.err().unwrap();
+        assert_eq!(none.reason, Reason::NoLedger);
+        assert!(none.message.ends_with(hint), "{}", none.message);
+        let wanted = SecretKeyRef { name: "keys".into(), key: "url".into() };
+        let refused = located(Some(&wanted), serde_json::json!([])).await.err().unwrap();
+        assert_eq!(refused.reason, Reason::RedisSettingsMissing);
+        assert_eq!(refused.message, format!("spec.redis.urlSecretRef: {hint}"));
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! How many worker processes LiteLLM starts in a container, also where a Secret or ConfigMap says it.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Container;
 use kube::Client;
 use tracing::warn;
 
-use super::redis_url::read;
-use crate::litellm::{Ref, worker_refs, workers};
+use super::redis_url::read_all;
+use crate::litellm::{worker_refs, workers};
 
 /// What was read counts for so long: processes take a change with their next start only.
 const AGE: Duration = Duration::from_secs(30);
@@ -39,23 +38,11 @@ pub async fn count_workers(
     if let Some(known) = read_before.as_ref().filter(|r| r.generation == generation && r.at.elapsed() < AGE) {
         return Ok(known.count);
     }
-    let mut values: HashMap<Ref, String> = HashMap::new();
-    for reference in refs {
-        match read(client, namespace, &reference).await {
-            Ok(Some(value)) => drop(values.insert(reference, value)),
-            Ok(None) => {}
-            // `rbac.secretNames` may leave it out.
-            Err(kube::Error::Api(status)) if status.is_forbidden() => {
-                if read_before.is_none() {
-                    warn!(
-                        "the number of workers may stand in {reference}, which the operator may not read: it counts as not set"
-                    );
-                }
-            }
-            Err(error) => return Err(error),
-        }
+    let values = read_all(client, namespace, &refs).await?;
+    if let (Some(refused), None) = (values.refused(), &read_before) {
+        warn!("the number of workers may stand where it counts as not set: {refused}");
     }
-    let count = workers(container, |reference| values.get(reference).cloned());
+    let count = workers(container, |reference| values.get(reference));
     *read_before = Some(WorkersRead { at: Instant::now(), generation, count });
     Ok(count)
 }
