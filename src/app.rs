@@ -17,9 +17,6 @@ use crate::controller::{self, Context, Settings};
 use crate::leader::{self, Leadership};
 use crate::ops::{self, Metrics, Readiness};
 
-/// Name of the election's Lease.
-const LEASE: &str = "tokenbudget";
-
 /// What has to happen before this replica is ready.
 const CRD: &str = "the CustomResourceDefinition tokenbudgets.tokenbudget.dev";
 const CACHES: &str = "the caches";
@@ -154,7 +151,7 @@ pub(crate) fn candidate(
 ) -> (Leadership, tokio::task::JoinHandle<()>) {
     let config = leader::Config {
         namespace: namespace.to_owned(),
-        name: LEASE.to_owned(),
+        name: leader::LEASE_NAME.to_owned(),
         identity: leader::unique_identity(identity),
         timings: leader::Timings::default(),
     };
@@ -164,13 +161,11 @@ pub(crate) fn candidate(
 
 /// Tells the metrics and the probes; forgets what was known when another replica takes over.
 async fn follow_leadership(mut leadership: Leadership, ctx: Arc<Context>, metrics: Metrics, readiness: Readiness) {
-    let mut known = leadership.clone();
+    let mut election = leadership.clone();
     tokio::spawn(async move {
-        while !known.is_known() {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+        if election.known().await {
+            readiness.done(ELECTION);
         }
-        let _ = &mut known;
-        readiness.done(ELECTION);
     });
     while leadership.gained().await {
         info!("leads");

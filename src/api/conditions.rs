@@ -167,12 +167,6 @@ impl Conditions {
         self.new.push(condition);
     }
 
-    /// The status of a condition that was set: Some(None) is `Unknown`.
-    #[must_use]
-    pub fn get(&self, kind: ConditionKind) -> Option<&Condition> {
-        self.new.iter().find(|c| c.type_ == kind.as_str())
-    }
-
     /// The conditions, in the order of [`ConditionKind::ALL`].
     #[must_use]
     pub fn into_vec(mut self) -> Vec<Condition> {

@@ -125,16 +125,12 @@ pub async fn leave_to_policy(
     if !(planned && settled && is_attached_by_us(&target.deployment)) {
         return Ok(Ok(()));
     }
-    match detach::take_out(ctx, &namespace, &target.deployment, Some(&target.container)).await {
-        Err(Error::Kubernetes(error)) => match *error {
-            kube::Error::Api(status) if status.is_forbidden() || status.is_conflict() || status.is_invalid() => {
-                let message = format!("the agent could not be taken out of Deployment {name}: {}", status.message);
-                Ok(Err(Problem { reason: Reason::AttachFailed, message }))
-            }
-            error => Err(error.into()),
-        },
-        outcome => outcome.map(Ok),
+    let outcome = detach::take_out(ctx, &namespace, &target.deployment, Some(&target.container)).await;
+    if let Some(why) = outcome.as_ref().err().and_then(Error::refusal) {
+        let message = format!("the agent could not be taken out of Deployment {name}: {why}");
+        return Ok(Err(Problem { reason: Reason::AttachFailed, message }));
     }
+    outcome.map(Ok)
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ pub async fn apply(
     };
     if matches!(ledger, Some(Ok(_))) {
         memory.books = intent.writes.iter().map(|w| w.book.clone()).collect();
-        memory.policy = Some(intent.policy.clone());
+        memory.planned = true;
         ctx.publish_policy(tb, &intent.policy);
     }
     let mut unattached = Vec::new();
@@ -57,7 +57,13 @@ pub async fn apply(
         let planned = matches!(ledger, Some(Ok(_)));
         let serves = planned || is_attached(&target.deployment);
         if serves {
-            config_maps::keep(tb, ctx, world, target).await?;
+            let kept = config_maps::keep(tb, ctx, world, target).await;
+            if let Some(why) = kept.as_ref().err().and_then(Error::refusal) {
+                let message = format!("the agent's ConfigMaps could not be written: {why}");
+                unattached.push((target.name(), Problem { reason: Reason::AttachFailed, message }));
+                continue;
+            }
+            kept?;
         }
         if tb.spec.attach != AttachPolicy::Automatic {
             // Whatever happens to the entries now is no removal that counts against somebody.
@@ -163,16 +169,13 @@ async fn attach(
     }
     let api: Api<Deployment> = Api::namespaced(ctx.client.clone(), &tb.namespace().unwrap_or_default());
     let params = PatchParams::apply(FIELD_MANAGER);
-    match api.patch(&name, &params, &Patch::Apply(&wanted.patch)).await {
-        Ok(_) => {
-            entry.has(&wanted.patch);
-            info!(deployment = %name, container = %wanted.container, "added the agent to the pod template");
-            Ok(Ok(()))
-        }
-        Err(kube::Error::Api(status)) if status.is_forbidden() || status.is_conflict() || status.is_invalid() => {
-            let message = format!("the agent could not be added to Deployment {name}: {}", status.message);
-            Ok(Err(Problem { reason: Reason::AttachFailed, message }))
-        }
-        Err(error) => Err(error.into()),
+    let outcome = api.patch(&name, &params, &Patch::Apply(&wanted.patch)).await.map_err(Error::from);
+    if let Some(why) = outcome.as_ref().err().and_then(Error::refusal) {
+        let message = format!("the agent could not be added to Deployment {name}: {why}");
+        return Ok(Err(Problem { reason: Reason::AttachFailed, message }));
     }
+    outcome?;
+    entry.has(&wanted.patch);
+    info!(deployment = %name, container = %wanted.container, "added the agent to the pod template");
+    Ok(Ok(()))
 }

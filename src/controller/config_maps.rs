@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use sha2::{Digest, Sha256};
 
@@ -18,6 +18,10 @@ use crate::litellm::{AGENT_CONFIG_MAP, agent_config_map, agent_digest, policy_co
 
 /// How often an unchanged ConfigMap is applied again, in case that somebody deleted or changed it.
 const HEAL: Duration = Duration::from_secs(300);
+
+/// The label by which a ConfigMap is known as ours.
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+const OURS: &str = "tokenbudget";
 
 /// What was applied last, by namespace and name.
 pub type AppliedMaps = BTreeMap<(String, String), (Vec<u8>, Instant)>;
@@ -59,13 +63,35 @@ fn policies(ctx: &Context, world: &World, namespace: &str, target: &Target) -> O
     let mut map = ConfigMap::default();
     map.metadata.name = Some(policy_config_map_name(&deployment));
     map.metadata.namespace = Some(namespace.to_owned());
-    map.metadata.labels = Some([("app.kubernetes.io/managed-by".to_owned(), "tokenbudget".to_owned())].into());
+    map.metadata.labels = Some([(MANAGED_BY.to_owned(), OURS.to_owned())].into());
     map.metadata.owner_references = Some(live.iter().filter_map(|b| b.owner_ref(&())).collect());
     map.data = Some([("policy.json".to_owned(), serde_json::to_string_pretty(&file).ok()?)].into());
     if admission::is_wanted(&budgets) {
         admission::add_param(&mut map, target);
     }
     Some(map)
+}
+
+/// Deletes a ConfigMap that is ours: one of the same name that somebody else made stays.
+///
+/// # Errors
+/// When the API server refuses or does not answer.
+pub async fn delete(ctx: &Context, namespace: &str, name: &str) -> Result<(), Error> {
+    let api = Api::<ConfigMap>::namespaced(ctx.client.clone(), namespace);
+    let Some(found) = api.get_metadata_opt(name).await? else {
+        return Ok(());
+    };
+    if found.labels().get(MANAGED_BY).is_some_and(|by| by == OURS) {
+        let seen = Preconditions { uid: found.uid(), ..Preconditions::default() };
+        let params = DeleteParams { preconditions: Some(seen), ..DeleteParams::default() };
+        match api.delete(name, &params).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    ctx.applied_maps().remove(&(namespace.to_owned(), name.to_owned()));
+    Ok(())
 }
 
 /// Applies what `make` makes, unless what has this digest was applied lately.

@@ -40,8 +40,7 @@ pub struct Context {
     pub settings: Settings,
     /// Whether this replica may write.
     pub leadership: Leadership,
-    /// Publishes events, and aggregates equal ones.
-    pub recorder: Recorder,
+    reporter: Reporter,
     /// What Prometheus sees.
     pub metrics: Metrics,
     /// What was last heard of the MutatingAdmissionPolicy.
@@ -59,7 +58,7 @@ impl Context {
     pub fn new(client: Client, settings: Settings, leadership: Leadership, metrics: Metrics) -> Self {
         let reporter = Reporter { controller: "tokenbudget".to_owned(), instance: Some(settings.identity.clone()) };
         Self {
-            recorder: Recorder::new(client.clone(), reporter),
+            reporter,
             client,
             settings,
             leadership,
@@ -70,6 +69,12 @@ impl Context {
             policies: Mutex::default(),
             applied_maps: Mutex::default(),
         }
+    }
+
+    /// Publishes events that say the same, as one that is counted. It tells them apart by reason and action, not by what they
+    /// say: the first note would stay.
+    pub fn recorder(&self) -> Recorder {
+        Recorder::new(self.client.clone(), self.reporter.clone())
     }
 
     /// The memory of this TokenBudget.

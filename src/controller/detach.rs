@@ -1,17 +1,17 @@
 //! The end of a TokenBudget: processes get their own limits back, our entries leave the pod templates, the ledger goes.
 //! It ends within 30 s, whatever is broken. `tokenbudget detach` does the same to every TokenBudget, and leaves them there.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use tracing::{info, warn};
 
+use super::config_maps;
 use super::context::Context;
 use super::memory::Memory;
 use super::{Error, World};
@@ -24,6 +24,9 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(20);
 
 /// How soon a failed clean-up is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// And that of a Deployment that is no target any more.
+const RELEASE_AGAIN: Duration = Duration::from_secs(15);
 
 /// Sets our finalizer, so that the ledger and the Deployments can be cleaned up. Answers whether it was there.
 ///
@@ -64,10 +67,10 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
         warn!(%error, "the ledger could not be closed; its keys go by themselves within a day");
     }
     if let Err(error) = detach_deployments(tb, ctx, world).await {
-        if patient {
-            return Err(error);
-        }
         warn!(%error, "the agent could not be taken out of every Deployment");
+        if patient {
+            return Ok(Action::requeue(AGAIN));
+        }
     }
     let rest: Vec<&str> = tb.finalizers().iter().map(String::as_str).filter(|f| *f != FINALIZER).collect();
     write_finalizers(tb, ctx, &rest).await?;
@@ -77,7 +80,7 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
 }
 
 async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(), String> {
-    let had_ledger = tb.status.as_ref().is_some_and(|s| !s.limits.is_empty()) || memory.policy.is_some();
+    let had_ledger = tb.status.as_ref().is_some_and(|s| !s.limits.is_empty()) || memory.planned;
     if memory.ledger.is_none() && had_ledger {
         let observed = super::observe::observe(tb, ctx, world, memory).await.map_err(|e| e.to_string())?;
         if let Some(Ok(location)) = observed.redis {
@@ -94,31 +97,43 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
     ledger.close(&uid, epoch, &books).await.map_err(|e| e.to_string())
 }
 
-/// Takes the agent out of each Deployment that no other TokenBudget names.
+/// Takes the agent out of each Deployment that no other TokenBudget names. One that cannot be written stands in no other's way;
+/// the last error is told.
 async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> Result<(), Error> {
+    let mut outcome = Ok(());
     for target in &tb.spec.target_refs {
         if ctx.settings.detaches_all || !another_names(tb, world, &target.name) {
-            release(tb, ctx, world, target).await?;
+            outcome = outcome.and(release(tb, ctx, world, target).await);
         }
     }
-    Ok(())
+    outcome
 }
 
 /// Takes the agent out of Deployments that the spec named until lately; in an operator's first pass, of those in the namespace
 /// that nobody names any more: they were taken out of a spec while no operator ran.
 ///
-/// # Errors
-/// When the API server refuses or does not answer.
-pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(), Error> {
-    let formers = memory.targets.clone().unwrap_or_else(|| world.strays(&tb.namespace().unwrap_or_default()));
-    for former in &formers {
-        let is_named = tb.spec.target_refs.iter().any(|target| target.name == former.name);
-        if !is_named && !another_names(tb, world, &former.name) {
-            release(tb, ctx, world, former).await?;
+/// One that cannot be written is tried again later, and stands in nobody's way.
+pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) {
+    let is_named = |name: &str| tb.spec.target_refs.iter().any(|target| target.name == name);
+    let named = memory.targets.take().unwrap_or_else(|| world.strays(&tb.namespace().unwrap_or_default()));
+    memory.formers.extend(named.into_iter().filter(|target| !is_named(&target.name)));
+    memory.targets = Some(tb.spec.target_refs.clone());
+    let due = memory.released_at.is_none_or(|at| at.elapsed() >= RELEASE_AGAIN);
+    if memory.formers.is_empty() || !due {
+        return;
+    }
+    let mut left = Vec::new();
+    for former in std::mem::take(&mut memory.formers) {
+        if is_named(&former.name) || another_names(tb, world, &former.name) {
+            continue;
+        }
+        if let Err(error) = release(tb, ctx, world, &former).await {
+            warn!(deployment = %former.name, %error, "the agent could not be taken out of a former target yet");
+            left.push(former);
         }
     }
-    memory.targets = Some(tb.spec.target_refs.clone());
-    Ok(())
+    memory.released_at = (!left.is_empty()).then(Instant::now);
+    memory.formers = left;
 }
 
 /// Whether another TokenBudget that stays names this Deployment.
@@ -136,15 +151,8 @@ async fn release(tb: &TokenBudget, ctx: &Context, world: &World, target: &Target
     if is_attached(&deployment) {
         take_out(ctx, &namespace, &deployment, target.container.as_deref()).await?;
     }
-    let maps: Api<ConfigMap> = Api::namespaced(ctx.client.clone(), &namespace);
     let name = policy_config_map_name(&target.name);
-    match maps.delete(&name, &Default::default()).await {
-        Ok(_) => {}
-        Err(kube::Error::Api(status)) if status.is_not_found() => {}
-        Err(error) => return Err(error.into()),
-    }
-    ctx.applied_maps().remove(&(namespace, name));
-    Ok(())
+    config_maps::delete(ctx, &namespace, &name).await
 }
 
 /// Takes the whole status away, as if no operator had ever seen this TokenBudget.

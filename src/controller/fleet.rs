@@ -65,7 +65,7 @@ impl<'a> Fleet<'a> {
                 let runs = now.duration_since(running_since(pod, &target.container)?);
                 let uid = pod.metadata.uid.as_deref().unwrap_or_default();
                 let members = by_pod.get(uid).cloned().unwrap_or_default();
-                let workers = observed.other_workers.get(uid).copied().unwrap_or(target.size.workers);
+                let workers = observed.workers(pod, target.size.workers);
                 (runs > LEASE).then(|| GrownPod { uid, admits: runs > SILENCE, workers, members })
             })
             .collect();

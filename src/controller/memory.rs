@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
+use kube::runtime::events::Recorder;
 use serde_json::Value;
 
 use super::lost::Known;
@@ -12,12 +13,16 @@ use super::redis_url::{NoRedis, RedisLocation};
 use super::vanished::Search;
 use super::workers::WorkersRead;
 use crate::api::{ConditionKind, TargetRef, TokenBudget, TokenBudgetStatus};
-use crate::ledger::{BookId, Epoch, Policy, RedisLedger, Unit};
+use crate::ledger::{BookId, Epoch, RedisLedger, Unit};
+use crate::litellm::Inherited;
 use crate::ops::Outcome;
 use crate::plan::{Amounts, Departed, Outside, Worst};
 
 /// How long the fleet has to be whole before the promise holds: the 60 s window.
 pub const WINDOW: SignedDuration = SignedDuration::from_secs(60);
+
+/// By reason and action: what was said, and who publishes it.
+pub type Told<R> = HashMap<(String, String), (Option<String>, R)>;
 
 /// Memory of one TokenBudget.
 #[derive(Default)]
@@ -30,12 +35,16 @@ pub struct Memory {
     pub location: Option<(Instant, Option<i64>, Result<RedisLocation, NoRedis>)>,
     /// The books that the last pass knew.
     pub books: BTreeSet<BookId>,
-    /// The policy that the last pass made.
-    pub policy: Option<Policy>,
+    /// Whether a pass has written the ledger.
+    pub planned: bool,
     /// Time between two beats by the policy that was stored before this operator led; 0 when there was none.
     pub stored_beat_ms: Option<u64>,
     /// How many worker processes the pods of each Deployment have, where that had to be read.
     pub workers: BTreeMap<String, Option<WorkersRead>>,
+    /// What `envFrom` gives to the startup hooks of each Deployment: read when, for which generation of it.
+    pub hooks: BTreeMap<String, (Instant, Option<i64>, Option<Inherited>)>,
+    /// Passes in a row in which the ledger did not answer.
+    pub unanswered: u32,
     /// And with how many each pod began, by its UID: a change of the template is none of the pods that run.
     pub workers_of: HashMap<String, u32>,
     /// Deployments of which every live pod had the agent.
@@ -44,6 +53,12 @@ pub struct Memory {
     pub whole_since: Option<Timestamp>,
     /// The Deployments that the spec named in the last pass, if this operator has made one.
     pub targets: Option<Vec<TargetRef>>,
+    /// Deployments that are no targets any more, out of which the agent is still to be taken, and when that failed last.
+    pub formers: Vec<TargetRef>,
+    /// See [`Memory::formers`].
+    pub released_at: Option<Instant>,
+    /// What the last event of each reason and action said, and what published it.
+    pub told: Told<Recorder>,
     /// What was done to each Deployment.
     pub attached: BTreeMap<String, AttachMemory>,
     /// When the figures of the status were written last.

@@ -62,8 +62,14 @@ const STANDBY: Duration = Duration::from_secs(2);
 /// While the caches fill, a pass is put off by so much: it would take for missing what it has not heard of yet.
 const WARMING: Duration = Duration::from_millis(200);
 
-/// Passes at once.
-const CONCURRENCY: u16 = 16;
+/// Passes at once. One whose ledger does not answer takes until its time-out, and others are not to wait for it.
+const CONCURRENCY: u16 = 64;
+
+/// After so many passes in which the ledger did not answer it is asked more seldom.
+const AWAY: u32 = 15;
+
+/// So seldom.
+const AWAY_TICK: Duration = Duration::from_secs(5);
 
 /// Why a pass was given up. What a user has to mend is no error: it is a condition.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +80,19 @@ pub enum Error {
     /// The pass took too long.
     #[error("the pass was given up after {} s", PASS_DEADLINE.as_secs())]
     Deadline,
+}
+
+impl Error {
+    /// What the API server says to a write that only the user can make possible: no right, another owner, an admission policy.
+    fn refusal(&self) -> Option<&str> {
+        let Self::Kubernetes(error) = self else { return None };
+        match error.as_ref() {
+            kube::Error::Api(status) if status.is_forbidden() || status.is_conflict() || status.is_invalid() => {
+                Some(&status.message)
+            }
+            _ => None,
+        }
+    }
 }
 
 impl From<kube::Error> for Error {
@@ -90,7 +109,9 @@ pub async fn run(
     synced: impl FnOnce() + Send + Sync + 'static,
     shutdown: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
-    let (world, streams) = World::watch(&ctx.client, namespace.as_deref(), synced);
+    let forgets = ctx.clone();
+    let gone = move |tb: &TokenBudget| forgets.forget(tb);
+    let (world, streams) = World::watch(&ctx.client, namespace.as_deref(), synced, gone);
     let (by_deployment, by_autoscaler, by_pod) = (world.clone(), world.clone(), world.clone());
     let passes = world.clone();
     Controller::for_stream(streams.budgets, world.budgets.clone())
@@ -149,9 +170,16 @@ async fn reconcile(tb: Arc<TokenBudget>, ctx: Arc<Context>, world: World) -> Res
     }
     let memory = ctx.memory(&tb);
     let mut memory = memory.lock().await;
-    let outcome = match tokio::time::timeout(PASS_DEADLINE, pass(&tb, &ctx, &world, &mut memory)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(Error::Deadline),
+    let mut leadership = ctx.leadership.clone();
+    let outcome = tokio::select! {
+        // The pass is dropped where it stands: another replica may write now.
+        () = leadership.lost() => {
+            ctx.metrics.reconciled(Outcome::Standby, started.elapsed());
+            return Ok(Action::requeue(STANDBY));
+        }
+        outcome = tokio::time::timeout(PASS_DEADLINE, pass(&tb, &ctx, &world, &mut memory)) => {
+            outcome.unwrap_or(Err(Error::Deadline))
+        }
     };
     let (label, action) = match outcome {
         Ok((label, action)) => (label, Ok(action)),
@@ -178,7 +206,9 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     if !detach::hold(tb, ctx).await? {
         return Ok((Outcome::Waiting, Action::requeue(Duration::ZERO)));
     }
-    detach::release_former(tb, ctx, world, memory).await?;
+    if !tb.spec.paused {
+        detach::release_former(tb, ctx, world, memory).await;
+    }
     let observed = observe::observe(tb, ctx, world, memory).await?;
     let valid = validate::validate(tb, &observed, &world.evidence);
     let intent = arrange::arrange(tb, &observed, &valid, &memory.books);
@@ -186,6 +216,8 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     if let Some((_, ledger)) = &memory.ledger {
         ctx.crowd.set(&tb.uid().unwrap_or_default(), ledger.server(), intent.processes, Instant::now());
     }
+    let answered = !matches!(observed.ledger, Some(Err(_)));
+    memory.unanswered = if answered { 0 } else { memory.unanswered.saturating_add(1) };
     let applied = if tb.spec.paused {
         apply::leave_as_it_is(tb, ctx, memory, &observed).await
     } else {
@@ -202,7 +234,7 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     Ok(match (broken, &applied.ledger) {
         (true, _) => (Outcome::Refused, Action::requeue(BROKEN)),
         (false, Some(Ok(_))) => (Outcome::Applied, Action::requeue(TICK)),
-        (false, _) => (Outcome::Waiting, Action::requeue(TICK)),
+        (false, _) => (Outcome::Waiting, Action::requeue(if memory.unanswered < AWAY { TICK } else { AWAY_TICK })),
     })
 }
 

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
+use kube::core::{Expression, Selector};
 use kube::{Api, ResourceExt};
 
 use super::admission;
@@ -27,8 +29,8 @@ use crate::litellm::{
 };
 use crate::plan::Departed;
 
-/// How long a Redis URL is used before the Secret or ConfigMap that it comes from is read again.
-const URL_AGE: Duration = Duration::from_secs(30);
+/// How long what a Secret or ConfigMap says is used before it is read again.
+const READ_AGE: Duration = Duration::from_secs(30);
 
 /// What was seen.
 #[derive(Default)]
@@ -118,6 +120,14 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
     Ok(Observed { now, targets, redis, ledger, lost, departed, other_workers, beside, least_beat_ms, admission })
 }
 
+impl Observed {
+    /// LiteLLM worker processes of a pod, which may have begun with other settings than its Deployment has now (`workers`).
+    pub fn workers(&self, pod: &Pod, workers: u32) -> u32 {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        self.other_workers.get(uid).copied().unwrap_or(workers)
+    }
+}
+
 /// Takes note of how many worker processes each pod began with, and answers for those that differ from their Deployment now.
 /// An operator that has just begun takes them to be as the template is.
 fn other_workers(targets: &[TargetSeen], began: &mut HashMap<String, u32>) -> BTreeMap<String, u32> {
@@ -187,7 +197,15 @@ async fn target(
         let generation = deployment.metadata.generation;
         seen.workers = count_workers(&ctx.client, namespace, container, generation, read_before).await?;
     }
-    seen.inherited_hooks = inherited_hooks(ctx, namespace, deployment, reference.container.as_deref()).await?;
+    let generation = deployment.metadata.generation;
+    let known = memory.hooks.get(&reference.name).filter(|(at, of, _)| *of == generation && at.elapsed() < READ_AGE);
+    seen.inherited_hooks = if let Some((_, _, hooks)) = known {
+        hooks.clone()
+    } else {
+        let hooks = inherited_hooks(ctx, namespace, deployment, reference.container.as_deref()).await?;
+        memory.hooks.insert(reference.name.clone(), (Instant::now(), generation, hooks.clone()));
+        hooks
+    };
     Ok(seen)
 }
 
@@ -215,13 +233,20 @@ pub async fn inherited_hooks(
 
 /// Live pods of the Deployment without our label.
 async fn pods_without_agent(deployment: &Deployment, namespace: &str, ctx: &Context) -> Result<usize, Error> {
-    let labels = deployment.spec.as_ref().and_then(|s| s.selector.match_labels.clone()).unwrap_or_default();
-    let mut selector: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    selector.push(format!("{ATTACHED_LABEL}!={ATTACHED_VALUE}"));
+    let selector = deployment.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
+    let Some(selector) = without_agent(selector) else { return Ok(0) };
     let unfinished = "status.phase!=Succeeded,status.phase!=Failed";
-    let params = ListParams::default().labels(&selector.join(",")).fields(unfinished);
+    let params = ListParams::default().labels_from(&selector).fields(unfinished);
     let pods = Api::<PartialObjectMeta<Pod>>::namespaced(ctx.client.clone(), namespace).list(&params).await?;
     Ok(pods.items.len())
+}
+
+/// What selects the pods without our label. None of a selector with an operator that this does not know: rather no pod than
+/// those of others.
+fn without_agent(selector: LabelSelector) -> Option<Selector> {
+    let mut selector = Selector::try_from(selector).ok()?;
+    selector.extend([Expression::NotEqual(ATTACHED_LABEL.to_owned(), ATTACHED_VALUE.to_owned())]);
+    Some(selector)
 }
 
 async fn redis(
@@ -232,7 +257,7 @@ async fn redis(
     memory: &mut Memory,
 ) -> Result<Option<Result<RedisLocation, NoRedis>>, Error> {
     if let Some((read_at, generation, known)) = &memory.location
-        && read_at.elapsed() < URL_AGE
+        && read_at.elapsed() < READ_AGE
         && *generation == tb.metadata.generation
         && known.is_ok()
     {
@@ -283,6 +308,16 @@ async fn read_ledger(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_are_selected_as_the_deployment_selects_them() {
+        let selected = |selector: serde_json::Value| {
+            without_agent(serde_json::from_value(selector).unwrap()).map(|selector| selector.to_string())
+        };
+        let both = serde_json::json!({"matchLabels": {"app": "a"}, "matchExpressions": [{"key": "tier", "operator": "In", "values": ["x"]}]});
+        assert_eq!(selected(both).as_deref(), Some("app=a,tier in (x),tokenbudget.dev/agent!=attached"));
+        assert_eq!(selected(serde_json::json!({"matchExpressions": [{"key": "tier", "operator": "Near"}]})), None);
+    }
 
     #[test]
     fn a_pod_has_the_workers_that_it_began_with() {

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::Error;
 use super::context::Context;
-use super::memory::Memory;
+use super::memory::{Memory, Told};
 use crate::api::{ConditionKind, FIELD_MANAGER, LimitOutside, LimitStatus, Reason, TokenBudget, TokenBudgetStatus};
 
 /// How old the figures of the status may be.
@@ -47,11 +47,21 @@ pub async fn publish(
     memory.written = Some(status);
     for event in events {
         info!(reason = %event.reason, note = event.note.as_deref().unwrap_or_default(), "event");
-        if let Err(error) = ctx.recorder.publish(&event, &tb.object_ref(&())).await {
+        let recorder = recorder_of(&event, &mut memory.told, || ctx.recorder());
+        if let Err(error) = recorder.publish(&event, &tb.object_ref(&())).await {
             warn!(%error, "an event was not published");
         }
     }
     Ok(())
+}
+
+/// The recorder of the last event with the same reason and action if that said the same, else a new one.
+fn recorder_of<R: Clone>(event: &Event, told: &mut Told<R>, new: impl FnOnce() -> R) -> R {
+    let key = (event.reason.clone(), event.action.clone());
+    match told.get(&key) {
+        Some((note, recorder)) if *note == event.note => recorder.clone(),
+        _ => told.entry(key).insert_entry((event.note.clone(), new())).get().1.clone(),
+    }
 }
 
 /// The status without what moves by itself: what members of an idle fleet hold swings a little around what they may keep.
@@ -184,6 +194,19 @@ mod tests {
         .unwrap();
         let row = LimitStatus { name: "a".into(), unit: "tokens".into(), budget, spent, members, ..Default::default() };
         TokenBudgetStatus { limits: vec![row], conditions: vec![condition], ..Default::default() }
+    }
+
+    #[test]
+    fn events_that_say_something_else_are_others() {
+        let (mut told, mut made) = (Told::default(), 0);
+        let mut recorder = |reason: &str, note: &str| {
+            recorder_of(&event(EventType::Normal, reason, "Plan", note), &mut told, || {
+                made += 1;
+                made
+            })
+        };
+        assert_eq!((recorder("BudgetCut", "a"), recorder("BudgetCut", "a"), recorder("BudgetCut", "b")), (1, 1, 2));
+        assert_eq!((recorder("Rebalanced", "b"), recorder("BudgetCut", "b")), (3, 2));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which Redis holds the ledger of a TokenBudget: the one of its spec, else the LiteLLM container's own, else the default.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::net::IpAddr;
 
 use k8s_openapi::ByteString;
@@ -165,33 +166,59 @@ pub async fn read_all(
     namespace: &str,
     references: impl IntoIterator<Item = &Ref>,
 ) -> Result<Values, kube::Error> {
-    let mut values = Values::default();
+    let mut by_object: BTreeMap<Object<'_>, Vec<&Ref>> = BTreeMap::new();
     for reference in references {
-        match read(client, namespace, reference).await {
-            Ok(Some(text)) => drop(values.texts.insert(reference.clone(), text)),
-            Ok(None) => {}
-            Err(kube::Error::Api(status)) if status.is_forbidden() => {
-                values.refused.insert(match reference {
-                    Ref::Secret { name, .. } => format!("Secret {name}"),
-                    Ref::ConfigMap { name, .. } => format!("ConfigMap {name}"),
-                });
+        by_object.entry(Object::of(reference)).or_default().push(reference);
+    }
+    let mut values = Values::default();
+    for (object, keys) in by_object {
+        match object.read(client, namespace).await {
+            Ok(data) => {
+                values.texts.extend(keys.into_iter().filter_map(|r| Some((r.clone(), data.get(r.key())?.clone()))))
             }
+            Err(kube::Error::Api(status)) if status.is_forbidden() => drop(values.refused.insert(object.to_string())),
             Err(error) => return Err(error),
         }
     }
     Ok(values)
 }
 
-async fn read(client: &Client, namespace: &str, reference: &Ref) -> Result<Option<String>, kube::Error> {
-    match reference {
-        Ref::Secret { name, key } => {
-            let found = Api::<Secret>::namespaced(client.clone(), namespace).get_opt(name).await?;
-            let bytes = found.and_then(|secret| secret.data?.remove(key));
-            Ok(bytes.and_then(|ByteString(bytes)| String::from_utf8(bytes).ok()))
+/// A Secret or ConfigMap, by name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Object<'a> {
+    Secret(&'a str),
+    ConfigMap(&'a str),
+}
+
+impl<'a> Object<'a> {
+    fn of(reference: &'a Ref) -> Self {
+        match reference {
+            Ref::Secret { name, .. } => Self::Secret(name),
+            Ref::ConfigMap { name, .. } => Self::ConfigMap(name),
         }
-        Ref::ConfigMap { name, key } => {
-            let found = Api::<ConfigMap>::namespaced(client.clone(), namespace).get_opt(name).await?;
-            Ok(found.and_then(|map| map.data?.remove(key)))
+    }
+
+    /// Its keys that hold text; none where there is no such object.
+    async fn read(self, client: &Client, namespace: &str) -> Result<BTreeMap<String, String>, kube::Error> {
+        match self {
+            Self::Secret(name) => {
+                let found = Api::<Secret>::namespaced(client.clone(), namespace).get_opt(name).await?;
+                let data = found.and_then(|secret| secret.data).unwrap_or_default().into_iter();
+                Ok(data.filter_map(|(key, ByteString(bytes))| Some((key, String::from_utf8(bytes).ok()?))).collect())
+            }
+            Self::ConfigMap(name) => {
+                let found = Api::<ConfigMap>::namespaced(client.clone(), namespace).get_opt(name).await?;
+                Ok(found.and_then(|map| map.data).unwrap_or_default())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Object<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Secret(name) => write!(f, "Secret {name}"),
+            Self::ConfigMap(name) => write!(f, "ConfigMap {name}"),
         }
     }
 }

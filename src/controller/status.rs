@@ -1,4 +1,5 @@
-//! Step 5, status: what users see, from what was applied. Pure; the writing is in `publish`.
+//! Step 5, status: what users see, from what was applied. No IO, and no clock of its own; the writing is in
+//! `publish`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -314,7 +315,7 @@ fn enforcing(
     let serving = || valid.targets.iter().flat_map(|t| t.pods.iter().map(move |p| (t, p))).filter(|(_, p)| is_ready(p));
     let waiting = serving().filter(|(target, pod)| {
         let workers = pod.metadata.uid.as_deref().and_then(|uid| in_state.get(uid)).copied().unwrap_or(0);
-        workers < target.size.workers
+        workers < observed.workers(pod, target.size.workers)
     });
     let (waiting, pods) = (waiting.count(), serving().count());
     let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();

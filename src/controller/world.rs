@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::stream::{BoxStream, StreamExt};
+use futures::stream::{BoxStream, Stream, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -86,9 +86,15 @@ pub struct Streams {
 }
 
 impl World {
-    /// Watches this namespace, or all of them; `synced` is called when all caches are whole.
+    /// Watches this namespace, or all of them; `synced` is called when all caches are whole, `gone` for each TokenBudget that
+    /// is no more.
     #[must_use]
-    pub fn watch(client: &Client, namespace: Option<&str>, synced: impl FnOnce() + Send + 'static) -> (Self, Streams) {
+    pub fn watch(
+        client: &Client,
+        namespace: Option<&str>,
+        synced: impl FnOnce() + Send + 'static,
+        gone: impl Fn(&TokenBudget) + Send + Sync + 'static,
+    ) -> (Self, Streams) {
         let filling = Arc::new(Filling { left: AtomicUsize::new(4), synced: Mutex::new(Some(Box::new(synced))) });
         let from = Source { client, namespace, filling: &filling };
         let everything = watcher::Config::default();
@@ -99,8 +105,12 @@ impl World {
         let indices = Arc::new(Indices::default());
         let [of_budgets, of_autoscalers, of_pods] = [(); 3].map(|()| indices.clone());
         let budget = |_: &mut TokenBudget| {};
-        let (budgets, budget_changes) =
-            cached(&from, everything.clone(), budget, move |event| of_budgets.budgets.take(event, targets));
+        let (budgets, budget_changes) = cached(&from, everything.clone(), budget, move |event| {
+            of_budgets.budgets.take(event, targets);
+            if let watcher::Event::Delete(tb) = event {
+                gone(tb);
+            }
+        });
         let deployment = |d: &mut Deployment| {
             d.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
         };
@@ -121,10 +131,11 @@ impl World {
         });
         let world = Self { budgets, deployments, autoscalers, pods, indices, evidence, filling };
         let streams = Streams {
-            budgets: budget_changes,
-            deployments: deployment_changes,
-            autoscalers: autoscaler_changes,
-            pods: pod_changes,
+            // There is nothing to do for one that is gone.
+            budgets: budget_changes.applied_objects().boxed(),
+            deployments: deployment_changes.touched_objects().boxed(),
+            autoscalers: autoscaler_changes.touched_objects().boxed(),
+            pods: pod_changes.touched_objects().boxed(),
         };
         (world, streams)
     }
@@ -228,7 +239,7 @@ fn cached<K>(
     config: watcher::Config,
     strip: impl FnMut(&mut K) + Send + 'static,
     index: impl Fn(&watcher::Event<K>) + Send + 'static,
-) -> (Store<K>, Changes<K>)
+) -> (Store<K>, impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static)
 where
     K: Resource<Scope = kube::core::NamespaceResourceScope>
         + DeserializeOwned
@@ -243,22 +254,16 @@ where
     let api = api_in(&client, from.namespace);
     let (store, writer) = reflector::store();
     let mut filling = Some(from.filling.clone());
-    let changes = watcher(api, config)
-        .default_backoff()
-        .modify(strip)
-        .reflect(writer)
-        .inspect(move |event| {
-            if let Ok(event) = event {
-                index(event);
-            }
-            if matches!(event, Ok(watcher::Event::InitDone))
-                && let Some(filling) = filling.take()
-            {
-                filling.filled();
-            }
-        })
-        .touched_objects()
-        .boxed();
+    let changes = watcher(api, config).default_backoff().modify(strip).reflect(writer).inspect(move |event| {
+        if let Ok(event) = event {
+            index(event);
+        }
+        if matches!(event, Ok(watcher::Event::InitDone))
+            && let Some(filling) = filling.take()
+        {
+            filling.filled();
+        }
+    });
     (store, changes)
 }
 

@@ -63,10 +63,9 @@ impl Leadership {
         self.token().is_some()
     }
 
-    /// Whether the state of the election is known: it leads, or has seen who does.
-    #[must_use]
-    pub fn is_known(&self) -> bool {
-        self.state.borrow().as_ref().map_or_else(|standby| standby.known, |_| true)
+    /// Waits until the state of the election is known: it leads, or has seen who does. False when the election has ended.
+    pub async fn known(&mut self) -> bool {
+        self.state.wait_for(|state| state.as_ref().map_or_else(|standby| standby.known, |_| true)).await.is_ok()
     }
 
     /// Waits until this replica leads; false when the election has ended.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use serde_json::{Map, Value};
 
@@ -101,12 +101,6 @@ pub fn attached_container(deployment: &Deployment) -> Option<String> {
         Entry::Mount { container, .. } => Some(container),
         _ => None,
     })
-}
-
-/// Whether the pod was made with the agent. It reads the label and the containers' mounts; strip neither before.
-#[must_use]
-pub fn is_attached_pod(pod: &Pod) -> bool {
-    carries_agent(Some(&pod.metadata), pod.spec.as_ref())
 }
 
 fn carries_agent(metadata: Option<&ObjectMeta>, spec: Option<&PodSpec>) -> bool {

@@ -25,6 +25,16 @@ pub enum Ref {
     },
 }
 
+impl Ref {
+    /// Key in the object.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Secret { key, .. } | Self::ConfigMap { key, .. } => key,
+        }
+    }
+}
+
 impl fmt::Display for Ref {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -147,22 +157,27 @@ impl Setting {
     }
 }
 
+/// Variables within variables that are followed for one of them. Thirty that each name the one before twice would be a
+/// billion.
+const MOST_EXPANSIONS: u32 = 64;
+
 /// Where the variable `name` of a container comes from: its `env`, else its `envFrom`.
 #[must_use]
 pub fn setting(container: &Container, name: &str) -> Setting {
     let env = container.env.as_deref().unwrap_or_default();
-    setting_among(container, env, name)
+    setting_among(container, env, name, &mut { MOST_EXPANSIONS })
 }
 
-/// As [`setting`], with only the first variables of the container: a variable can name those before it.
-fn setting_among(container: &Container, env: &[EnvVar], name: &str) -> Setting {
+/// As [`setting`], with only the first variables of the container: a variable can name those before it. `left`: how many more
+/// variables may be put in.
+fn setting_among(container: &Container, env: &[EnvVar], name: &str, left: &mut u32) -> Setting {
     // Of several with the same name the last one counts.
     let Some((at, variable)) = env.iter().enumerate().rev().find(|(_, variable)| variable.name == name) else {
         return inherited(container, name);
     };
     let Some(from) = &variable.value_from else {
         let before = env.get(..at).unwrap_or_default();
-        return expand(container, before, variable.value.as_deref().unwrap_or_default());
+        return expand(container, before, variable.value.as_deref().unwrap_or_default(), left);
     };
     if let Some(secret) = &from.secret_key_ref {
         let found = Ref::Secret { name: secret.name.clone(), key: secret.key.clone() };
@@ -194,7 +209,7 @@ fn inherited(container: &Container, name: &str) -> Setting {
 }
 
 /// Replaces `$(NAME)` by the variables before it as the kubelet does; `$$` is a dollar.
-fn expand(container: &Container, before: &[EnvVar], text: &str) -> Setting {
+fn expand(container: &Container, before: &[EnvVar], text: &str, left: &mut u32) -> Setting {
     let mut pieces = Vec::new();
     let mut plain = String::new();
     let mut rest = text;
@@ -206,7 +221,11 @@ fn expand(container: &Container, before: &[EnvVar], text: &str) -> Setting {
             plain.push('$');
             rest = after;
         } else if let Some((name, after)) = named {
-            match setting_among(container, before, name) {
+            let Some(fewer) = left.checked_sub(1) else {
+                return Setting::Unsupported(format!("more than {MOST_EXPANSIONS} other variables"));
+            };
+            *left = fewer;
+            match setting_among(container, before, name, left) {
                 Setting::Value(found) => {
                     pieces.push(Piece::Text(std::mem::take(&mut plain)));
                     pieces.extend(found);
@@ -239,6 +258,17 @@ mod tests {
             Ref::ConfigMap { name, key } if name == "c" => Some(format!("[{key}]")),
             _ => None,
         })
+    }
+
+    #[test]
+    fn variables_that_double_are_given_up() {
+        for first in ["", "x"] {
+            let doubles = (1..=30).map(|n| format!("{{name: A{n}, value: $(A{0})$(A{0})}}", n - 1));
+            let env: Vec<String> = [format!("{{name: A0, value: '{first}'}}")].into_iter().chain(doubles).collect();
+            let yaml = format!("{{name: a, env: [{}]}}", env.join(", "));
+            assert_eq!(text(&yaml, "A5"), Ok(Some(first.repeat(32))));
+            assert!(matches!(text(&yaml, "A30"), Err(Missing::Unsupported { .. })));
+        }
     }
 
     #[test]

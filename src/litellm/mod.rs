@@ -28,7 +28,7 @@ pub use attach::{
     Attachment, Detachment, Inherited, Refusal, Wanted, attachment, detachment, policy_config_map_name, startup_hooks,
 };
 pub use container::{choose_container, surge, worker_refs, workers};
-pub use entries::{Difference, Entry, attached_container, difference, is_attached, is_attached_pod};
+pub use entries::{Difference, Entry, attached_container, difference, is_attached};
 pub use env::{Missing, Piece, Ref, Setting, setting};
 pub use redis_source::RedisSource;
 
