@@ -179,6 +179,14 @@ fn the_dashboard_is_where_grafana_looks() {
 #[test]
 fn prometheus_keeps_the_namespace_of_the_tokenbudget() {
     let values = ["serviceMonitor.enabled=true", "serviceMonitor.interval=7s", "serviceMonitor.labels.release=prom"];
+    for (value, pointer, what) in [
+        ("serviceMonitor.scrapeTimeout=5s", "/spec/endpoints/0/scrapeTimeout", "5s"),
+        ("serviceMonitor.relabelings[0].action=keep", "/spec/endpoints/0/relabelings/0/action", "keep"),
+        ("serviceMonitor.metricRelabelings[0].action=drop", "/spec/endpoints/0/metricRelabelings/0/action", "drop"),
+    ] {
+        let monitor = only(&objects(&render(&[&values[..], &[value]].concat())), "ServiceMonitor");
+        assert_eq!(monitor.pointer(pointer).and_then(Value::as_str), Some(what), "{value}");
+    }
     let monitor = only(&objects(&render(&values)), "ServiceMonitor");
     assert_eq!(monitor["spec"]["endpoints"][0]["honorLabels"], true);
     assert_eq!(monitor["spec"]["endpoints"][0]["interval"], "7s");

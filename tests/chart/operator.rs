@@ -248,6 +248,10 @@ fn every_other_value_of_the_pod_does_something() {
     ] {
         shows(value, "Deployment", &pointer, &what);
     }
+    for object in objects(&render(&["commonLabels.x=y", "enabled=true"])) {
+        let kind = object["kind"].as_str().unwrap_or_default();
+        assert!(object["metadata"]["labels"]["x"] == "y" || kind == "CustomResourceDefinition", "{object}");
+    }
     shows("serviceAccount.annotations.x=y", "ServiceAccount", "/metadata/annotations/x", &json!("y"));
     shows("logLevel=debug", "ConfigMap", "/data/filter", &json!("debug"));
     assert!(of_kind(&objects(&render(&["serviceAccount.create=false"])), "ServiceAccount").is_empty());

@@ -47,6 +47,33 @@ fn it_goes_where_the_operator_was() {
 }
 
 #[test]
+fn its_pod_is_as_the_operators() {
+    for (value, pointer) in [
+        ("podLabels.x=y", "/metadata/labels/x"),
+        ("podAnnotations.x=y", "/metadata/annotations/x"),
+        ("priorityClassName=y", "/spec/priorityClassName"),
+        ("affinity.podAffinity.x=y", "/spec/affinity/podAffinity/x"),
+        ("nodeSelector.x=y", "/spec/nodeSelector/x"),
+        ("tolerations[0].key=y", "/spec/tolerations/0/key"),
+        ("imagePullSecrets[0].name=y", "/spec/imagePullSecrets/0/name"),
+    ] {
+        let pod = only(&hooks(&[value]), "Job")["spec"]["template"].clone();
+        assert_eq!(pod.pointer(pointer).and_then(Value::as_str), Some("y"), "{value}");
+    }
+}
+
+#[test]
+fn it_may_reach_what_the_operator_may() {
+    let values = ["networkPolicy.enabled=true", "networkPolicy.redis.ports={6380}"];
+    let policy = only(&hooks(&values), "NetworkPolicy");
+    let pod = only(&hooks(&values), "Job")["spec"]["template"]["metadata"]["labels"].clone();
+    assert_eq!(policy["spec"]["podSelector"]["matchLabels"], pod);
+    assert_eq!(policy["spec"]["egress"], only(&objects(&render(&values)), "NetworkPolicy")["spec"]["egress"]);
+    assert_eq!(policy["spec"]["ingress"], Value::Null);
+    assert!(of_kind(&hooks(&[]), "NetworkPolicy").is_empty());
+}
+
+#[test]
 fn it_can_be_left_out() {
     assert!(hooks(&["uninstall.detach=false"]).is_empty());
 }

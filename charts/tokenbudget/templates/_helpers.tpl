@@ -22,6 +22,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "tokenbudget.serviceAccountName" -}}
@@ -138,4 +141,27 @@ securityContext:
 {{- if and (not .Values.leaderElection) (gt (int .Values.replicas) 1) -}}
 {{- fail "leaderElection: false allows one replica at most: set replicas to 1, or leaderElection to true" -}}
 {{- end -}}
+{{- end -}}
+
+{{/* What the operator calls; the same for the Job of helm uninstall. The context is networkPolicy. */}}
+{{- define "tokenbudget.egress" -}}
+egress:
+# Names: of the API server, and of the Redis of each LiteLLM.
+- ports:
+  - {protocol: UDP, port: 53}
+  - {protocol: TCP, port: 53}
+{{- range $what, $peer := dict "The API server." .apiServer "The ledger: the Redis of each LiteLLM." .redis }}
+# {{ $what }}
+- ports:
+  {{- range $peer.ports }}
+  - {protocol: TCP, port: {{ . }}}
+  {{- end }}
+  {{- with $peer.to }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- with .extraEgress }}
+{{- toYaml . | nindent 0 }}
+{{- end }}
 {{- end -}}
