@@ -6,6 +6,7 @@ import asyncio
 import collections
 import functools
 import logging
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -90,6 +91,10 @@ class Adapter:
             )
         if self.handler not in callbacks:
             manager.add_litellm_callback(self.handler)
+        from litellm import constants
+
+        limit = getattr(constants, "AIOHTTP_CONNECTOR_LIMIT_PER_HOST", 0)
+        self.agent.connections = limit if isinstance(limit, int) and limit > 0 else math.inf
         for name, add in (
             ("input_callback", "add_litellm_input_callback"),
             ("_async_success_callback", "add_litellm_async_success_callback"),

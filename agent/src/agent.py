@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import os
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .adapter import Adapter
-from .book import Book, within_reason
+from .book import Book
 from .clock import Clock
 from .constants import (
     ATTEMPT_BOUND,
@@ -19,16 +20,15 @@ from .constants import (
     MARGIN,
     NAMED_DEPLOYMENTS,
     STALL,
-    UNKNOWN_OUTPUT,
     UNSENT_BOUND,
     log,
 )
 from .counts import Outside
 from .drift import Drift
-from .estimates import OUTPUTS, UNLEARNED, Learned
+from .estimates import Estimates
 from .governor import Governor
-from .refusal import Refused, never_connected
-from .request import Attempt, Called, Request, _request, call_key, model_id, weakly
+from .refusal import Refused, is_of_the_proxy, never_connected
+from .request import Attempt, Called, PerCall, Request, _request, call_key, model_id, weakly
 from .shapes import Body, Data, Deployment, MaybeNone, Needs
 
 
@@ -40,10 +40,10 @@ class Agent:
     env: Mapping[str, str]
     governors: dict[str, Governor]
     attempts: dict[str | None, list[Attempt]]  # the open ones; no key is None, but some ask for it
-    learned: dict[str, Learned]  # by LiteLLM's name of the model; only answers add one
     bodies: dict[object, Body]
     waiters: dict[asyncio.Future[None], Needs]
-    stamps_known: set[str]
+    stamps_known: set[tuple[str, str]]
+    connections: float  # at most, to one host
     faults: dict[str, tuple[float, str]]
     logged: dict[str, float]
     last_tick: float | None
@@ -54,10 +54,13 @@ class Agent:
     def __init__(self, clock: Clock | None = None, environ: Mapping[str, str] | None = None) -> None:
         self.clock, self.env = clock or Clock(), os.environ if environ is None else environ
         self.lock = threading.RLock()
-        self.governors, self.attempts, self.learned = {}, {}, {}
+        self.governors, self.attempts = {}, {}
+        self.estimates = Estimates(lambda *of: self.adapter.max_output(*of) if self.adapter else None)
         self.bodies = {}  # call -> (when, what the client sent, call type), from the door to the router
         self.waiters = {}  # future -> [(book, need)]
-        self.stamps_known = set()  # call types that were seen to pass log_pre_api_call
+        self.stamps_known = set()  # call types and models that were seen to pass log_pre_api_call
+        self.doors, self.answered = PerCall(), PerCall()  # by id of what a client sent; attempts, by call id
+        self.connections = math.inf
         self.faults, self.logged = {}, {}
         self.drift, self.outside = Drift(), Outside()
         self.last_tick, self.last_sweep = None, 0.0
@@ -193,6 +196,15 @@ class Agent:
         key = call_key(data)
         if key and self.governors:  # without any nobody takes it out
             self.bodies[key] = (self.clock.boot(), data, call_type)
+            self.doors.set(id(data), data.get("litellm_logging_obj"), None)
+
+    def with_call(self, data: Data) -> Data:
+        """What came to the proxy's door, with LiteLLM's own object of the call, which it takes out before the
+        hook of a final failure (ProxyLogging.post_call_failure_hook)."""
+        if data.get("litellm_logging_obj") is not None:
+            return data
+        door = self.doors.get(id(data))
+        return {**data, "litellm_logging_obj": door and door[0]}
 
     def called(self, data: Data, previous: Called | None = None) -> Called:
         """Whose call `data` is, with what the client sent, which is kept no longer than this."""
@@ -215,39 +227,8 @@ class Agent:
 
     # -- needs and admission
 
-    def need(self, request: Request, deployment: Deployment, book: Book) -> int:
-        """What this request will be charged in this book, before it runs: at most MOST_AMOUNT."""
-        if book.unit == "requests":
-            return 1
-        return within_reason(self.tokens(request, deployment, book))
-
-    def tokens(self, request: Request, deployment: Deployment, book: Book) -> int:
-        params = deployment.get("litellm_params") or {}
-        model = params.get("model") or ""
-        learned = self.learned.get(model, UNLEARNED)
-        prompt = request.overhead + request.chars * learned.ratio
-        if request.no_output:
-            return math.ceil(prompt)
-        output = request.output
-        if book.governor.reserve == "Estimate" and learned.output_mean is not None:
-            guess = math.ceil(learned.output_mean)
-            output = guess if output is None else min(output, guess)
-        elif output is None:
-            output = self.default_output(deployment, params, model, book, learned)
-        return math.ceil(prompt + output * request.n)
-
-    def default_output(
-        self, deployment: Deployment, params: dict[str, Any], model: str, book: Book, learned: Learned
-    ) -> int:
-        for name in OUTPUTS:
-            if isinstance(params.get(name), int):
-                return params[name]  # type: ignore[no-any-return]
-        known = self.adapter.max_output(deployment, model) if self.adapter else None
-        usual = learned.output_high or UNKNOWN_OUTPUT
-        return min(known, max(usual, book.share // 4)) if known else usual
-
     def needs(self, request: Request, deployment: Deployment, books: list[Book]) -> Needs:
-        return [(book, self.need(request, deployment, book)) for book in books]
+        return [(book, self.estimates.need(request, deployment, book)) for book in books]
 
     def fits(self, needs: Needs, boot: float, wall: float) -> bool:
         for book, amount in needs:
@@ -380,8 +361,12 @@ class Agent:
     # -- the life of an attempt
 
     def stamp(self, attempt: Attempt, now: float) -> None:
+        """It leaves now. With more calls under way than there may be connections it may have to wait for one:
+        then it is in no slot, and leaves no window, before it ends."""
         with self.lock:
             attempt.stamped = True
+            if len(self.attempts) > self.connections:
+                return
             for book, charge in attempt.charges:
                 book.ring.stamp(charge, now)
 
@@ -395,14 +380,39 @@ class Agent:
         self, data: Mapping[str, Any], deployment: str | None = None, copied: bool = False
     ) -> Attempt | None:
         """The attempt that runs in this task, else the last one of this call."""
+        request, known = _request.request(), False
+        while request is not None:  # several may share one call of LiteLLM's (Router.abatch_completion)
+            own = request.attempt
+            if own is not None and own.call_id == data.get("litellm_call_id") and own.is_of(data):
+                if not own.ended:
+                    return own
+                known = True
+            request = request.parent
+        if known:
+            return None
         attempts = self.open_attempts(data, copied)
         if deployment is not None:
             attempts = [attempt for attempt in attempts if attempt.deployment == deployment]
-        if len(attempts) > 1:
-            request = _request.request()
-            if request is not None and request.attempt in attempts:
-                return request.attempt
         return attempts[-1] if attempts else None
+
+    def answer(self, attempt: Attempt) -> None:
+        """What it came to is known."""
+        call = attempt.call and attempt.call()
+        if call is not None:
+            self.answered.set(attempt.call_id, call, attempt)
+
+    def sent_again(self, data: Mapping[str, Any]) -> None:
+        """A call that has been answered leaves once more under the same admission (LiteLLM's MCP tools). No
+        event will tell what this one uses: it is charged what the first one came to."""
+        found = self.answered.get(data.get("litellm_call_id"))
+        if found is None or not found[1].is_of(data):
+            return
+        now, again = self.clock.boot(), copy.copy(found[1])
+        with self.lock:
+            again.charges = [(book, book.ring.charge(charge.amount)) for book, charge in again.charges]
+            again.reserved, again.ended = now, False
+            self.attempts.setdefault(again.call_id, []).append(again)
+        self.stamp(again, now)
 
     def end(
         self, attempt: Attempt, total: float | None = None, give_back: bool = False, never_sent: bool = False
@@ -433,13 +443,14 @@ class Agent:
             self.wake()
 
     def failed(self, attempt: Attempt, error: BaseException | None) -> None:
-        """An attempt that left counts, unless the provider refused it or was never reached."""
-        if never_connected(error) or (
-            not attempt.stamped and self.never_left(attempt)
-        ):  # error: None if unknown
+        """An attempt that left counts, unless the provider refused it or was never reached. error: None if
+        unknown; one of the proxy's own says nothing of an attempt that left: its answer may still come."""
+        if never_connected(error) or (not attempt.stamped and self.never_left(attempt)):
             self.end(attempt, never_sent=True)
-        else:
+        elif not is_of_the_proxy(error):
             self.end(attempt, give_back=getattr(error, "status_code", None) == 429)
+        elif not attempt.stamped:
+            self.end(attempt)
 
     def never_left(self, attempt: Attempt) -> bool:
         return not attempt.hooked or attempt.kind in self.stamps_known

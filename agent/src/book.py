@@ -127,13 +127,14 @@ class Book:
             limit = min(limit, self.share)
         missing = self.ring.spent + need - limit
         at = self.ring.room_at(need, limit)
+        entitled = self.answered and self.state == "ok" and not self.lease_over(boot, wall)
         if missing <= 0:
             wait = 1.0
         elif at is not None:
             wait = at - boot
-        elif (
-            self.ring.spent + need <= self.share
-        ):  # entitled to more than is lent: first in line for what others free
+        elif not self.answered:
+            wait = self.quiet + self.lease + HOLD - boot  # then it is on its own
+        elif entitled and self.ring.spent + need <= self.share:  # first in line for what others free
             wait = missing / max(1, self.budget) * WINDOW
         else:
             wait = WINDOW

@@ -5,7 +5,14 @@ from __future__ import annotations
 import bisect
 import collections
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .book import Book, within_reason
+from .constants import UNKNOWN_OUTPUT
+from .request import Attempt, Request
+from .shapes import Deployment
 
 
 def size_of(value: object) -> tuple[int, int]:
@@ -100,3 +107,51 @@ def has_no_output(call_type: str) -> bool:
 
 
 UNLEARNED = Learned()  # of a model that has not answered yet
+
+
+class Estimates:
+    """What a request is charged before it runs. `most_output`: the most that a deployment's model answers, or
+    None; asked for when nobody says how much an answer may be."""
+
+    learned: dict[str, Learned]  # by LiteLLM's name of the model; only answers add one
+
+    def __init__(self, most_output: Callable[[Deployment, str], int | None]) -> None:
+        self.learned, self.most_output = {}, most_output
+
+    def learn(self, attempt: Attempt, prompt: int, output: int) -> None:
+        """What the provider says that an attempt used."""
+        learned = self.learned.setdefault(attempt.model, Learned())
+        learned.learn(
+            attempt.chars, attempt.overhead, within_reason(prompt), within_reason(output) // attempt.n
+        )
+
+    def need(self, request: Request, deployment: Deployment, book: Book) -> int:
+        """What this request will be charged in this book, before it runs: at most MOST_AMOUNT."""
+        if book.unit == "requests":
+            return 1
+        return within_reason(self.tokens(request, deployment, book))
+
+    def tokens(self, request: Request, deployment: Deployment, book: Book) -> int:
+        params = deployment.get("litellm_params") or {}
+        model = params.get("model") or ""
+        learned = self.learned.get(model, UNLEARNED)
+        prompt = request.overhead + request.chars * learned.ratio
+        if request.no_output:
+            return math.ceil(prompt)
+        output = request.output
+        if book.governor.reserve == "Estimate" and learned.output_mean is not None:
+            guess = math.ceil(learned.output_mean)
+            output = guess if output is None else min(output, guess)
+        elif output is None:
+            output = self.default_output(deployment, params, model, book, learned)
+        return math.ceil(prompt + output * request.n)
+
+    def default_output(
+        self, deployment: Deployment, params: dict[str, Any], model: str, book: Book, learned: Learned
+    ) -> int:
+        for name in OUTPUTS:
+            if isinstance(params.get(name), int):
+                return params[name]  # type: ignore[no-any-return]
+        known = self.most_output(deployment, model)
+        usual = learned.output_high or UNKNOWN_OUTPUT
+        return min(known, max(usual, book.share // 4)) if known else usual

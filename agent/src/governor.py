@@ -41,7 +41,14 @@ class Governor:
     def update(self, policy: Policy, now: float) -> None:
         """Takes a new policy; books that stay keep what they hold, and of new ones nothing is known before
         now."""
-        self.policy = policy
+        limits = policy.get("limits") or []
+        given = [  # all that can be missing, before anything is changed
+            (limit["name"], unit, amounts["budget"], amounts.get("safe", 0))
+            for limit in limits
+            for unit, amounts in (("tokens", limit.get("tokens")), ("requests", limit.get("requests")))
+            if amounts
+        ]
+        self.policy, self.limits = policy, limits
         self.name = policy.get("tokenBudget", self.uid)
         self.mode = policy.get("mode", "Enforce")
         self.reserve = policy.get("reserve", "MaxTokens")
@@ -49,21 +56,14 @@ class Governor:
         self.lease = policy.get("leaseMs", 30000) / 1000
         self.beat = max(0.1, policy.get("beatMs", 500) / 1000)
         self.open_on_loss = policy.get("onLedgerLoss") == "Open"
-        self.limits = policy.get("limits") or []
         books = {}
-        for limit in self.limits:
-            name = limit["name"]
-            for unit in ("tokens", "requests"):
-                given = limit.get(unit)
-                if not given:
-                    continue
-                key = (name, unit)
-                book = self.books.get(key)
-                if book is None:
-                    book = Book(limit["name"], unit, given["budget"], given.get("safe", 0), self.lease, now)
-                    book.governor = self
-                book.lease, book.budget, book.safe = self.lease, given["budget"], given.get("safe", 0)
-                books[key] = book
+        for name, unit, budget, safe in given:
+            book = self.books.get((name, unit))
+            if book is None:
+                book = Book(name, unit, budget, safe, self.lease, now)
+                book.governor = self
+            book.lease, book.budget, book.safe = self.lease, budget, safe
+            books[name, unit] = book
         if all(book.boot is None for book in books.values()):
             self.started = now
         self.books = books

@@ -12,7 +12,6 @@ from litellm.integrations.custom_logger import CustomLogger
 from .agent import Agent
 from .book import within_reason
 from .constants import LATE_WAIT, LIFTED, STALE_CHECK
-from .estimates import Learned
 from .refusal import Refused, RefusedLate
 from .request import UNREAD, Request, _called, _request, _unfiltered, model_id, weakly
 from .shapes import Data, Deployment, Needs
@@ -20,6 +19,8 @@ from .start import restart_after_fork
 
 PASSED_THROUGH = "pass_through_endpoint"
 BATCHES = ("acreate_batch", "create_batch")
+# Marks the call of log_pre_api_call that LiteLLM makes for errors of the proxy's own (from 1.92 on).
+NOT_SENT = "litellm_no_upstream_llm_call"
 # What Router.deployment_callback_on_success leaves out.
 NOT_COUNTED = ("_aresponses_websocket", "_arealtime")
 
@@ -32,6 +33,17 @@ def tokens_of_passed(kwargs: Data, logged: Mapping[str, Any]) -> int:
         return int(logged.get("total_tokens") or 0)
     parts = (usage.get("input_tokens") or 0) + (usage.get("output_tokens") or 0)
     return int(usage.get("total_tokens") or parts)
+
+
+def original_id(kwargs: Data) -> str:
+    """The deployment that a call with a client's own key was routed by: LiteLLM makes another of it
+    (Router._handle_clientside_credential)."""
+    params = kwargs.get("litellm_params") or {}
+    for place in (params, params.get("metadata") or {}, params.get("litellm_metadata") or {}):
+        found = (place.get("model_info") or {}).get("original_model_id")
+        if found:
+            return str(found)
+    return ""
 
 
 class Hooks(CustomLogger):  # type: ignore[misc]
@@ -95,11 +107,15 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         try:
             if kwargs.get("call_type") == PASSED_THROUGH:
                 return self.agent.went_past("passthrough", requests=1)
+            if kwargs.get(NOT_SENT):
+                return None
             attempt = self.agent.open_attempt(kwargs)
             if attempt is not None:
                 self.agent.stamp(attempt, self.agent.clock.boot())
                 if attempt.kind:
                     self.agent.stamps_known.add(attempt.kind)
+            else:
+                self.agent.sent_again(kwargs)
         except Exception as error:
             self.agent.stamps_known.clear()  # what has no stamp may have left all the same
             self.agent.fault("stamp", error)
@@ -118,7 +134,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
     ) -> None:
         try:
             info = (kwargs.get("litellm_params") or {}).get("model_info") or {}
-            attempt = self.agent.open_attempt(kwargs, str(info.get("id")))
+            found = info.get("id")
+            attempt = self.agent.open_attempt(kwargs, None if found is None else str(found))
             error = kwargs.get("exception")
             if attempt is not None and error is not None and not isinstance(error, Refused):
                 self.agent.failed(attempt, error)
@@ -149,9 +166,10 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         traceback_str: str | None = None,
         **_: Any,
     ) -> None:
-        """The request has finally failed: nothing of it stays reserved."""
+        """The request has finally failed: nothing of it stays reserved. An attempt whose task still runs is
+        left alone: LiteLLM before 1.92 does not cancel the call when a guardrail beside it fails."""
         try:
-            still = self.agent.open_attempts(request_data)
+            still = [a for a in self.agent.open_attempts(self.agent.with_call(request_data)) if not a.runs()]
             for attempt in still:  # what it failed with is what became of the last attempt
                 last = attempt is still[-1] and not isinstance(original_exception, Refused)
                 self.agent.failed(attempt, original_exception if last else None)
@@ -254,7 +272,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         attempt = agent.open_attempt(kwargs)
         if attempt is None or attempt.stamped:
             return
-        attempt.hooked, attempt.kind = True, call_type
+        attempt.hooked, attempt.kind = True, (call_type, attempt.model)
         attempt.call = weakly(kwargs.get("litellm_logging_obj")) or attempt.call
         boot, wall = agent.clock.boot(), agent.clock.wall()
         if boot - attempt.reserved <= STALE_CHECK or not attempt.charges:
@@ -290,6 +308,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         # A fallback's usage is not that of another deployment's attempt.
         attempt = agent.open_attempt(kwargs, str(deployment) if deployment else None, copied=True)
         if attempt is None:
+            attempt = agent.open_attempt(kwargs, original_id(kwargs), copied=True)
+        if attempt is None:
             return None
         if kwargs.get("cache_hit") is True:
             return agent.end(attempt, never_sent=True)  # answered from LiteLLM's cache
@@ -298,8 +318,11 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         if total and not agent.adapter.was_reported(kwargs):
             total = None  # LiteLLM's own count of what was streamed: the charge stays as it was reserved
         agent.end(attempt, total=within_reason(total) if total else None)
+        agent.answer(attempt)
         if total:
-            learned = agent.learned.setdefault(attempt.model, Learned())
-            learned.learn(
-                attempt.chars, attempt.overhead, within_reason(prompt), within_reason(output) // attempt.n
-            )
+            agent.estimates.learn(attempt, prompt, output)
+
+
+# LiteLLM tells a callback whose class is named so of every call, others not of those whose client asks for
+# `no-log` (Logging.should_run_callback); their usage has to be counted, too.
+Hooks.__name__ = "_PROXY_TokenBudgetHooks"

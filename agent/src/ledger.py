@@ -322,12 +322,14 @@ class Ledger(threading.Thread):
         with agent.lock:
             if policy.get("mode") == "Detached":
                 agent.governors.pop(governor.uid, None)
+                governor.mode = "Observe"  # requests that wait hold its books
                 self.detached[governor.uid] = governor.policy.get("version")
                 log.warning("tokenbudget: %s is detached, LiteLLM's own limits are back", governor.name)
             else:
                 policy.setdefault("uid", governor.uid)
                 governor.update(policy, agent.clock.boot())
                 governor.next_beat = 0.0
+        agent.wake()
         if agent.adapter:
             agent.adapter.changed()
 
@@ -362,6 +364,7 @@ class Ledger(threading.Thread):
                 silent = now - (governor.last_good if governor.last_good is not None else governor.started)
                 if uid not in named and not self.down and silent > governor.lease + 65:
                     del agent.governors[uid]  # closed while we could not hear it
+                    governor.mode = "Observe"
                     changed = True
         if changed and agent.adapter:
             agent.adapter.changed()

@@ -61,12 +61,26 @@ UNCONNECTED = frozenset(
 MAYBE_CONNECTED = frozenset(("ClientOSError", "ClientConnectorSSLError", "CancelledError"))
 
 
+# Of the proxy: a guardrail beside the call or after it, a budget of LiteLLM's own.
+OF_THE_PROXY = frozenset(("HTTPException", "ProxyException"))
+
+
+def is_of_the_proxy(error: BaseException | None) -> bool:
+    """Whether it is no provider's word."""
+    return type(error).__name__ in OF_THE_PROXY
+
+
+def is_an_answer(error: BaseException) -> bool:
+    """Whether LiteLLM made it of what an attempt came to (litellm/exceptions.py, BaseLLMException)."""
+    return type(error).__module__ == "litellm.exceptions" or hasattr(error, "status_code")
+
+
 def never_connected(error: BaseException | None) -> bool:
     """Whether the connection to the provider was never opened (aiohttp, httpx). LiteLLM's error of an earlier
     attempt may be the context of this one's: what is behind it says nothing of this attempt."""
     unconnected = False
     for depth in range(8):
-        if error is None or (depth and type(error).__module__ == "litellm.exceptions"):
+        if error is None or (depth and is_an_answer(error)):
             break
         name = type(error).__name__
         if name in UNCONNECTED:

@@ -75,6 +75,7 @@ class Request:
         self.chars, self.images = size_of(content)
         self.messages = len(content) if isinstance(content, list) else 1
         self.output, self.n = None, 1
+        prompts = prompts_in(content)
         for name, value in given.items():
             if name in OUTPUTS:
                 if isinstance(value, (int, float)) and value > (self.output or 0):
@@ -85,6 +86,7 @@ class Request:
             elif name in WORDS and value:
                 chars, images = size_of(value)
                 self.chars, self.images = self.chars + chars, self.images + images
+        self.n = min(self.n * prompts, LIFTED)
         self.no_output = has_no_output(call_type)
         self.deadline = self.attempt = self.parent = None
         self.needs = {}
@@ -111,6 +113,7 @@ class Attempt:
         "ended",
         "kind",
         "call",
+        "task",
     )
     call_id: str
     deployment: str
@@ -123,8 +126,9 @@ class Attempt:
     hooked: bool
     stamped: bool
     ended: bool
-    kind: str | None
+    kind: tuple[str, str] | None  # call type and model
     call: weakref.ref[Any] | None  # LiteLLM's own object of this call: when it is gone, no event will come
+    task: weakref.ref[Any] | None  # that reserved it
 
     def __init__(
         self, request: Request, deployment: str, model: str, charges: list[tuple[Book, Charge]], now: float
@@ -135,15 +139,46 @@ class Attempt:
         self.charges, self.reserved = charges, now
         self.hooked = self.stamped = self.ended = False
         self.kind, self.call = None, request.called.call
+        self.task = weakly(this_task())
 
     def is_of(self, data: Mapping[str, Any]) -> bool:
         """Whether these arguments of a hook, with the same call id, are of the same call."""
         call = self.call and self.call()
         return call is None or Adapter.same_call(call, data)
 
+    def runs(self) -> bool:
+        """Whether another task than this one is still about it."""
+        task = None if self.task is None else self.task()
+        return task is not None and task is not this_task() and not task.done()
+
     def forgotten(self) -> bool:
         """Whether LiteLLM has dropped the call without a word: a client that left."""
         return self.call is not None and self.call() is None
+
+
+class PerCall:
+    """Values, each as long as LiteLLM has the call that it belongs to."""
+
+    def __init__(self) -> None:
+        self.kept: dict[object, tuple[weakref.ref[Any], Any]] = {}
+
+    def set(self, key: object, call: object, value: object) -> None:
+        def forget(gone: weakref.ref[Any]) -> None:
+            found = self.kept.get(key)
+            if found is not None and found[0] is gone:  # not that of a later call
+                del self.kept[key]
+
+        if call is not None:
+            try:
+                self.kept[key] = (weakref.ref(call, forget), value)
+            except TypeError:  # of a type that can't
+                pass
+
+    def get(self, key: object) -> tuple[Any, Any] | None:
+        """The call and the value."""
+        reference, value = self.kept.get(key, (None, None))
+        call = reference and reference()
+        return None if call is None else (call, value)
 
 
 class PerTask:
@@ -188,6 +223,22 @@ def call_key(data: Mapping[str, Any]) -> object:
     """LiteLLM's own object of the call, or its id where there is none."""
     call = data.get("litellm_logging_obj")
     return data.get("litellm_call_id") if call is None else id(call)
+
+
+def this_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # in no event loop
+        return None
+
+
+def prompts_in(content: object) -> int:
+    """How many prompts a text completion has, each of which is answered: a list of texts, or of lists of
+    token ids, which the router gets as the content of one message (Router.atext_completion)."""
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
+        content = content[0].get("content")
+    several = isinstance(content, list) and bool(content) and isinstance(content[0], (str, list))
+    return len(content) if isinstance(content, list) and several else 1
 
 
 def weakly(value: object) -> weakref.ref[Any] | None:

@@ -53,6 +53,9 @@ CUT_CHAT = "chat cut by the provider"
 STREAM = {"stream": True, "paths": STREAMS}
 KINDS = {
     "answered": Kind(30, [("gpt", REPORTED)], 200, paths=[*OTHERS, EMBEDDINGS]),
+    "answered without a log": Kind(
+        4, [("gpt", REPORTED)], 200, paths=[CHAT, "/v1/completions"], **{"no-log": True}
+    ),
     "streamed": Kind(20, [("gpt", REPORTED)], 200, **STREAM),
     "failed": Kind(8, [("gpt", UNKNOWN)], 500, paths=OTHERS, inject="500"),
     SENT_AGAIN: Kind(2, [("gpt", UNKNOWN)], 500, paths=[EMBEDDINGS], inject="500"),

@@ -238,13 +238,13 @@ def test_a_fault_lets_the_request_through_and_is_named(tb, agent):
 )
 def test_the_output_that_is_reserved(tb, agent, data, expected):
     request = tb.Request(tb.Called("a", None, (0.0, {}, "acompletion")), data, MESSAGES)
-    need = agent.need(request, DEPLOYMENT, books(agent)["tokens"])
+    need = agent.estimates.need(request, DEPLOYMENT, books(agent)["tokens"])
     assert expected < need < expected + 30
 
 
 def test_embeddings_have_no_output_and_images_and_tools_count(tb, agent):
     def need(data, messages=None, call_type="acompletion"):
-        return agent.need(
+        return agent.estimates.need(
             tb.Request(tb.Called("a", None, (0.0, {}, call_type or "")), data, messages),
             DEPLOYMENT,
             books(agent)["tokens"],
@@ -262,13 +262,13 @@ def test_embeddings_have_no_output_and_images_and_tools_count(tb, agent):
 def test_estimate_learns_the_mean_output_and_the_ratio(tb, agent):
     governor = agent.governors["uid-1"]
     governor.update({**governor.policy, "reserve": "Estimate"}, agent.clock.boot())
-    learned = agent.learned["openai/gpt"] = tb.Learned()
+    learned = agent.estimates.learned["openai/gpt"] = tb.Learned()
     for _ in range(30):
         learned.learn(chars=1000, overhead=7, prompt=257, output=50)
     assert learned.ratio == pytest.approx(0.25)
     called = tb.Called("a", None, (0.0, {}, "acompletion"))
     request = tb.Request(called, {"max_tokens": 1000}, [{"role": "user", "content": "x" * 996}])
-    assert 300 <= agent.need(request, DEPLOYMENT, books(agent)["tokens"]) <= 310
+    assert 300 <= agent.estimates.need(request, DEPLOYMENT, books(agent)["tokens"]) <= 310
 
 
 def test_a_stall_of_the_event_loop_moves_what_was_just_stamped(tb, agent, clock):

@@ -198,7 +198,7 @@ def test_prompt_tokens_that_are_of_no_text_sent_teach_nothing(tb, agent):
     asyncio.run(attempt(tb, agent, "a", 10))
     usage = {"total_tokens": 90_010, "prompt_tokens": 90_000, "completion_tokens": 10, "model_id": "d1"}
     done(tb, agent, "a", 0, standard_logging_object=usage)
-    learned = agent.learned["openai/gpt"]
+    learned = agent.estimates.learned["openai/gpt"]
     assert (learned.ratio, learned.output_high) == (1 / 3, 10)
 
 
@@ -206,7 +206,7 @@ def test_names_that_clients_make_up_are_not_kept(tb, agent):
     for number in range(5):
         wild = {**DEPLOYMENT, "litellm_params": {"model": f"openai/made-up-{number}"}}
         asyncio.run(attempt(tb, agent, str(number), 10, [wild]))
-    assert not agent.learned
+    assert not agent.estimates.learned
 
 
 def observing(tb, agent, clock, give, **limits):
@@ -246,7 +246,7 @@ def test_no_number_of_a_provider_is_too_large_to_count(tb, agent, total):
     usage = {"total_tokens": total, "prompt_tokens": total, "completion_tokens": total, "model_id": "d1"}
     done(tb, agent, "a", 0, standard_logging_object=usage)
     assert 0 <= spent(agent)["tokens"] <= tb.MOST_AMOUNT
-    assert agent.learned["openai/gpt"].outputs.high() <= tb.MOST_AMOUNT if total > 0 else True
+    assert agent.estimates.learned["openai/gpt"].outputs.high() <= tb.MOST_AMOUNT if total > 0 else True
     assert not agent.faults
 
 
