@@ -66,7 +66,7 @@ async fn the_health_check_knows_every_reason() {
 
 #[test]
 fn the_example_of_admission_asks_for_the_agent() {
-    let (budget, deployment) = blocks("yaml")[1].split_once("---\n").unwrap();
+    let (budget, deployment) = blocks("yaml")[2].split_once("---\n").unwrap();
     let budget: TokenBudget = serde_saphyr::from_str(budget).unwrap();
     assert_eq!(budget.spec.attach, AttachPolicy::Admission);
     let mut deployment: Value = serde_saphyr::from_str(deployment).unwrap();
@@ -93,6 +93,6 @@ fn the_manual_entries_are_those_of_the_operator() {
             assert!(table.contains(&format!("`{}`", entry[key].as_str().unwrap())), "{entry}");
         }
     }
-    let application: Value = serde_saphyr::from_str(blocks("yaml")[0]).unwrap();
+    let application: Value = serde_saphyr::from_str(blocks("yaml")[1]).unwrap();
     assert_eq!(application["spec"]["ignoreDifferences"][0]["managedFieldsManagers"], json!([FIELD_MANAGER]));
 }

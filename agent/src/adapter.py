@@ -91,9 +91,7 @@ class Adapter:
             )
         if self.handler not in callbacks:
             manager.add_litellm_callback(self.handler)
-        from litellm import constants
-
-        limit = getattr(constants, "AIOHTTP_CONNECTOR_LIMIT_PER_HOST", 0)
+        limit = getattr(sys.modules.get("litellm.constants"), "AIOHTTP_CONNECTOR_LIMIT_PER_HOST", 0)
         self.agent.connections = limit if isinstance(limit, int) and limit > 0 else math.inf
         for name, add in (
             ("input_callback", "add_litellm_input_callback"),

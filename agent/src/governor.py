@@ -43,8 +43,8 @@ class Governor:
         now."""
         limits = policy.get("limits") or []
         given = [  # all that can be missing, before anything is changed
-            (limit["name"], unit, amounts["budget"], amounts.get("safe", 0))
-            for limit in limits
+            (name, unit, amounts["budget"], amounts.get("safe", 0))
+            for limit, name in [(limit, limit["name"]) for limit in limits]
             for unit, amounts in (("tokens", limit.get("tokens")), ("requests", limit.get("requests")))
             if amounts
         ]

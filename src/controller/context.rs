@@ -12,6 +12,7 @@ use super::config_maps::AppliedMaps;
 use super::crowd::Crowd;
 use super::memory::Memory;
 use super::redis_url::RedisLocation;
+use super::vanished::Pace;
 use crate::api::{SecretKeyRef, TokenBudget};
 use crate::leader::Leadership;
 use crate::ledger::{LedgerError, Policy, RedisLedger};
@@ -50,6 +51,7 @@ pub struct Context {
     memories: Mutex<HashMap<String, Arc<AsyncMutex<Memory>>>>,
     policies: Mutex<BTreeMap<String, Policy>>,
     applied_maps: Mutex<AppliedMaps>,
+    searches: Mutex<Pace>,
 }
 
 impl Context {
@@ -68,6 +70,7 @@ impl Context {
             memories: Mutex::default(),
             policies: Mutex::default(),
             applied_maps: Mutex::default(),
+            searches: Mutex::default(),
         }
     }
 
@@ -116,6 +119,11 @@ impl Context {
     /// The policy that was planned for the TokenBudget of this UID.
     pub fn policy(&self, uid: &str) -> Option<Policy> {
         locked(&self.policies).get(uid).cloned()
+    }
+
+    /// How many pods that vanished were asked for lately.
+    pub fn pace_of_searches(&self) -> MutexGuard<'_, Pace> {
+        locked(&self.searches)
     }
 
     /// What ConfigMaps were applied.

@@ -204,7 +204,8 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
         return detach::detach(tb, ctx, world, memory).await.map(|action| (Outcome::Applied, action));
     }
     if !detach::hold(tb, ctx).await? {
-        return Ok((Outcome::Waiting, Action::requeue(Duration::ZERO)));
+        // The change comes back through the watch; before that a pass would be about what was.
+        return Ok((Outcome::Waiting, Action::requeue(TICK)));
     }
     if !tb.spec.paused {
         detach::release_former(tb, ctx, world, memory).await;

@@ -30,11 +30,32 @@ const AGAIN: SignedDuration = SignedDuration::from_secs(15);
 /// Pods that are asked for in one pass.
 const MOST: usize = 10;
 
+/// And in all passes of a second: a Redis that none of thousands of agents reaches is no reason to flood the API server.
+const MOST_A_SECOND: u32 = 50;
+
+/// How many were asked for in the second that runs.
+#[derive(Debug, Default)]
+pub struct Pace {
+    second: i64,
+    asked: u32,
+}
+
+impl Pace {
+    /// Whether one more may be asked for.
+    fn allows(&mut self, now: Timestamp) -> bool {
+        if self.second != now.as_second() {
+            *self = Self { second: now.as_second(), asked: 0 };
+        }
+        self.asked += 1;
+        self.asked <= MOST_A_SECOND
+    }
+}
+
 /// What was found of a pod that is not there.
 #[derive(Clone, Copy, Debug)]
 pub struct Search {
-    /// Since when it is missing, as far as this operator knows.
-    missing_since: Timestamp,
+    /// Since when it is missing, as far as this operator knows; none for one that is there.
+    missing_since: Option<Timestamp>,
     asked: Timestamp,
 }
 
@@ -68,15 +89,17 @@ pub async fn look(
     let due: Vec<_> =
         suspects.into_iter().filter(|(report, _)| due(&report.pod_uid, &memory.vanished)).take(MOST).collect();
     for (report, silent) in due {
+        if !ctx.pace_of_searches().allows(now) {
+            return;
+        }
         match ask(namespace, &report, ctx).await {
-            Ok(None) => {
-                memory.vanished.remove(&report.pod_uid);
-            }
+            Ok(None) => drop(memory.vanished.insert(report.pod_uid, Search { missing_since: None, asked: now })),
             Ok(Some(node)) => {
                 let search =
-                    memory.vanished.entry(report.pod_uid.clone()).or_insert(Search { missing_since: now, asked: now });
+                    memory.vanished.entry(report.pod_uid.clone()).or_insert(Search { missing_since: None, asked: now });
                 search.asked = now;
-                if has_ended(node, now, search.missing_since, silent) {
+                let missing_since = *search.missing_since.get_or_insert(now);
+                if has_ended(node, now, missing_since, silent) {
                     info!(pod = report.pod, node = report.node, ?node, "a process has ended: its pod is gone");
                     evidence.vanished(&report.pod_uid, &report.container, now);
                 }
@@ -156,6 +179,14 @@ mod tests {
         serde_json::from_value(serde_json::json!({"pod": "p", "podUid": pod_uid, "container": "litellm", "worker": 1,
             "startedMs": 0, "agent": "0.1.0", "state": "Enforcing"}))
         .unwrap()
+    }
+
+    #[test]
+    fn so_many_are_asked_for_in_a_second() {
+        let now: Timestamp = "2026-11-28T12:00:00.9Z".parse().unwrap();
+        let mut pace = Pace::default();
+        assert_eq!((0..200).filter(|_| pace.allows(now)).count(), MOST_A_SECOND as usize);
+        assert!(pace.allows(now + SignedDuration::from_millis(200)));
     }
 
     #[test]

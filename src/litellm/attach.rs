@@ -354,6 +354,15 @@ fn agent_volume() -> Value {
     json!({"name": AGENT_VOLUME, "configMap": {"name": AGENT_CONFIG_MAP}})
 }
 
+/// The container's image, if its working directory has to be taken for LiteLLM's: it is none of LiteLLM's own, and the pod sets
+/// no other. A pod whose image starts elsewhere does not find the agent, and LiteLLM ends.
+#[must_use]
+pub fn image_of_unknown_directory(container: &Container) -> Option<&str> {
+    let image = container.image.as_deref().filter(|_| container.working_dir.is_none())?;
+    let name = image.rsplit('/').next().unwrap_or_default();
+    (!name.starts_with("litellm")).then_some(image)
+}
+
 fn agent_mount(container: &Container) -> Value {
     json!({"name": AGENT_VOLUME, "mountPath": agent_path(container), "subPath": AGENT_FILE, "readOnly": true})
 }

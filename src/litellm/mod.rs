@@ -25,7 +25,8 @@ pub use agent::{
     agent_version,
 };
 pub use attach::{
-    Attachment, Detachment, Inherited, Refusal, Wanted, attachment, detachment, policy_config_map_name, startup_hooks,
+    Attachment, Detachment, Inherited, Refusal, Wanted, attachment, detachment, image_of_unknown_directory,
+    policy_config_map_name, startup_hooks,
 };
 pub use container::{choose_container, surge, worker_refs, workers};
 pub use entries::{Difference, Entry, attached_container, difference, is_attached};

@@ -18,7 +18,9 @@ use self::report::{Checked, Finding, Report, SafeShare, Severity};
 use super::manifests::{self, Document};
 use super::output::Format;
 use crate::api::{AttachPolicy, TokenBudget};
-use crate::litellm::{RedisSource, Setting, Wanted, admission, asks_for_agent, attachment, choose_container};
+use crate::litellm::{
+    RedisSource, Setting, Wanted, admission, asks_for_agent, attachment, choose_container, image_of_unknown_directory,
+};
 use crate::plan::FleetSize;
 
 const EXAMPLES: &str = "\
@@ -252,6 +254,14 @@ impl Around<'_> {
             };
             if let Err(refusal) = attached {
                 say(Severity::Problem, place, "", refusal.to_string());
+            }
+            let container = choose_container(&deployment, reference.container.as_deref());
+            if let Some(image) = container.ok().and_then(image_of_unknown_directory) {
+                let message = format!(
+                    "the agent is mounted in /app, where LiteLLM's own images start; set workingDir of the container if {image} \
+                     starts elsewhere, or its pods will not find it"
+                );
+                say(Severity::Note, place, "", message);
             }
             if budget.spec.redis.is_none() && names_no_redis(&deployment, reference.container.as_deref()) {
                 let message = format!(

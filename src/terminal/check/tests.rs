@@ -132,6 +132,11 @@ fn what_the_operator_would_refuse_is_a_problem() {
     assert!(matches!(&unasked[..], [(Severity::Problem, _, told)] if told.contains("label tokenbudget.dev/attach")));
     let redis = refused(derives, ("REDIS_HOST", "NONE"));
     assert!(redis[0].0 == Severity::Note && redis[0].2.contains("spec.redis.urlSecretRef"), "{redis:?}");
+    let own = |image: &str| refused(derives, ("- name: litellm", &format!("- name: litellm\n        {image}")));
+    assert_eq!(own("image: ghcr.io/berriai/litellm-database:main-stable"), []);
+    let image = own("image: registry/gateway:1");
+    assert!(image[0].0 == Severity::Note && image[0].2.contains("if registry/gateway:1 starts elsewhere"), "{image:?}");
+    assert_eq!(own("image: registry/gateway:1\n        workingDir: /srv"), []);
     let broken = refused(derives, ("replicas: 3", "replicas: three"));
     assert!(broken[0].0 == Severity::Problem && broken[0].2.contains("cannot be read"), "{broken:?}");
 }

@@ -5,11 +5,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::{Value, json};
 use tokenbudget::api::TokenBudget;
 use tokenbudget::litellm::is_attached;
@@ -19,6 +20,8 @@ use crate::scenario::rig::create;
 
 pub const NAMESPACE: &str = "scale";
 const NODE: &str = "scale";
+/// The `pod-template-hash` of all pods.
+const HASH: &str = "5c4d3b2a19";
 const AT_ONCE: usize = 24;
 const ATTACHED_WITHIN: Duration = Duration::from_secs(300);
 /// A kubelet renews its Lease so often.
@@ -31,6 +34,8 @@ pub struct Made {
     pub name: String,
     /// The TokenBudget's.
     pub uid: String,
+    /// The ReplicaSet of its pods.
+    owner: OwnerReference,
     /// Names and UIDs of its pods.
     pub pods: Vec<(String, String)>,
 }
@@ -94,7 +99,17 @@ pub async fn make(client: &Client, name: String, tokens: u64, pods: usize) -> Re
         }
         sleep(Duration::from_millis(500)).await;
     };
-    let mut made = Made { name, uid, pods: Vec::new() };
+    // What the pods name as their owner. Its own selector is another, so that its controller leaves them alone.
+    let others = json!({"of": "nobody"});
+    let sets: Api<ReplicaSet> = Api::namespaced(client.clone(), NAMESPACE);
+    let set = create(
+        &sets,
+        json!({"metadata": {"name": format!("{name}-{HASH}")}, "spec": {"replicas": 0, "selector": {"matchLabels": others},
+            "template": {"metadata": {"labels": others}, "spec": {"containers": [{"name": "none", "image": "none"}]}}}}),
+    )
+    .await?;
+    let owner = set.owner_ref(&()).context("a ReplicaSet without UID")?;
+    let mut made = Made { name, uid, owner, pods: Vec::new() };
     add(client, &deployment, &mut made, 0..pods).await?;
     Ok(made)
 }
@@ -133,6 +148,8 @@ async fn add(client: &Client, deployment: &Deployment, made: &mut Made, which: s
         let name = format!("{}-{index}", made.name);
         let mut pod = template.clone();
         pod["metadata"]["name"] = json!(name);
+        pod["metadata"]["labels"]["pod-template-hash"] = json!(HASH);
+        pod["metadata"]["ownerReferences"] = json!([made.owner]);
         pod["spec"]["nodeName"] = json!(NODE);
         pod["spec"]["tolerations"] = json!([{"operator": "Exists"}]);
         let created: Pod = create(&api, pod).await?;
