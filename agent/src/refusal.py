@@ -61,6 +61,8 @@ UNCONNECTED = frozenset(
 MAYBE_CONNECTED = frozenset(("ClientOSError", "ClientConnectorSSLError", "CancelledError"))
 
 
+# The provider has answered (httpx, aiohttp).
+ANSWERED = frozenset(("HTTPStatusError", "ClientResponseError"))
 # Of the proxy: a guardrail beside the call or after it, a budget of LiteLLM's own.
 OF_THE_PROXY = frozenset(("HTTPException", "ProxyException"))
 
@@ -70,22 +72,17 @@ def is_of_the_proxy(error: BaseException | None) -> bool:
     return type(error).__name__ in OF_THE_PROXY
 
 
-def is_an_answer(error: BaseException) -> bool:
-    """Whether LiteLLM made it of what an attempt came to (litellm/exceptions.py, BaseLLMException)."""
-    return type(error).__module__ == "litellm.exceptions" or hasattr(error, "status_code")
-
-
 def never_connected(error: BaseException | None) -> bool:
     """Whether the connection to the provider was never opened (aiohttp, httpx). LiteLLM's error of an earlier
     attempt may be the context of this one's: what is behind it says nothing of this attempt."""
     unconnected = False
     for depth in range(8):
-        if error is None or (depth and is_an_answer(error)):
+        if error is None or (depth and type(error).__module__ == "litellm.exceptions"):
             break
         name = type(error).__name__
         if name in UNCONNECTED:
             return True
-        if name in MAYBE_CONNECTED:
+        if name in MAYBE_CONNECTED or name in ANSWERED:
             return False
         unconnected = unconnected or name == "ConnectError"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

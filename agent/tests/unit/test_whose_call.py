@@ -182,6 +182,8 @@ def chain(*names):
         (litellm_error("APIError", chain("ReadError")), False),
         # The attempt before could not connect; this one was answered with 500.
         (litellm_error("ServerError", context=litellm_error("APIError", chain("ConnectError"))), False),
+        # The same, where LiteLLM raises the provider's own error (/v1/messages before 1.102).
+        (chain("AnthropicError", "HTTPStatusError", "AnthropicError", "ConnectError"), False),
     ],
 )
 def test_never_connected(tb, error, expected):
