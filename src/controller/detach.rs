@@ -32,7 +32,7 @@ const RELEASE_AGAIN: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// When the API server refuses or does not answer.
-pub async fn hold(tb: &TokenBudget, ctx: &Context) -> Result<bool, Error> {
+pub async fn ensure_finalizer(tb: &TokenBudget, ctx: &Context) -> Result<bool, Error> {
     if tb.finalizers().iter().any(|f| f == FINALIZER) {
         return Ok(true);
     }
@@ -66,7 +66,7 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
         }
         warn!(%error, "the ledger could not be closed; its keys go by themselves within a day");
     }
-    if let Err(error) = detach_deployments(tb, ctx, world).await {
+    if let Err(error) = detach_deployments(tb, ctx, world, memory).await {
         warn!(%error, "the agent could not be taken out of every Deployment");
         if patient {
             return Ok(Action::requeue(AGAIN));
@@ -97,11 +97,11 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
     ledger.close(&uid, epoch, &books).await.map_err(|e| e.to_string())
 }
 
-/// Takes the agent out of each Deployment that no other TokenBudget names. One that cannot be written stands in no other's way;
-/// the last error is told.
-async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World) -> Result<(), Error> {
+/// Takes the agent out of each Deployment that no other TokenBudget names, also of former targets. One that cannot be written
+/// stands in no other's way; the first error is told.
+async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World, memory: &Memory) -> Result<(), Error> {
     let mut outcome = Ok(());
-    for target in &tb.spec.target_refs {
+    for target in tb.spec.target_refs.iter().chain(&memory.formers) {
         if ctx.settings.detaches_all || !another_names(tb, world, &target.name) {
             outcome = outcome.and(release(tb, ctx, world, target).await);
         }

@@ -203,7 +203,7 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     if tb.metadata.deletion_timestamp.is_some() || ctx.settings.detaches_all {
         return detach::detach(tb, ctx, world, memory).await.map(|action| (Outcome::Applied, action));
     }
-    if !detach::hold(tb, ctx).await? {
+    if !detach::ensure_finalizer(tb, ctx).await? {
         // The change comes back through the watch; before that a pass would be about what was.
         return Ok((Outcome::Waiting, Action::requeue(TICK)));
     }

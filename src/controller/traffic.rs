@@ -1,4 +1,4 @@
-//! What processes said of their traffic, beside what LiteLLM's own counters say. Pure.
+//! What processes said of their traffic, beside what LiteLLM's own counters say. No IO.
 
 use std::collections::{BTreeMap, BTreeSet};
 

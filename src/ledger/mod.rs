@@ -31,8 +31,7 @@ pub use usage::{Calls, LimitUsage, MOST_DEPLOYMENTS, Minute, OutsideKind, Outsid
 /// What a provider's minute is taken to be: any 60 s.
 pub const WINDOW_MS: u64 = 60_000;
 
-/// How long a gone or silent member's record is kept: the provider's minute, and some.
-pub const HOLD_MS: u64 = 65_000;
+pub use crate::plan::HOLD_MS;
 
 /// An operator's right to write, good until the next claim. Only for equality: it is not a count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::ledger::HOLD_MS;
+/// How long a gone or silent member's record is kept, and what it may have spent counts: the provider's minute, and some.
+pub const HOLD_MS: u64 = 65_000;
 
 /// What a pass remembers of the pass before it. Keys are whatever tells the processes apart: pod UIDs, member ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

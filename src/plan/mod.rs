@@ -14,7 +14,7 @@ mod stay;
 mod tests;
 mod worst;
 
-pub use departed::Departed;
+pub use departed::{Departed, HOLD_MS};
 use fair::Level;
 pub use fair::max_min;
 pub use fleet::{FleetSize, Target};
