@@ -1,5 +1,6 @@
 //! What all passes share.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -52,6 +53,8 @@ pub struct Context {
     policies: Mutex<BTreeMap<String, Policy>>,
     applied_maps: Mutex<AppliedMaps>,
     searches: Mutex<Pace>,
+    /// By URL and CA; those that somebody uses.
+    ledgers: Mutex<HashMap<(String, Option<String>), RedisLedger>>,
 }
 
 impl Context {
@@ -71,6 +74,7 @@ impl Context {
             policies: Mutex::default(),
             applied_maps: Mutex::default(),
             searches: Mutex::default(),
+            ledgers: Mutex::default(),
         }
     }
 
@@ -85,13 +89,21 @@ impl Context {
         locked(&self.memories).entry(tb.uid().unwrap_or_default()).or_default().clone()
     }
 
-    /// The ledger at a location, whose calls are measured.
+    /// The ledger at a location, whose calls are measured. TokenBudgets with the same Redis share its connections.
     ///
     /// # Errors
     /// When the URL or the certificate cannot be used.
     pub fn connect(&self, location: &RedisLocation) -> Result<RedisLedger, LedgerError> {
-        let metrics = self.metrics.clone();
-        Ok(location.connect()?.telling(move |took| metrics.ledger_called(took)))
+        let mut ledgers = locked(&self.ledgers);
+        ledgers.retain(|_, ledger| ledger.is_shared());
+        match ledgers.entry((location.url.clone(), location.ca.clone())) {
+            Entry::Occupied(known) => Ok(known.get().clone()),
+            Entry::Vacant(place) => {
+                let metrics = self.metrics.clone();
+                let ledger = location.connect()?.telling(move |took| metrics.ledger_called(took));
+                Ok(place.insert(ledger).clone())
+            }
+        }
     }
 
     /// Forgets everything: another replica leads, and what was known is out of date.
@@ -100,6 +112,7 @@ impl Context {
         locked(&self.memories).clear();
         locked(&self.policies).clear();
         locked(&self.applied_maps).clear();
+        locked(&self.ledgers).clear();
     }
 
     /// Forgets a TokenBudget that is gone.
@@ -135,4 +148,25 @@ impl Context {
 /// A poisoned lock holds whole values all the same: nobody leaves them half-written.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::test_support::answering;
+
+    #[tokio::test]
+    async fn one_connection_serves_all_that_name_the_same_redis() {
+        let context = Context::new(answering(&[]), Settings::default(), Leadership::always(), Metrics::default());
+        let at = |url: &str| RedisLocation { url: url.to_owned(), ca: None, secret: None };
+        let known = || locked(&context.ledgers).len();
+        let first = context.connect(&at("redis://a")).unwrap();
+        let second = context.connect(&at("redis://a")).unwrap();
+        let other = context.connect(&at("redis://b")).unwrap();
+        assert_eq!(known(), 2);
+        drop((first, second));
+        drop(context.connect(&at("redis://c")).unwrap());
+        assert_eq!(known(), 2, "a, which nobody uses, is gone");
+        assert_eq!(other.server(), "b:6379");
+    }
 }

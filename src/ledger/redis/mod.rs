@@ -103,6 +103,12 @@ impl RedisLedger {
         })
     }
 
+    /// Whether there are clones of it.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.inner) > 1
+    }
+
     /// The same ledger; `told` hears how long each call took, whatever came of it.
     #[must_use]
     pub fn telling(self, told: impl Fn(Duration) + Send + Sync + 'static) -> Self {
