@@ -53,18 +53,26 @@ def agent():
     return made, hooks, router
 
 
+class Call:
+    """LiteLLM's own object of a call."""
+
+    def __init__(self, call_id):
+        self.model_call_details = {"litellm_call_id": call_id}
+
+
 async def one(hooks, router, number, text):
     """The hooks of one request as LiteLLM calls them; seconds of admission and of settlement."""
     call = f"call-{number}"
     messages = [{"role": "user", "content": text}]
-    data = {"model": "gpt", "messages": messages, "max_tokens": 100, "litellm_call_id": call}
-    kwargs = {"litellm_call_id": call, "max_tokens": 100}
+    of = Call(call)
+    asked = {"litellm_call_id": call, "litellm_logging_obj": of, "max_tokens": 100}
+    data, kwargs, details = {"model": "gpt", "messages": messages, **asked}, {**asked}, of.model_call_details
     start = time.perf_counter()
     await hooks.async_pre_call_hook(None, None, data, "acompletion")
     found = await hooks.async_filter_deployments("gpt", router.model_list, messages, kwargs)
     await hooks.async_pre_call_check(found[0], None)
     await hooks.async_pre_call_deployment_hook(kwargs, "acompletion")
-    hooks.log_pre_api_call("gpt", messages, kwargs)
+    hooks.log_pre_api_call("gpt", messages, details)
     admitted = time.perf_counter()
     logged = {
         "model_id": found[0]["model_info"]["id"],
@@ -72,10 +80,9 @@ async def one(hooks, router, number, text):
         "prompt_tokens": 10,
         "completion_tokens": 100,
     }
+    details["standard_logging_object"] = logged
     between = time.perf_counter()
-    await hooks.async_log_success_event(
-        {"litellm_call_id": call, "standard_logging_object": logged}, None, None, None
-    )
+    await hooks.async_log_success_event(details, None, None, None)
     return admitted - start, time.perf_counter() - between
 
 

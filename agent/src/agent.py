@@ -13,6 +13,7 @@ from typing import Any
 
 from .adapter import Adapter
 from .book import Book
+from .calls import Calls
 from .clock import Clock
 from .constants import (
     ATTEMPT_BOUND,
@@ -28,7 +29,7 @@ from .drift import Drift
 from .estimates import Estimates
 from .governor import Governor
 from .refusal import Refused, is_of_the_proxy, never_connected
-from .request import Attempt, Called, PerCall, Request, _request, call_key, model_id, weakly
+from .request import Attempt, Called, Request, _request, call_key, model_id, weakly
 from .shapes import Body, Data, Deployment, MaybeNone, Needs
 
 
@@ -59,8 +60,7 @@ class Agent:
         self.bodies = {}  # call -> (when, what the client sent, call type), from the door to the router
         self.waiters = {}  # future -> [(book, need)]
         self.stamps_known = set()  # call types and models that were seen to pass log_pre_api_call
-        self.doors, self.answered = PerCall(), PerCall()  # by id of what a client sent; attempts, by call id
-        self.connections = math.inf
+        self.calls, self.connections = Calls(), math.inf
         self.faults, self.logged = {}, {}
         self.drift, self.outside = Drift(), Outside()
         self.last_tick, self.last_sweep = None, 0.0
@@ -196,15 +196,17 @@ class Agent:
         key = call_key(data)
         if key and self.governors:  # without any nobody takes it out
             self.bodies[key] = (self.clock.boot(), data, call_type)
-            self.doors.set(id(data), data.get("litellm_logging_obj"), None)
+            call = data.get("litellm_logging_obj")
+            if call is not None:
+                self.calls.came(call, data)
 
     def with_call(self, data: Data) -> Data:
         """What came to the proxy's door, with LiteLLM's own object of the call, which it takes out before the
         hook of a final failure (ProxyLogging.post_call_failure_hook)."""
         if data.get("litellm_logging_obj") is not None:
             return data
-        door = self.doors.get(id(data))
-        return {**data, "litellm_logging_obj": door and door[0]}
+        known = self.calls.by_data.get(id(data))
+        return {**data, "litellm_logging_obj": known and known()}
 
     def called(self, data: Data, previous: Called | None = None) -> Called:
         """Whose call `data` is, with what the client sent, which is kept no longer than this."""
@@ -399,15 +401,16 @@ class Agent:
         """What it came to is known."""
         call = attempt.call and attempt.call()
         if call is not None:
-            self.answered.set(attempt.call_id, call, attempt)
+            self.calls.answer(call, attempt)
 
     def sent_again(self, data: Mapping[str, Any]) -> None:
         """A call that has been answered leaves once more under the same admission (LiteLLM's MCP tools). No
         event will tell what this one uses: it is charged what the first one came to."""
-        found = self.answered.get(data.get("litellm_call_id"))
-        if found is None or not found[1].is_of(data):
+        known = self.calls.answered.get(data.get("litellm_call_id"))  # type: ignore[arg-type]
+        first = None if known is None else known.answered
+        if first is None or not first.is_of(data):
             return
-        now, again = self.clock.boot(), copy.copy(found[1])
+        now, again = self.clock.boot(), copy.copy(first)
         with self.lock:
             again.charges = [(book, book.ring.charge(charge.amount)) for book, charge in again.charges]
             again.reserved, again.ended = now, False

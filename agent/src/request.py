@@ -156,31 +156,6 @@ class Attempt:
         return self.call is not None and self.call() is None
 
 
-class PerCall:
-    """Values, each as long as LiteLLM has the call that it belongs to."""
-
-    def __init__(self) -> None:
-        self.kept: dict[object, tuple[weakref.ref[Any], Any]] = {}
-
-    def set(self, key: object, call: object, value: object) -> None:
-        def forget(gone: weakref.ref[Any]) -> None:
-            found = self.kept.get(key)
-            if found is not None and found[0] is gone:  # not that of a later call
-                del self.kept[key]
-
-        if call is not None:
-            try:
-                self.kept[key] = (weakref.ref(call, forget), value)
-            except TypeError:  # of a type that can't
-                pass
-
-    def get(self, key: object) -> tuple[Any, Any] | None:
-        """The call and the value."""
-        reference, value = self.kept.get(key, (None, None))
-        call = reference and reference()
-        return None if call is None else (call, value)
-
-
 class PerTask:
     """What belongs to the asyncio task that runs. Not a ContextVar: CPython before 3.12 can crash when one
     more of those is set (in hamt_node_bitmap_assoc; seen on 3.11.7 under load)."""

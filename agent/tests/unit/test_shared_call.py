@@ -45,9 +45,10 @@ def test_a_final_failure_is_told_without_litellms_object(tb, agent):
 
     call = asyncio.run(fails())
     assert spent(agent) == {"tokens": 0, "requests": 1}
-    assert agent.doors.kept
+    assert agent.calls.by_data
     del call
-    assert not agent.doors.kept, "what came to the door goes with the call"
+    assert not agent.calls.by_data, "what came to the door goes with the call"
+    assert not agent.calls.by_object
 
 
 def test_a_final_failure_leaves_what_still_runs_alone(tb, agent):
@@ -148,7 +149,7 @@ def test_a_call_that_is_sent_again_after_its_answer_is_charged_again(tb, agent):
     del call
     agent.sweep(agent.clock.boot())
     assert not agent.attempts
-    assert not agent.answered.kept
+    assert not agent.calls.answered
     assert spent(agent) == {"tokens": 140, "requests": 2}
 
 

@@ -1,0 +1,69 @@
+"""What is known of LiteLLM's calls for as long as LiteLLM has them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from .request import Attempt
+from .shapes import Data
+
+
+class Known(weakref.ref[Any]):
+    """LiteLLM's own object of a call, as long as LiteLLM has it, and what is to be known of the call."""
+
+    __slots__ = ("key", "data", "answered")
+    key: int  # the object's id
+    data: int | None  # the id of what came to the proxy's door
+    answered: Attempt | None
+
+    def __new__(cls, call: object, forget: Callable[[Any], None]) -> Known:
+        return super().__new__(cls, call, forget)
+
+    def __init__(self, call: object, forget: Callable[[Any], None]) -> None:
+        self.key, self.data, self.answered = id(call), None, None
+
+
+class Calls:
+    """The calls that LiteLLM has. An id may come again: what is found under one is looked at first."""
+
+    def __init__(self) -> None:
+        self.by_object: dict[int, Known] = {}
+        self.by_data: dict[int, Known] = {}
+        self.answered: dict[str, Known] = {}  # by call id
+
+    def of(self, call: object) -> Known | None:
+        """None for an object that cannot be known weakly."""
+        found = self.by_object.get(id(call))
+        if found is None or found() is not call:
+            try:
+                found = self.by_object[id(call)] = Known(call, self.forget)
+            except TypeError:
+                return None
+        return found
+
+    def came(self, call: object, data: Data) -> None:
+        """This came to the proxy's door for it."""
+        known = self.of(call)
+        if known is not None:
+            known.data = id(data)
+            self.by_data[known.data] = known
+
+    def answer(self, call: object, attempt: Attempt) -> None:
+        """What this attempt came to is known."""
+        known = self.of(call)
+        if known is not None:
+            known.answered = attempt
+            self.answered[attempt.call_id] = known
+
+    def forget(self, known: Known) -> None:
+        """LiteLLM has dropped the call."""
+        kept: tuple[tuple[dict[Any, Known], object], ...] = (
+            (self.by_object, known.key),
+            (self.by_data, known.data),
+            (self.answered, known.answered and known.answered.call_id),
+        )
+        for calls, key in kept:
+            if calls.get(key) is known:
+                del calls[key]
