@@ -117,16 +117,22 @@ async fn relay(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, port: u16, ways:
     tokio::join!(reader, writer);
 }
 
+/// So often the kernel's table is read: it is not read at once, and a row can be missed while others come and go.
+const LOOKS: usize = 10;
+
 /// Whether this port of the loopback interface is an end of a process's connection.
 fn has_port(process: Process, port: u16) -> bool {
     let root = PathBuf::from(format!("/proc/{}", process.id()));
-    let table = std::fs::read_to_string(root.join("net/tcp")).unwrap_or_default();
     let local = format!("0100007F:{port:04X}");
-    let inode = table.lines().find_map(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        (fields.next() == Some(&local)).then(|| fields.nth(7).unwrap_or_default().to_owned())
-    });
-    let Some(socket) = inode.map(|inode| format!("socket:[{inode}]")) else { return false };
+    let inode = || {
+        let table = std::fs::read_to_string(root.join("net/tcp")).unwrap_or_default();
+        table.lines().find_map(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            (fields.next() == Some(&local)).then(|| fields.nth(7).unwrap_or_default().to_owned())
+        })
+    };
+    let found = (0..LOOKS).find_map(|_| inode());
+    let Some(socket) = found.map(|inode| format!("socket:[{inode}]")) else { return false };
     let files = std::fs::read_dir(root.join("fd")).into_iter().flatten().flatten();
     files.filter_map(|file| std::fs::read_link(file.path()).ok()).any(|link| link.as_os_str() == socket.as_str())
 }
