@@ -34,7 +34,7 @@ PARTS = {
     "refresh": ("Adapter", "refresh"),
     "turn": ("Ledger", "turn"),
     "books": ("Adapter", "books_of"),
-    "estimate": ("Agent", "need"),
+    "estimate": ("Estimates", "need"),
     "clock": ("Agent", "tick"),
     "reservation": ("Ring", "charge"),
     "settlement": ("Ring", "settle"),
