@@ -242,14 +242,12 @@ class Agent:
         """Those by which a call may be refused: a TokenBudget that observes has no say."""
         return [need for need in needs if need[0].governor.acting(boot, wall) == "enforce"]
 
-    def reserve(
-        self, request: Request, deployment: Deployment, needs: Needs, force: bool = False
-    ) -> Attempt | None:
+    def reserve(self, request: Request, deployment: Deployment, needs: Needs) -> Attempt | None:
         """All or nothing over the books; None when it does not fit."""
         boot, wall = self.clock.boot(), self.clock.wall()
         self.tick(boot)
         with self.lock:
-            if not force and not self.fits(needs, boot, wall):
+            if not self.fits(needs, boot, wall):
                 return None
             taken = needs
             observed = [need for need in needs if need[0].governor.acting(boot, wall) == "observe"]

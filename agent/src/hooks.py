@@ -212,7 +212,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             if not wanting or not await agent.wait_for_room(wanting, request):
                 raise agent.refusal(request.call_id, held)
         if len(fitting) < len(asked):
-            self.ask_for([needs for d, needs in asked if all(d is not kept for kept, _ in fitting)])
+            kept = {id(d) for d, _ in fitting}
+            self.ask_for([needs for d, needs in asked if id(d) not in kept])
         _request.set(request)
         if agent.failing("check"):  # nothing is reserved: LiteLLM enforces the share
             return [d for d, _ in fitting]

@@ -164,20 +164,17 @@ class PerTask:
         self.by_task: weakref.WeakKeyDictionary[asyncio.Task[Any], Any] = weakref.WeakKeyDictionary()
 
     def get(self) -> Any:
-        try:
-            return self.by_task.get(asyncio.current_task())  # type: ignore[arg-type]
-        except (RuntimeError, TypeError):  # in no event loop, or in no task of one
-            return None
+        task = this_task()
+        return None if task is None else self.by_task.get(task)
 
     def request(self) -> Request | None:
         found = self.get()
         return found if isinstance(found, Request) else None
 
     def set(self, value: object) -> None:
-        try:
-            self.by_task[asyncio.current_task()] = value  # type: ignore[index]
-        except (RuntimeError, TypeError):
-            pass
+        task = this_task()
+        if task is not None:
+            self.by_task[task] = value
 
 
 _request = PerTask()  # the Request, set by the filter

@@ -5,7 +5,7 @@ import random
 import time
 
 import pytest
-from support.calls import DEPLOYMENT, MESSAGES, attempt, books, done, failed, spent
+from support.calls import DEPLOYMENT, MESSAGES, attempt, books, done, failed, reserve, spent
 from support.fake_operator import limit, policy
 
 
@@ -107,8 +107,7 @@ def test_an_attempt_that_never_left_ends_when_the_next_one_starts(tb, agent):
     async def twice():
         hooks = tb.Hooks(agent)
         kwargs = {"litellm_call_id": "a", "max_tokens": 1000}
-        await hooks.async_filter_deployments("gpt", [DEPLOYMENT], MESSAGES, kwargs)
-        await hooks.async_pre_call_check(DEPLOYMENT, None)
+        await reserve(hooks, kwargs)
         await attempt(tb, agent, "a", 1000)
 
     asyncio.run(twice())
@@ -162,8 +161,7 @@ def test_frozen_between_check_and_send_is_admitted_again_or_refused(tb, agent, c
     async def frozen():
         hooks = tb.Hooks(agent)
         kwargs = {"litellm_call_id": "a", "max_tokens": 20000}
-        await hooks.async_filter_deployments("gpt", [DEPLOYMENT], MESSAGES, kwargs)
-        await hooks.async_pre_call_check(DEPLOYMENT, None)
+        await reserve(hooks, kwargs)
         clock.now += 40  # the lease is over
         task = asyncio.ensure_future(hooks.async_pre_call_deployment_hook(kwargs, "acompletion"))
         await asyncio.sleep(0.15)

@@ -3,17 +3,10 @@
 import asyncio
 
 import pytest
-from support.calls import DEPLOYMENT, MESSAGES, attempt, books, done, spent
+from support.calls import DEPLOYMENT, MESSAGES, Logging, attempt, books, done, reserve, spent
 from support.fake_operator import limit, policy
 
 OTHER = {**DEPLOYMENT, "model_info": {"id": "d2"}}
-
-
-class Logging:
-    """LiteLLM's own object of a call."""
-
-    def __init__(self, call_id="a"):
-        self.model_call_details = {"litellm_call_id": call_id}
 
 
 def error(name="APIError", status=None):
@@ -24,7 +17,7 @@ def error(name="APIError", status=None):
 
 
 def test_litellm_tells_of_calls_that_ask_for_no_log(tb):
-    """Logging.should_run_callback; the real thing: test_one_process.py."""
+    """Logging.should_run_callback; the real thing: test_leak.py."""
     assert "_PROXY_" in tb.Hooks.__name__
 
 
@@ -32,7 +25,7 @@ def test_a_final_failure_is_told_without_litellms_object(tb, agent):
     """ProxyLogging.post_call_failure_hook takes it out of what came to the door."""
 
     async def fails():
-        hooks, call = tb.Hooks(agent), Logging()
+        hooks, call = tb.Hooks(agent), Logging("a")
         data = {"litellm_call_id": "a", "max_tokens": 1000, "litellm_logging_obj": call}
         await hooks.async_pre_call_hook(None, None, data, "acompletion")
         await attempt(tb, agent, "a", 1000, litellm_logging_obj=call)
@@ -53,7 +46,7 @@ def test_a_final_failure_is_told_without_litellms_object(tb, agent):
 
 def test_a_final_failure_leaves_what_still_runs_alone(tb, agent):
     async def both():
-        call, sent = Logging(), asyncio.Event()
+        call, sent = Logging("a"), asyncio.Event()
 
         async def runs():
             await attempt(tb, agent, "a", 1000, litellm_logging_obj=call)
@@ -86,7 +79,7 @@ def test_the_failure_of_one_of_two_that_share_a_call_is_its_own(tb, agent):
     """`"model": "a,b"`: Router.abatch_completion. LiteLLM's arguments name the deployment that was last."""
 
     async def together():
-        call = Logging()
+        call = Logging("a")
         details = call.model_call_details
         ready = asyncio.Event()
 
@@ -131,7 +124,7 @@ def test_a_call_that_is_sent_again_after_its_answer_is_charged_again(tb, agent):
     """LiteLLM's MCP tools: mcp/chat_completions_handler.py."""
 
     async def twice():
-        call = Logging()
+        call = Logging("a")
         await attempt(tb, agent, "a", 1000, litellm_logging_obj=call)
         details = call.model_call_details
         details["standard_logging_object"] = {"total_tokens": 70, "model_id": "d1"}
@@ -157,8 +150,7 @@ def test_an_event_of_no_call_that_leaves_stamps_nothing(tb, agent):
     async def refused_by_the_proxy():
         hooks = tb.Hooks(agent)
         kwargs = {"litellm_call_id": "a", "max_tokens": 100}
-        await hooks.async_filter_deployments("gpt", [DEPLOYMENT], MESSAGES, kwargs)
-        await hooks.async_pre_call_check(DEPLOYMENT, None)
+        await reserve(hooks, kwargs)
         hooks.log_pre_api_call("gpt", MESSAGES, {**kwargs, "litellm_no_upstream_llm_call": True})
 
     asyncio.run(refused_by_the_proxy())
@@ -174,8 +166,7 @@ def test_one_models_stamps_say_nothing_of_another(tb, agent):
     async def unstamped():
         hooks = tb.Hooks(agent)
         kwargs = {"litellm_call_id": "b", "max_tokens": 1000}
-        await hooks.async_filter_deployments("gpt", [custom], MESSAGES, kwargs)
-        await hooks.async_pre_call_check(custom, None)
+        await reserve(hooks, kwargs, [custom])
         await hooks.async_pre_call_deployment_hook(kwargs, "acompletion")
         await hooks.async_post_call_failure_deployment_hook(kwargs, error(status=500), None)
 

@@ -4,22 +4,15 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from support.calls import DEPLOYMENT, MESSAGES, attempt, books, done, spent
+from support.calls import DEPLOYMENT, MESSAGES, Logging, attempt, books, done, reserve, spent
 from support.fake_operator import limit, policy
 
 OTHER = {**DEPLOYMENT, "model_info": {"id": "d2"}}
 
 
-class Logging:
-    """LiteLLM's own object of a call."""
-
-    def __init__(self):
-        self.model_call_details = {"litellm_call_id": "same"}
-
-
 @pytest.fixture
 def calls():
-    return Logging(), Logging()
+    return Logging("same"), Logging("same")
 
 
 def begun(tb, agent, calls):
@@ -98,8 +91,7 @@ def test_what_never_left_ends_when_an_ungoverned_deployment_is_next(tb, agent, m
     async def fallback():
         hooks = tb.Hooks(agent)
         kwargs = {"litellm_call_id": "a", "max_tokens": 1000}
-        await hooks.async_filter_deployments("gpt", [DEPLOYMENT], MESSAGES, kwargs)
-        await hooks.async_pre_call_check(DEPLOYMENT, None)
+        await reserve(hooks, kwargs)
         monkeypatch.setattr(agent.adapter, "books_of", lambda deployment: [])
         await hooks.async_filter_deployments("other", [OTHER], MESSAGES, kwargs)
 
@@ -125,8 +117,7 @@ def test_a_fallback_that_names_a_deployment_is_an_attempt_of_its_request(tb, age
         await hooks.async_pre_call_hook(None, None, kwargs, "acompletion")
         if not governed:
             monkeypatch.setattr(agent.adapter, "books_of", only_d2)
-        await hooks.async_filter_deployments("gpt", [DEPLOYMENT], MESSAGES, kwargs)
-        await hooks.async_pre_call_check(DEPLOYMENT, None)
+        await reserve(hooks, kwargs)
         if governed:
             await hooks.async_post_call_failure_deployment_hook(kwargs, ConnectionRefusedError(), None)
         await hooks.async_pre_call_check(OTHER, None)
