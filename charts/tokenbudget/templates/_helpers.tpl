@@ -50,6 +50,20 @@ helm.sh/hook-weight: {{ . | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end -}}
 
+{{/* What the operator's pod and that of the uninstall Job have in common. */}}
+{{- define "tokenbudget.podSettings" -}}
+{{- range $field := list "imagePullSecrets" "nodeSelector" "tolerations" "affinity" }}
+{{- with get $.Values $field }}
+{{ $field }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{ include "tokenbudget.podSecurity" . }}
+{{- end -}}
+
 {{/* What pod security asks of every pod in a restricted namespace. */}}
 {{- define "tokenbudget.podSecurity" -}}
 securityContext:
