@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+
+use super::agent_pod::AgentPod;
 
 /// How long evidence is kept after it was seen: longer than the ledger holds the record of an ended member (65 s).
 const KEEP: SignedDuration = SignedDuration::from_mins(30);
@@ -27,19 +28,11 @@ struct Ended {
 impl Evidence {
     /// Takes note of the ended containers in a pod's status. Call it with every version of a pod that a watch brings, the
     /// last one included.
-    pub fn note(&self, pod: &Pod, now: Timestamp) {
+    pub fn note(&self, pod: &AgentPod, now: Timestamp) {
         let Some(uid) = &pod.metadata.uid else { return };
-        let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        for status in statuses {
-            let finished = [&status.state, &status.last_state]
-                .into_iter()
-                .filter_map(|state| state.as_ref()?.terminated.as_ref()?.finished_at.as_ref())
-                .map(|time| time.0)
-                .max();
-            if let Some(finished) = finished {
-                ended.insert((uid.clone(), status.name.clone()), Ended { finished, seen: now });
-            }
+        for (container, finished) in pod.finished() {
+            ended.insert((uid.clone(), container.to_owned()), Ended { finished, seen: now });
         }
         ended.retain(|_, e| now.duration_since(e.seen) < KEEP);
     }
@@ -64,7 +57,7 @@ impl Evidence {
 mod tests {
     use super::*;
 
-    fn pod(yaml: &str) -> Pod {
+    fn pod(yaml: &str) -> AgentPod {
         serde_saphyr::from_str(yaml).unwrap()
     }
 

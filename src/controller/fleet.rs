@@ -3,8 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+use jiff::SignedDuration;
 
 use super::arrange::{LEASE, LEASE_MS};
 use super::limits::EffectiveLimit;
@@ -62,7 +61,7 @@ impl<'a> Fleet<'a> {
         let pods = valid.targets.iter().flat_map(|target| target.pods.iter().map(move |pod| (target, pod)));
         let grown = pods
             .filter_map(|(target, pod)| {
-                let runs = now.duration_since(running_since(pod, &target.container)?);
+                let runs = now.duration_since(pod.running_since(&target.container)?);
                 let uid = pod.metadata.uid.as_deref().unwrap_or_default();
                 let members = by_pod.get(uid).cloned().unwrap_or_default();
                 let workers = observed.workers(pod, target.size.workers);
@@ -117,10 +116,4 @@ impl<'a> Fleet<'a> {
             .map(|pod| pod.without_record(state))
             .fold(lost.saturating_add(self.departed), u32::saturating_add)
     }
-}
-
-fn running_since(pod: &Pod, container: &str) -> Option<Timestamp> {
-    let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
-    let running = statuses.filter(|c| c.name == container).find_map(|c| c.state.as_ref()?.running.clone());
-    running.and_then(|r| r.started_at).map(|t| t.0)
 }

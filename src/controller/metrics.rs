@@ -81,7 +81,7 @@ fn fleet(observed: &Observed, status: &TokenBudgetStatus) -> FleetReading {
         };
         Some((kind.as_str(), status))
     };
-    let living = observed.targets.iter().flat_map(|t| &t.pods).filter(|p| p.metadata.deletion_timestamp.is_none());
+    let living = observed.targets.iter().flat_map(|t| &t.pods).filter(|p| p.is_living());
     let without: usize = observed.targets.iter().map(|t| t.pods_without_agent).sum();
     FleetReading {
         conditions: ConditionKind::ALL.into_iter().filter_map(condition).collect(),

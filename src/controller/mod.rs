@@ -1,6 +1,7 @@
 //! The operator's loop. A pass reads like its sentence: observe, validate, plan, apply, status.
 
 mod admission;
+mod agent_pod;
 mod apply;
 mod arrange;
 mod config_maps;
@@ -123,7 +124,7 @@ pub async fn run(
             let target = Some(autoscaler.spec.scale_target_ref.name.clone());
             naming(&by_autoscaler, autoscaler.namespace(), target)
         })
-        .watches_stream(streams.pods, move |pod| naming(&by_pod, pod.namespace(), world::deployment_of(&pod)))
+        .watches_stream(streams.pods, move |pod| naming(&by_pod, pod.namespace(), pod.deployment().map(str::to_owned)))
         .graceful_shutdown_on(shutdown)
         .run(
             move |tb, ctx| {

@@ -14,6 +14,7 @@ use kube::core::{Expression, Selector};
 use kube::{Api, ResourceExt};
 
 use super::admission;
+use super::agent_pod::AgentPod;
 use super::context::Context;
 use super::counters;
 use super::memory::Memory;
@@ -71,7 +72,7 @@ pub struct TargetSeen {
     /// `maxReplicas` of its autoscaler.
     pub most_replicas: Option<i32>,
     /// Its pods that were made with the agent, by name.
-    pub pods: Vec<Arc<Pod>>,
+    pub pods: Vec<Arc<AgentPod>>,
     /// Its live pods that were made without.
     pub pods_without_agent: usize,
     /// Every TokenBudget that names it, by name.
@@ -122,7 +123,7 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
 
 impl Observed {
     /// LiteLLM worker processes of a pod, which may have begun with other settings than its Deployment has now (`workers`).
-    pub fn workers(&self, pod: &Pod, workers: u32) -> u32 {
+    pub fn workers(&self, pod: &AgentPod, workers: u32) -> u32 {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         self.other_workers.get(uid).copied().unwrap_or(workers)
     }
@@ -181,7 +182,7 @@ async fn target(
     };
 
     let replicas = deployment.status.as_ref().and_then(|s| s.replicas).unwrap_or(0);
-    let living = seen.pods.iter().filter(|p| p.metadata.deletion_timestamp.is_none()).count();
+    let living = seen.pods.iter().filter(|p| p.is_living()).count();
     let complete = usize::try_from(replicas).is_ok_and(|replicas| replicas <= living);
     // Old pods serve on while they terminate, so the count is taken from the API server until there are none.
     if !complete || !memory.complete.contains(&reference.name) {
@@ -322,7 +323,7 @@ mod tests {
     #[test]
     fn a_pod_has_the_workers_that_it_began_with() {
         let pod = |uid: &str| {
-            let mut pod = Pod::default();
+            let mut pod = AgentPod::default();
             pod.metadata.uid = Some(uid.to_owned());
             Arc::new(pod)
         };

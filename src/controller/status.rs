@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 
 use super::apply::Applied;
 use super::arrange::Intent;
@@ -147,7 +146,7 @@ fn pod_rows(valid: &Validated, books: &Books<'_>) -> Vec<PodStatus> {
 fn columns(status: &mut TokenBudgetStatus, tb: &TokenBudget, valid: &Validated) {
     let names: Vec<&str> = tb.spec.target_refs.iter().map(|t| t.name.as_str()).collect();
     status.target = Some(names.join(","));
-    let attached: usize = valid.targets.iter().map(|t| t.pods.iter().filter(|p| living(p)).count()).sum();
+    let attached: usize = valid.targets.iter().map(|t| t.pods.iter().filter(|p| p.is_living()).count()).sum();
     let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
     status.replicas = Some(format!("{attached}/{}", attached + without));
     let sum = |unit: Unit, of: fn(&LimitStatus) -> i64| {
@@ -251,7 +250,7 @@ fn attached(tb: &TokenBudget, valid: &Validated, applied: &Applied) -> Verdict {
     if let Some((_, problem)) = applied.unattached.first() {
         return Verdict::of(problem);
     }
-    let with: usize = valid.targets.iter().map(|t| t.pods.iter().filter(|p| living(p)).count()).sum();
+    let with: usize = valid.targets.iter().map(|t| t.pods.iter().filter(|p| p.is_living()).count()).sum();
     let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
     match (with, without) {
         (0, 0) => Verdict::no(Reason::NoPods, "there are no pods"),
@@ -312,7 +311,8 @@ fn enforcing(
     for member in valid.members.iter().filter(|m| m.finished_ms.is_none() && m.report.state == wanted) {
         *in_state.entry(&member.report.pod_uid).or_default() += 1;
     }
-    let serving = || valid.targets.iter().flat_map(|t| t.pods.iter().map(move |p| (t, p))).filter(|(_, p)| is_ready(p));
+    let serving =
+        || valid.targets.iter().flat_map(|t| t.pods.iter().map(move |p| (t, p))).filter(|(_, p)| p.is_ready());
     let waiting = serving().filter(|(target, pod)| {
         let workers = pod.metadata.uid.as_deref().and_then(|uid| in_state.get(uid)).copied().unwrap_or(0);
         workers < observed.workers(pod, target.size.workers)
@@ -391,15 +391,6 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn passed(since: Timestamp, now: Timestamp) -> bool {
     now.duration_since(since) >= WINDOW
-}
-
-fn living(pod: &Pod) -> bool {
-    pod.metadata.deletion_timestamp.is_none()
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let mut conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    living(pod) && conditions.any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 #[cfg(test)]

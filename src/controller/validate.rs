@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
+use super::agent_pod::AgentPod;
 use super::evidence::Evidence;
 use super::limits::{Limits, effective};
 use super::observe::Observed;
@@ -39,7 +39,7 @@ pub struct Target {
     /// How many processes it may come to.
     pub size: plan::Target,
     /// Its pods that were made with the agent.
-    pub pods: Vec<Arc<Pod>>,
+    pub pods: Vec<Arc<AgentPod>>,
     /// Its live pods that were made without.
     pub pods_without_agent: usize,
 }

@@ -173,6 +173,7 @@ fn has_ended(node: NodeSeen, now: Timestamp, missing_since: Timestamp, silent: S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controller::agent_pod::AgentPod;
     use crate::ledger::{BookId, BookState, MemberRecord, Unit};
 
     fn report(pod_uid: &str) -> Report {
@@ -220,10 +221,8 @@ mod tests {
                 .collect()
         };
         assert_eq!(found(&[]), [("silent".to_owned(), 600)]);
-        let pod = Pod {
-            metadata: kube::core::ObjectMeta { uid: Some("silent".into()), ..Default::default() },
-            ..Pod::default()
-        };
+        let mut pod = AgentPod::default();
+        pod.metadata.uid = Some("silent".to_owned());
         assert_eq!(found(&[TargetSeen { pods: vec![pod.into()], ..TargetSeen::default() }]), []);
     }
 

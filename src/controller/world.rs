@@ -5,18 +5,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::stream::{BoxStream, Stream, StreamExt};
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::FieldsV1;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
+use super::agent_pod::AgentPod;
 use super::evidence::Evidence;
 use super::index::Index;
 use crate::api::{TargetRef, TokenBudget};
 use crate::litellm::{ATTACHED_LABEL, ATTACHED_VALUE, attached_container, is_attached};
+
+/// The whole object once more, by `kubectl apply`.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// A stream of changed objects, for the controller's triggers.
 pub type Changes<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -40,7 +45,7 @@ pub struct World {
     /// Every HorizontalPodAutoscaler.
     pub autoscalers: Store<HorizontalPodAutoscaler>,
     /// Pods that carry our label.
-    pub pods: Store<Pod>,
+    pub pods: Store<AgentPod>,
     indices: Arc<Indices>,
     /// What the kubelets said about ended containers.
     pub evidence: Arc<Evidence>,
@@ -82,7 +87,7 @@ pub struct Streams {
     /// Changed HorizontalPodAutoscalers.
     pub autoscalers: Changes<HorizontalPodAutoscaler>,
     /// Changed pods.
-    pub pods: Changes<Pod>,
+    pub pods: Changes<AgentPod>,
 }
 
 impl World {
@@ -104,17 +109,17 @@ impl World {
 
         let indices = Arc::new(Indices::default());
         let [of_budgets, of_autoscalers, of_pods] = [(); 3].map(|()| indices.clone());
-        let budget = |_: &mut TokenBudget| {};
+        let budget = |tb: &mut TokenBudget| {
+            tb.managed_fields_mut().clear();
+            tb.annotations_mut().remove(LAST_APPLIED);
+        };
         let (budgets, budget_changes) = cached(&from, everything.clone(), budget, move |event| {
             of_budgets.budgets.take(event, targets);
             if let watcher::Event::Delete(tb) = event {
                 gone(tb);
             }
         });
-        let deployment = |d: &mut Deployment| {
-            d.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
-        };
-        let (deployments, deployment_changes) = cached(&from, everything.clone(), deployment, |_| {});
+        let (deployments, deployment_changes) = cached(&from, everything.clone(), strip_deployment, |_| {});
         let autoscaler = |a: &mut HorizontalPodAutoscaler| {
             a.managed_fields_mut().clear();
             a.annotations_mut().clear();
@@ -122,12 +127,12 @@ impl World {
         };
         let (autoscalers, autoscaler_changes) =
             cached(&from, everything, autoscaler, move |event| of_autoscalers.autoscalers.take(event, scaled));
-        let pod = move |pod: &mut Pod| {
+        let pod = move |pod: &mut AgentPod| {
             noted.note(pod, Timestamp::now());
-            strip_pod(pod);
+            pod.strip();
         };
         let (pods, pod_changes) = cached(&from, ours, pod, move |event| {
-            of_pods.pods.take(event, |pod| deployment_of(pod).into_iter().collect());
+            of_pods.pods.take(event, |pod| pod.deployment().map(str::to_owned).into_iter().collect());
         });
         let world = Self { budgets, deployments, autoscalers, pods, indices, evidence, filling };
         let streams = Streams {
@@ -175,7 +180,7 @@ impl World {
 
     /// The pods of this Deployment that carry our label, by name.
     #[must_use]
-    pub fn attached_pods(&self, namespace: &str, deployment: &str) -> Vec<Arc<Pod>> {
+    pub fn attached_pods(&self, namespace: &str, deployment: &str) -> Vec<Arc<AgentPod>> {
         found(&self.pods, namespace, &self.indices.pods.of(namespace, deployment)).collect()
     }
 
@@ -206,25 +211,17 @@ where
     names.iter().filter_map(move |name| store.get(&ObjectRef::new(name).within(namespace)))
 }
 
-/// The name of the Deployment that a pod belongs to: its ReplicaSet's name without the template's hash.
-#[must_use]
-pub fn deployment_of(pod: &Pod) -> Option<String> {
-    let hash = pod.labels().get("pod-template-hash")?;
-    let owner = pod.owner_references().iter().find(|o| o.kind == "ReplicaSet")?;
-    Some(owner.name.strip_suffix(hash)?.strip_suffix('-')?.to_owned())
-}
-
-fn strip_pod(pod: &mut Pod) {
-    pod.managed_fields_mut().clear();
-    pod.annotations_mut().clear();
-    if let Some(spec) = &mut pod.spec {
-        spec.volumes = None;
-        spec.init_containers = None;
-        for container in &mut spec.containers {
-            let name = std::mem::take(&mut container.name);
-            *container = k8s_openapi::api::core::v1::Container { name, ..Default::default() };
-        }
+/// Other people's Deployments are kept, too, as a TokenBudget may name them any time; who owns which field is more than half
+/// of one, and only the pod template's owners are asked for (`litellm::entries`).
+fn strip_deployment(deployment: &mut Deployment) {
+    deployment.annotations_mut().remove(LAST_APPLIED);
+    deployment.status =
+        deployment.status.take().map(|s| DeploymentStatus { replicas: s.replicas, ..DeploymentStatus::default() });
+    for entry in deployment.managed_fields_mut() {
+        let template = entry.fields_v1.as_mut().and_then(|fields| fields.0.pointer_mut("/f:spec/f:template"));
+        entry.fields_v1 = template.map(|template| FieldsV1(json!({"f:spec": {"f:template": template.take()}})));
     }
+    deployment.managed_fields_mut().retain(|entry| entry.fields_v1.is_some());
 }
 
 /// Where caches are filled from.
@@ -272,12 +269,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_names_its_deployment_through_its_replica_set() {
-        let pod: Pod = serde_saphyr::from_str(
-            "metadata: {name: a-b-7d4-x1, labels: {pod-template-hash: 7d4}, \
-             ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: a-b-7d4, uid: u}]}",
-        )
+    fn a_deployment_keeps_who_owns_what_of_its_template_and_how_many_pods_it_has() {
+        let mut deployment: Deployment = serde_json::from_value(json!({
+            "metadata": {"name": "d", "annotations": {LAST_APPLIED: "{}", "mine": "1"}, "managedFields": [
+                {"manager": "helm", "fieldsV1": {"f:metadata": {"f:labels": {}}, "f:spec": {"f:replicas": {}, "f:template": {"f:spec": {}}}}},
+                {"manager": "kube-controller-manager", "subresource": "status", "fieldsV1": {"f:status": {"f:replicas": {}}}}]},
+            "status": {"replicas": 3, "readyReplicas": 2}
+        }))
         .unwrap();
-        assert_eq!(deployment_of(&pod).as_deref(), Some("a-b"));
+        strip_deployment(&mut deployment);
+        let kept = serde_json::to_value(&deployment).unwrap();
+        assert_eq!(kept["metadata"]["annotations"], json!({"mine": "1"}));
+        assert_eq!(
+            kept["metadata"]["managedFields"],
+            json!([{"manager": "helm", "fieldsV1": {"f:spec": {"f:template": {"f:spec": {}}}}}])
+        );
+        assert_eq!(kept["status"], json!({"replicas": 3}));
     }
 }

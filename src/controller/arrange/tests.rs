@@ -2,9 +2,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 
 use super::*;
+use crate::controller::agent_pod::AgentPod;
 use crate::controller::validate::{Member, Target};
 use crate::ledger::{BookState, MemberRecord, Observation, Report};
 use crate::litellm::Wanted;
@@ -16,7 +16,7 @@ fn json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
     serde_json::from_value(value).unwrap()
 }
 
-fn pod(uid: &str, started: &str) -> Arc<Pod> {
+fn pod(uid: &str, started: &str) -> Arc<AgentPod> {
     let running = serde_json::json!({"running": {"startedAt": started}});
     let status = serde_json::json!({"name": "litellm", "image": "", "imageID": "", "ready": true, "restartCount": 0,
         "state": running});
@@ -30,7 +30,7 @@ fn member(id: &str, pod_uid: &str, ended: bool) -> Member {
 }
 
 /// One Deployment of four pods with one limit of 60,000 tokens.
-fn fleet(pods: Vec<Arc<Pod>>, members: Vec<Member>) -> Validated {
+fn fleet(pods: Vec<Arc<AgentPod>>, members: Vec<Member>) -> Validated {
     let target = Target {
         deployment: Arc::default(),
         container: "litellm".to_owned(),

@@ -28,9 +28,6 @@ const IDLE: f64 = 0.1;
 /// A report is made anew so often.
 const REPORT: Duration = Duration::from_secs(10);
 
-/// A share that differs by less from where it comes to has reached it, as a part of the way.
-const REACHED: f64 = 0.1;
-
 /// Connections to Redis; an agent has one of its own, which costs Redis memory and no more.
 const CONNECTIONS: usize = 16;
 
@@ -48,19 +45,46 @@ pub struct Members {
 #[derive(Clone, Copy, Debug)]
 struct Turn {
     odd: bool,
-    since: Instant,
 }
 
 #[derive(Default)]
 struct Shared {
     calls: AtomicU64,
     failed: AtomicU64,
-    /// Shares since the last shift, when they changed: by member, seconds and tokens.
-    shares: Mutex<BTreeMap<String, Vec<(f64, u64)>>>,
+    /// Of those that have been busy since the last shift.
+    shifted: Mutex<Shifted>,
     /// How long calls took, in ms, in the current window.
     took_ms: Mutex<Vec<f64>>,
     /// When a member was first lent something, seconds after it started.
     first: Mutex<Vec<f64>>,
+}
+
+/// What those that have become busy made of it.
+#[derive(Clone, Debug, Default)]
+pub struct Shifted {
+    /// They made a request.
+    wanted: usize,
+    /// Seconds from a member's first request to the first that was admitted.
+    took_s: Vec<f64>,
+    /// Requests, and those that were admitted.
+    offered: u64,
+    admitted: u64,
+}
+
+impl Shifted {
+    /// Within how many seconds so many of the members (0 to 1) had a request admitted; `None`: some never had.
+    #[must_use]
+    pub fn served_s(&self, part: f64) -> Option<f64> {
+        let mut took_s = self.took_s.clone();
+        took_s.resize(self.wanted.max(took_s.len()), f64::INFINITY);
+        quantile(&mut took_s, part).filter(|seconds| seconds.is_finite())
+    }
+
+    /// Which part of their requests was admitted (0 to 1); `None` when there was none.
+    #[must_use]
+    pub fn admitted(&self) -> Option<f64> {
+        (self.offered > 0).then(|| self.admitted as f64 / self.offered as f64)
+    }
 }
 
 /// What the members saw in a while.
@@ -82,7 +106,7 @@ impl Members {
     pub fn new(redis_url: &str) -> Result<Self> {
         let connect = |_| RedisLedger::connect(redis_url, Timeouts::default());
         let ledgers = (0..CONNECTIONS).map(connect).collect::<Result<_, _>>()?;
-        let (turn, _) = watch::channel(Turn { odd: false, since: Instant::now() });
+        let (turn, _) = watch::channel(Turn { odd: false });
         Ok(Self { ledgers, shared: Arc::default(), turn, live: BTreeMap::new(), started: 0 })
     }
 
@@ -137,16 +161,14 @@ impl Members {
 
     /// Those that were idle are busy from now on, and the other way round.
     pub fn shift(&self) {
-        lock(&self.shared.shares).clear();
-        self.turn.send_modify(|turn| *turn = Turn { odd: !turn.odd, since: Instant::now() });
+        *lock(&self.shared.shifted) = Shifted::default();
+        self.turn.send_modify(|turn| turn.odd = !turn.odd);
     }
 
-    /// Seconds from the last shift until the shares of so many members (0 to 1) were where they came to.
+    /// What those that have been busy since the last shift made of it.
     #[must_use]
-    pub fn reached(&self, part: f64) -> Option<f64> {
-        let shares = lock(&self.shared.shares);
-        let mut times: Vec<f64> = shares.values().filter_map(|way| arrival(way)).collect();
-        quantile(&mut times, part)
+    pub fn shifted(&self) -> Shifted {
+        lock(&self.shared.shifted).clone()
     }
 
     /// Forgets when members were first lent something.
@@ -178,18 +200,6 @@ impl Drop for Members {
     }
 }
 
-/// When a share was where it came to, for good; `None` for one that did not move.
-fn arrival(way: &[(f64, u64)]) -> Option<f64> {
-    let (first, last) = (way.first()?.1 as f64, way.last()?.1 as f64);
-    let moved = (last - first).abs();
-    if moved < first.max(last) / 10.0 {
-        return None;
-    }
-    let away = |share: u64| (share as f64 - last).abs() > moved * REACHED;
-    let place = way.iter().rposition(|(_, share)| away(*share)).map_or(0, |place| place + 1);
-    way.get(place).map(|(at, _)| *at)
-}
-
 fn quantile(values: &mut [f64], part: f64) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let place = (values.len() as f64 * part).ceil() as usize;
@@ -198,6 +208,15 @@ fn quantile(values: &mut [f64], part: f64) -> Option<f64> {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a member has made of a shift that made it busy.
+#[derive(Default)]
+struct Shift {
+    /// Its first request.
+    wanted: Option<Instant>,
+    /// One was admitted.
+    served: bool,
 }
 
 struct Member {
@@ -228,6 +247,7 @@ impl Member {
         let mut manners = Manners { lease: 30.0, beat: 0.5, max_wait: 0.25 };
         let mut process = Process::new(self.id.clone(), &[self.limits], manners, clocks(), Rules::default());
         let (mut version, mut reported, mut number, mut lent) = (String::new(), None::<Instant>, 0, false);
+        let mut shift = Shift::default();
         let mut beat = Instant::now() + Duration::from_secs_f64(manners.beat * self.offset);
         let mut request = Instant::now() + self.gap().mul_f64(self.offset);
         loop {
@@ -238,7 +258,7 @@ impl Member {
             if timeout_at(next, self.turn.changed()).await.is_ok() {
                 // Somebody's turn has come: the next request is as far away as the new demand says.
                 request = Instant::now() + self.gap().mul_f64(self.offset);
-                self.note(process.books[0].share);
+                shift = Shift::default();
                 continue;
             }
             sleep_until(next).await;
@@ -248,12 +268,17 @@ impl Member {
                 request += self.gap();
                 number += 1;
                 let wanted = Request { id: number, needs: vec![(0, SIZE)], actual: vec![SIZE], latency: 0.0 };
+                self.offered(&mut shift);
                 if process.offer(wanted, now) == Verdict::Admitted {
                     ends(&mut process, number, now);
+                    self.admitted(&mut shift);
                 }
             }
             let (admitted, _) = process.recheck(now);
-            admitted.into_iter().for_each(|id| ends(&mut process, id, now));
+            for id in admitted {
+                ends(&mut process, id, now);
+                self.admitted(&mut shift);
+            }
             let beats = beat <= Instant::now();
             if !(beats || process.wants() && now.boot - process.last_call >= DRAW_GAP) {
                 continue;
@@ -283,7 +308,6 @@ impl Member {
                         process.set_manners(manners);
                         version = policy.version;
                     }
-                    self.note(process.books[0].share);
                     if !std::mem::replace(&mut lent, process.books[0].grant > 0) && lent {
                         lock(&self.shared.first).push(origin.elapsed().as_secs_f64());
                     }
@@ -299,20 +323,31 @@ impl Member {
 
     /// Between two requests.
     fn gap(&self) -> Duration {
-        let busy = self.turn.borrow().odd == self.odd;
-        Duration::from_secs_f64(SIZE / (self.fair * if busy { BUSY } else { IDLE }))
+        Duration::from_secs_f64(SIZE / (self.fair * if self.is_busy() { BUSY } else { IDLE }))
     }
 
-    /// Writes a share down when it has changed since the shift.
-    fn note(&self, share: u64) {
-        let at = self.turn.borrow().since.elapsed().as_secs_f64();
-        let mut shares = lock(&self.shared.shares);
-        match shares.get_mut(&self.id) {
-            Some(way) if way.last().is_some_and(|(_, last)| *last == share) => {}
-            Some(way) => way.push((at, share)),
-            None => {
-                shares.insert(self.id.clone(), vec![(at, share)]);
-            }
+    fn is_busy(&self) -> bool {
+        self.turn.borrow().odd == self.odd
+    }
+
+    fn offered(&self, shift: &mut Shift) {
+        if !self.is_busy() {
+            return;
+        }
+        let mut shifted = lock(&self.shared.shifted);
+        shifted.offered += 1;
+        if shift.wanted.is_none() {
+            shift.wanted = Some(Instant::now());
+            shifted.wanted += 1;
+        }
+    }
+
+    fn admitted(&self, shift: &mut Shift) {
+        let Some(wanted) = shift.wanted else { return };
+        let mut shifted = lock(&self.shared.shifted);
+        shifted.admitted += 1;
+        if !std::mem::replace(&mut shift.served, true) {
+            shifted.took_s.push(wanted.elapsed().as_secs_f64());
         }
     }
 
@@ -349,11 +384,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_has_arrived_when_it_stays_near_its_end() {
-        assert_eq!(arrival(&[(0.0, 100), (1.0, 500), (2.0, 960), (3.0, 1000)]), Some(2.0));
-        assert_eq!(arrival(&[(0.0, 100), (1.0, 960), (2.0, 500), (3.0, 1000)]), Some(3.0));
-        assert_eq!(arrival(&[(0.0, 1000), (1.0, 1001)]), None, "it did not move");
-        assert_eq!(arrival(&[]), None);
+    fn members_that_are_never_served_count() {
+        let mut shifted = Shifted { wanted: 2, took_s: vec![0.4, 0.1], offered: 8, admitted: 6 };
+        assert_eq!((shifted.served_s(0.99), shifted.admitted()), (Some(0.4), Some(0.75)));
+        shifted.wanted = 3;
+        assert_eq!((shifted.served_s(0.99), shifted.served_s(0.5)), (None, Some(0.4)));
+        assert_eq!((Shifted::default().served_s(0.99), Shifted::default().admitted()), (None, None));
     }
 
     #[test]

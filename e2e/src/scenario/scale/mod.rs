@@ -138,8 +138,7 @@ async fn measure(rig: &Rig, members: &Members, what: String) -> Result<Row> {
     let (after, seen) = (Costs::so_far(rig).await?, members.seen());
     members.shift();
     sleep(SETTLES).await;
-    let row =
-        Row { what, members: members.count(), costs: after.since(&before), seen, reached_s: members.reached(0.99) };
+    let row = Row { what, members: members.count(), costs: after.since(&before), seen, shifted: members.shifted() };
     println!("{}", row.told());
     Ok(row)
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use jiff::Timestamp;
 
-use super::members::Seen;
+use super::members::{Seen, Shifted};
 use crate::scenario::audit;
 use crate::scenario::operator::{Footprint, Passes};
 use crate::scenario::redis::{command, figure};
@@ -47,8 +47,8 @@ pub struct Row {
     pub costs: Spent,
     /// By the members, in the same minute.
     pub seen: Seen,
-    /// Until 99 % of the members had the share of a new demand, in seconds.
-    pub reached_s: Option<f64>,
+    /// After the demand went over to the other half of them.
+    pub shifted: Shifted,
 }
 
 impl Costs {
@@ -95,7 +95,7 @@ impl Row {
         let Spent { operator_cores, operator_mb, passes, redis_cores, redis_commands, redis_mb, writes, .. } =
             &self.costs;
         format!(
-            "| {} | {} | {:.0} % | {operator_mb:.0} MB | {passes:.0}/s | {} | {writes:.1}/s | {:.0}/s | {} | {} | {:.0} % | {redis_commands:.0}/s | {redis_mb:.0} MB | {} |",
+            "| {} | {} | {:.0} % | {operator_mb:.0} MB | {passes:.0}/s | {} | {writes:.1}/s | {:.0}/s | {} | {} | {:.0} % | {redis_commands:.0}/s | {redis_mb:.0} MB | {} | {} |",
             self.what,
             self.members,
             operator_cores * 100.0,
@@ -104,7 +104,8 @@ impl Row {
             self.seen.failed,
             ms(self.seen.p99_ms),
             redis_cores * 100.0,
-            self.reached_s.map_or_else(|| "-".to_owned(), |s| format!("{s:.1} s")),
+            self.shifted.served_s(0.99).map_or_else(|| "-".to_owned(), |s| format!("{s:.1} s")),
+            self.shifted.admitted().map_or_else(|| "-".to_owned(), |part| format!("{:.1} %", part * 100.0)),
         )
     }
 }
@@ -130,7 +131,8 @@ pub fn text(rows: &[Row]) -> String {
         "Redis CPU",
         "Redis commands",
         "Redis memory",
-        "A new demand has reached 99 % of the members after",
+        "99 % of those that become busy served within",
+        "Of their requests in 30 s",
     ];
     let mut text = format!("| {} |\n|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
     for row in rows {
