@@ -42,8 +42,8 @@ pub async fn apply(
         _ => None,
     };
     if matches!(ledger, Some(Ok(_))) {
-        memory.books = intent.writes.iter().map(|w| w.book.clone()).collect();
-        memory.planned = true;
+        memory.ledger.books = intent.writes.iter().map(|w| w.book.clone()).collect();
+        memory.ledger.planned = true;
         ctx.publish_policy(tb, &intent.policy);
     }
     let mut unattached = Vec::new();
@@ -67,7 +67,7 @@ pub async fn apply(
         }
         if tb.spec.attach != AttachPolicy::Automatic {
             // Whatever happens to the entries now is no removal that counts against somebody.
-            memory.attached.remove(&target.name());
+            memory.targets.attached.remove(&target.name());
         }
         let attached = match tb.spec.attach {
             AttachPolicy::Automatic => attach(tb, ctx, memory, target, observed, serves).await?,
@@ -86,7 +86,7 @@ pub async fn apply(
 pub async fn leave_as_it_is(tb: &TokenBudget, ctx: &Context, memory: &Memory, observed: &Observed) -> Applied {
     let seen = observed.ledger.as_ref().and_then(|ledger| ledger.as_ref().ok());
     let uid = tb.uid().unwrap_or_default();
-    if let (Some(_), Some((_, ledger)), None) = (seen, &memory.ledger, ctx.policy(&uid))
+    if let (Some(_), Some((_, ledger)), None) = (seen, &memory.ledger.connection, ctx.policy(&uid))
         && let Ok(Some(policy)) = ledger.policy(&uid).await
     {
         ctx.publish_policy(tb, &policy);
@@ -102,12 +102,12 @@ async fn write_ledger(
     intent: &Intent,
 ) -> Result<Planned, LedgerError> {
     let uid = tb.uid().unwrap_or_default();
-    let Some((_, ledger)) = memory.ledger.clone() else {
+    let Some((_, ledger)) = memory.ledger.connection.clone() else {
         return Ok(Planned::default());
     };
-    let epoch = match memory.epoch {
+    let epoch = match memory.ledger.epoch {
         Some(epoch) => epoch,
-        None => *memory.epoch.insert(ledger.claim(&uid).await?),
+        None => *memory.ledger.epoch.insert(ledger.claim(&uid).await?),
     };
     let outcome = async {
         // A book exists before the policy names it, and goes with the policy that no longer does.
@@ -121,7 +121,7 @@ async fn write_ledger(
     .await;
     if matches!(outcome, Err(LedgerError::Fenced)) {
         // A flush, or another operator: this one is the leader by Kubernetes' word, so it claims anew in the next pass.
-        memory.epoch = None;
+        memory.ledger.epoch = None;
     }
     outcome
 }
@@ -143,7 +143,7 @@ async fn attach(
             return Ok(Err(Problem { reason: refusal.reason(), message: refusal.to_string() }));
         }
     };
-    let entry = memory.attached.entry(name.clone()).or_default();
+    let entry = memory.targets.attached.entry(name.clone()).or_default();
     let difference = difference(&target.deployment, &wanted);
     if difference.is_empty() {
         entry.has(&wanted.patch);

@@ -22,10 +22,10 @@ const UNTIL: i64 = 20;
 /// Reads the counters when it is time to. Failing is no reason to fail a pass: the minute stays unknown.
 pub async fn read(tb: &TokenBudget, seen: &Observation, evidence: &Evidence, memory: &mut Memory, now: Timestamp) {
     let minute = minute_of(now).saturating_sub(1);
-    if !(FROM..UNTIL).contains(&(now.as_second() % 60)) || !memory.outside.is_due(minute) {
+    if !(FROM..UNTIL).contains(&(now.as_second() % 60)) || !memory.fleet.outside.is_due(minute) {
         return;
     }
-    let Some((_, ledger)) = memory.ledger.clone() else { return };
+    let Some((_, ledger)) = memory.ledger.connection.clone() else { return };
     let named = counters::deployments(alive(seen, evidence).map(|(_, report)| report));
     let keys = counters::keys(&named, minute);
     let texts = if keys.is_empty() { Ok(Vec::new()) } else { ledger.texts(&keys).await };
@@ -34,7 +34,7 @@ pub async fn read(tb: &TokenBudget, seen: &Observation, evidence: &Evidence, mem
         Err(error) => {
             let cause = std::error::Error::source(&error).map(tracing::field::display);
             // Said once: a user of Redis who may not read them stays so.
-            if std::mem::replace(&mut memory.counters_failed, true) {
+            if std::mem::replace(&mut memory.fleet.counters_failed, true) {
                 debug!(name = tb.name_any(), %error, cause, "LiteLLM's counters could not be read");
             } else {
                 warn!(name = tb.name_any(), %error, cause, "LiteLLM's counters could not be read: traffic outside is not seen");
@@ -42,6 +42,6 @@ pub async fn read(tb: &TokenBudget, seen: &Observation, evidence: &Evidence, mem
             None
         }
     };
-    memory.counters_failed &= counted.is_none();
-    memory.outside.counted(minute, counted);
+    memory.fleet.counters_failed &= counted.is_none();
+    memory.fleet.outside.counted(minute, counted);
 }

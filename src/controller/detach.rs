@@ -56,7 +56,7 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
     }
     // Not since its deletion: no operator may have been there.
     let now = Timestamp::now();
-    let began = *memory.detaches_since.get_or_insert(now);
+    let began = *memory.targets.detaches_since.get_or_insert(now);
     let patient = now.duration_since(began) < PATIENCE;
 
     if let Err(error) = close_ledger(tb, ctx, world, memory).await {
@@ -80,19 +80,19 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
 }
 
 async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(), String> {
-    let had_ledger = tb.status.as_ref().is_some_and(|s| !s.limits.is_empty()) || memory.planned;
-    if memory.ledger.is_none() && had_ledger {
+    let had_ledger = tb.status.as_ref().is_some_and(|s| !s.limits.is_empty()) || memory.ledger.planned;
+    if memory.ledger.connection.is_none() && had_ledger {
         let observed = super::observe::observe(tb, ctx, world, memory).await.map_err(|e| e.to_string())?;
         if let Some(Ok(location)) = observed.redis {
             let ledger = ctx.connect(&location).map_err(|e| e.to_string())?;
-            memory.ledger = Some((location, ledger));
+            memory.ledger.connection = Some((location, ledger));
         }
     }
-    let Some((_, ledger)) = &memory.ledger else {
+    let Some((_, ledger)) = &memory.ledger.connection else {
         return Ok(());
     };
     let uid = tb.uid().unwrap_or_default();
-    let books: Vec<_> = memory.books.iter().cloned().collect();
+    let books: Vec<_> = memory.ledger.books.iter().cloned().collect();
     let epoch = ledger.claim(&uid).await.map_err(|e| e.to_string())?;
     ledger.close(&uid, epoch, &books).await.map_err(|e| e.to_string())
 }
@@ -101,7 +101,7 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
 /// stands in no other's way; the first error is told.
 async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World, memory: &Memory) -> Result<(), Error> {
     let mut outcome = Ok(());
-    for target in tb.spec.target_refs.iter().chain(&memory.formers) {
+    for target in tb.spec.target_refs.iter().chain(&memory.targets.formers) {
         if ctx.settings.detaches_all || !another_names(tb, world, &target.name) {
             outcome = outcome.and(release(tb, ctx, world, target).await);
         }
@@ -115,15 +115,15 @@ async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World, memo
 /// One that cannot be written is tried again later, and stands in nobody's way.
 pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) {
     let is_named = |name: &str| tb.spec.target_refs.iter().any(|target| target.name == name);
-    let named = memory.targets.take().unwrap_or_else(|| world.strays(&tb.namespace().unwrap_or_default()));
-    memory.formers.extend(named.into_iter().filter(|target| !is_named(&target.name)));
-    memory.targets = Some(tb.spec.target_refs.clone());
-    let due = memory.released_at.is_none_or(|at| at.elapsed() >= RELEASE_AGAIN);
-    if memory.formers.is_empty() || !due {
+    let named = memory.targets.named.take().unwrap_or_else(|| world.strays(&tb.namespace().unwrap_or_default()));
+    memory.targets.formers.extend(named.into_iter().filter(|target| !is_named(&target.name)));
+    memory.targets.named = Some(tb.spec.target_refs.clone());
+    let due = memory.targets.released_at.is_none_or(|at| at.elapsed() >= RELEASE_AGAIN);
+    if memory.targets.formers.is_empty() || !due {
         return;
     }
     let mut left = Vec::new();
-    for former in std::mem::take(&mut memory.formers) {
+    for former in std::mem::take(&mut memory.targets.formers) {
         if is_named(&former.name) || another_names(tb, world, &former.name) {
             continue;
         }
@@ -132,8 +132,8 @@ pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memo
             left.push(former);
         }
     }
-    memory.released_at = (!left.is_empty()).then(Instant::now);
-    memory.formers = left;
+    memory.targets.released_at = (!left.is_empty()).then(Instant::now);
+    memory.targets.formers = left;
 }
 
 /// Whether another TokenBudget that stays names this Deployment.

@@ -27,8 +27,27 @@ pub type Told<R> = HashMap<(String, String), (Option<String>, R)>;
 /// Memory of one TokenBudget.
 #[derive(Default)]
 pub struct Memory {
+    /// Of its ledger.
+    pub ledger: LedgerMemory,
+    /// Of the Deployments that it names and named.
+    pub targets: TargetMemory,
+    /// Of its processes and what they spent.
+    pub fleet: FleetMemory,
+    /// What users were told.
+    pub told: ToldMemory,
+    /// How the last pass ended.
+    pub outcome: Option<Outcome>,
+    /// Failed passes in a row.
+    pub failures: u32,
+    /// Whether it was started from the status.
+    started: bool,
+}
+
+/// Where the ledger is, and what was written there.
+#[derive(Default)]
+pub struct LedgerMemory {
     /// Connection to the ledger, and where that is.
-    pub ledger: Option<(RedisLocation, RedisLedger)>,
+    pub connection: Option<(RedisLocation, RedisLedger)>,
     /// The epoch that was claimed from it.
     pub epoch: Option<Epoch>,
     /// Where the ledger is: read when, for which generation of the spec.
@@ -39,52 +58,61 @@ pub struct Memory {
     pub planned: bool,
     /// Time between two beats by the policy that was stored before this operator led; 0 when there was none.
     pub stored_beat_ms: Option<u64>,
-    /// How many worker processes the pods of each Deployment have, where that had to be read.
-    pub workers: BTreeMap<String, Option<WorkersRead>>,
-    /// What `envFrom` gives to the startup hooks of each Deployment: read when, for which generation of it.
-    pub hooks: BTreeMap<String, (Instant, Option<i64>, Option<Inherited>)>,
     /// Passes in a row in which the ledger did not answer.
     pub unanswered: u32,
+}
+
+/// What was read of Deployments, and done to them. The maps are by their names.
+#[derive(Default)]
+pub struct TargetMemory {
+    /// How many worker processes the pods have, where that had to be read.
+    pub workers: BTreeMap<String, Option<WorkersRead>>,
     /// And with how many each pod began, by its UID: a change of the template is none of the pods that run.
-    pub workers_of: HashMap<String, u32>,
-    /// Deployments of which every live pod had the agent.
+    pub began_with: HashMap<String, u32>,
+    /// What `envFrom` gives to the startup hooks: read when, for which generation.
+    pub hooks: BTreeMap<String, (Instant, Option<i64>, Option<Inherited>)>,
+    /// Every live pod had the agent.
     pub complete: BTreeSet<String>,
-    /// Since when every live process has enforced.
-    pub whole_since: Option<Timestamp>,
-    /// The Deployments that the spec named in the last pass, if this operator has made one.
-    pub targets: Option<Vec<TargetRef>>,
-    /// Deployments that are no targets any more, out of which the agent is still to be taken, and when that failed last.
-    pub formers: Vec<TargetRef>,
-    /// See [`Memory::formers`].
-    pub released_at: Option<Instant>,
-    /// What the last event of each reason and action said, and what published it.
-    pub told: Told<Recorder>,
-    /// What was done to each Deployment.
+    /// What was done.
     pub attached: BTreeMap<String, AttachMemory>,
-    /// When the figures of the status were written last.
-    pub figures_at: Option<Instant>,
-    /// The status that was written last.
-    pub written: Option<TokenBudgetStatus>,
-    /// The most that each book's members had spent.
-    pub worst: BTreeMap<BookId, Worst>,
-    /// What others spend of the same quotas.
-    pub outside: Outside,
-    /// LiteLLM's counters could not be read last time.
-    pub counters_failed: bool,
+    /// Those that the spec named in the last pass, if this operator has made one.
+    pub named: Option<Vec<TargetRef>>,
+    /// Those that are no targets any more, out of which the agent is still to be taken.
+    pub formers: Vec<TargetRef>,
+    /// When that failed last.
+    pub released_at: Option<Instant>,
+    /// Since when the clean-up of a TokenBudget that is being deleted is tried.
+    pub detaches_since: Option<Timestamp>,
+}
+
+/// Processes, and what they spent.
+#[derive(Default)]
+pub struct FleetMemory {
     /// Members that the ledger had, and that have not ended.
     pub known: Known,
     /// Processes that ended without a record.
     pub departed: Departed,
     /// Pods of silent members that are not there any more, by UID.
     pub vanished: BTreeMap<String, Search>,
-    /// Since when its clean-up is tried.
-    pub detaches_since: Option<Timestamp>,
-    /// How the last pass ended.
-    pub outcome: Option<Outcome>,
-    /// Failed passes in a row.
-    pub failures: u32,
-    /// Whether it was started from the status.
-    started: bool,
+    /// Since when every live process has enforced.
+    pub whole_since: Option<Timestamp>,
+    /// The most that each book's members had spent.
+    pub worst: BTreeMap<BookId, Worst>,
+    /// What others spend of the same quotas.
+    pub outside: Outside,
+    /// LiteLLM's counters could not be read last time.
+    pub counters_failed: bool,
+}
+
+/// Events and status, as they were published last.
+#[derive(Default)]
+pub struct ToldMemory {
+    /// What the last event of each reason and action said, and what published it.
+    pub events: Told<Recorder>,
+    /// When the figures of the status were written.
+    pub figures_at: Option<Instant>,
+    /// The status.
+    pub written: Option<TokenBudgetStatus>,
 }
 
 /// What was done to one Deployment.
@@ -136,18 +164,18 @@ impl Memory {
         let Some(status) = &tb.status else { return };
         for row in &status.limits {
             let unit = if row.unit == Unit::Tokens.as_str() { Unit::Tokens } else { Unit::Requests };
-            self.books.insert(BookId::new(&row.name, unit));
+            self.ledger.books.insert(BookId::new(&row.name, unit));
             if let Some(said) = &row.outside {
                 let amount = |figure: i64| u64::try_from(figure).unwrap_or(0);
                 let amounts = Amounts { tokens: amount(said.tokens), requests: amount(said.requests) };
-                self.outside.said_before(&row.name, amounts);
+                self.fleet.outside.said_before(&row.name, amounts);
             }
         }
         let enforcing = status.conditions.iter().find(|c| c.type_ == ConditionKind::Enforcing.as_str());
         if let Some(since) = enforcing.filter(|c| c.status == "True") {
-            self.whole_since = since.last_transition_time.0.checked_sub(WINDOW).ok();
+            self.fleet.whole_since = since.last_transition_time.0.checked_sub(WINDOW).ok();
         }
-        self.written = Some(status.clone());
+        self.told.written = Some(status.clone());
     }
 }
 
@@ -166,8 +194,8 @@ mod tests {
         .unwrap();
         let mut memory = Memory::default();
         memory.start_from(&tb);
-        assert_eq!(memory.outside.of("gpt"), Some(Amounts { tokens: 7_000, requests: 3 }));
-        assert!(memory.books.contains(&BookId::new("gpt", Unit::Tokens)));
+        assert_eq!(memory.fleet.outside.of("gpt"), Some(Amounts { tokens: 7_000, requests: 3 }));
+        assert!(memory.ledger.books.contains(&BookId::new("gpt", Unit::Tokens)));
     }
 
     #[test]

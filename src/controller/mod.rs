@@ -213,13 +213,13 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     }
     let observed = observe::observe(tb, ctx, world, memory).await?;
     let valid = validate::validate(tb, &observed, &world.evidence);
-    let intent = arrange::arrange(tb, &observed, &valid, &memory.books);
-    memory.departed.clone_from(&intent.departed);
-    if let Some((_, ledger)) = &memory.ledger {
+    let intent = arrange::arrange(tb, &observed, &valid, &memory.ledger.books);
+    memory.fleet.departed.clone_from(&intent.departed);
+    if let Some((_, ledger)) = &memory.ledger.connection {
         ctx.crowd.set(&tb.uid().unwrap_or_default(), ledger.server(), intent.processes, Instant::now());
     }
     let answered = !matches!(observed.ledger, Some(Err(_)));
-    memory.unanswered = if answered { 0 } else { memory.unanswered.saturating_add(1) };
+    memory.ledger.unanswered = if answered { 0 } else { memory.ledger.unanswered.saturating_add(1) };
     let applied = if tb.spec.paused {
         apply::leave_as_it_is(tb, ctx, memory, &observed).await
     } else {
@@ -236,7 +236,9 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     Ok(match (broken, &applied.ledger) {
         (true, _) => (Outcome::Refused, Action::requeue(BROKEN)),
         (false, Some(Ok(_))) => (Outcome::Applied, Action::requeue(TICK)),
-        (false, _) => (Outcome::Waiting, Action::requeue(if memory.unanswered < AWAY { TICK } else { AWAY_TICK })),
+        (false, _) => {
+            (Outcome::Waiting, Action::requeue(if memory.ledger.unanswered < AWAY { TICK } else { AWAY_TICK }))
+        }
     })
 }
 

@@ -96,14 +96,14 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
     };
     let now = Timestamp::now();
     let uid = tb.uid().unwrap_or_default();
-    let beside = memory.ledger.as_ref().map_or(0, |(_, ledger)| ctx.crowd.beside(&uid, &ledger.server()));
+    let beside = memory.ledger.connection.as_ref().map_or(0, |(_, ledger)| ctx.crowd.beside(&uid, &ledger.server()));
     let least_beat_ms = match (&ledger, ctx.crowd.is_known(Instant::now())) {
         (Some(Ok(_)), false) => stored_beat_ms(&uid, memory).await,
         _ => 0,
     };
     if let Some(Ok(seen)) = &mut ledger {
-        memory.known.fill(seen);
-        memory.known.note(seen, &world.evidence, now);
+        memory.fleet.known.fill(seen);
+        memory.fleet.known.note(seen, &world.evidence, now);
         vanished::look(&namespace, &targets, seen, ctx, &world.evidence, memory, now).await;
         counters::read(tb, seen, &world.evidence, memory, now).await;
     }
@@ -111,13 +111,13 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         AttachPolicy::Admission => admission::unavailable(ctx).await?,
         AttachPolicy::Automatic | AttachPolicy::Manual => None,
     };
-    let lost = memory.known.lost().map(|(id, report, _)| (id.to_owned(), report.pod_uid.clone())).collect();
+    let lost = memory.fleet.known.lost().map(|(id, report, _)| (id.to_owned(), report.pod_uid.clone())).collect();
     // Last, as the evidence of ends is read after it: a pod that ended meanwhile must not look as if it ran.
     for target in &mut targets {
         target.pods = world.attached_pods(&namespace, &target.reference.name);
     }
-    let other_workers = other_workers(&targets, &mut memory.workers_of);
-    let departed = memory.departed.clone();
+    let other_workers = other_workers(&targets, &mut memory.targets.began_with);
+    let departed = memory.fleet.departed.clone();
     Ok(Observed { now, targets, redis, ledger, lost, departed, other_workers, beside, least_beat_ms, admission })
 }
 
@@ -150,12 +150,12 @@ fn other_workers(targets: &[TargetSeen], began: &mut HashMap<String, u32>) -> BT
 /// What the policy says that an operator before this one stored: an operator that has just begun knows of few processes, and
 /// would make all of them beat faster for a while.
 async fn stored_beat_ms(uid: &str, memory: &mut Memory) -> u64 {
-    if let (None, Some((_, ledger))) = (memory.stored_beat_ms, &memory.ledger)
+    if let (None, Some((_, ledger))) = (memory.ledger.stored_beat_ms, &memory.ledger.connection)
         && let Ok(policy) = ledger.policy(uid).await
     {
-        memory.stored_beat_ms = Some(policy.map_or(0, |policy| policy.beat_ms));
+        memory.ledger.stored_beat_ms = Some(policy.map_or(0, |policy| policy.beat_ms));
     }
-    memory.stored_beat_ms.unwrap_or(0)
+    memory.ledger.stored_beat_ms.unwrap_or(0)
 }
 
 async fn target(
@@ -185,26 +185,27 @@ async fn target(
     let living = seen.pods.iter().filter(|p| p.is_living()).count();
     let complete = usize::try_from(replicas).is_ok_and(|replicas| replicas <= living);
     // Old pods serve on while they terminate, so the count is taken from the API server until there are none.
-    if !complete || !memory.complete.contains(&reference.name) {
+    if !complete || !memory.targets.complete.contains(&reference.name) {
         seen.pods_without_agent = pods_without_agent(deployment, namespace, ctx).await?;
         if complete && seen.pods_without_agent == 0 {
-            memory.complete.insert(reference.name.clone());
+            memory.targets.complete.insert(reference.name.clone());
         } else {
-            memory.complete.remove(&reference.name);
+            memory.targets.complete.remove(&reference.name);
         }
     }
     if let Ok(container) = choose_container(deployment, reference.container.as_deref()) {
-        let read_before = memory.workers.entry(reference.name.clone()).or_default();
+        let read_before = memory.targets.workers.entry(reference.name.clone()).or_default();
         let generation = deployment.metadata.generation;
         seen.workers = count_workers(&ctx.client, namespace, container, generation, read_before).await?;
     }
     let generation = deployment.metadata.generation;
-    let known = memory.hooks.get(&reference.name).filter(|(at, of, _)| *of == generation && at.elapsed() < READ_AGE);
+    let known =
+        memory.targets.hooks.get(&reference.name).filter(|(at, of, _)| *of == generation && at.elapsed() < READ_AGE);
     seen.inherited_hooks = if let Some((_, _, hooks)) = known {
         hooks.clone()
     } else {
         let hooks = inherited_hooks(ctx, namespace, deployment, reference.container.as_deref()).await?;
-        memory.hooks.insert(reference.name.clone(), (Instant::now(), generation, hooks.clone()));
+        memory.targets.hooks.insert(reference.name.clone(), (Instant::now(), generation, hooks.clone()));
         hooks
     };
     Ok(seen)
@@ -257,7 +258,7 @@ async fn redis(
     ctx: &Context,
     memory: &mut Memory,
 ) -> Result<Option<Result<RedisLocation, NoRedis>>, Error> {
-    if let Some((read_at, generation, known)) = &memory.location
+    if let Some((read_at, generation, known)) = &memory.ledger.location
         && read_at.elapsed() < READ_AGE
         && *generation == tb.metadata.generation
         && known.is_ok()
@@ -281,7 +282,7 @@ async fn redis(
         });
     }
     if let Some(found) = &found {
-        memory.location = Some((std::time::Instant::now(), tb.metadata.generation, found.clone()));
+        memory.ledger.location = Some((std::time::Instant::now(), tb.metadata.generation, found.clone()));
     }
     Ok(found)
 }
@@ -293,16 +294,16 @@ async fn read_ledger(
     memory: &mut Memory,
 ) -> Result<Observation, LedgerError> {
     let uid = tb.uid().unwrap_or_default();
-    let ledger = match &memory.ledger {
+    let ledger = match &memory.ledger.connection {
         Some((known, ledger)) if known == location => ledger.clone(),
         _ => {
             let ledger = ctx.connect(location)?;
-            memory.ledger = Some((location.clone(), ledger.clone()));
-            memory.epoch = None;
+            memory.ledger.connection = Some((location.clone(), ledger.clone()));
+            memory.ledger.epoch = None;
             ledger
         }
     };
-    let books: Vec<_> = memory.books.iter().cloned().collect();
+    let books: Vec<_> = memory.ledger.books.iter().cloned().collect();
     ledger.observe(&uid, &books).await
 }
 

@@ -28,11 +28,11 @@ pub async fn publish(
     memory: &mut Memory,
     status: TokenBudgetStatus,
 ) -> Result<(), Error> {
-    let old = memory.written.clone().unwrap_or_default();
+    let old = memory.told.written.clone().unwrap_or_default();
     if settled(&old) == settled(&status) {
         return Ok(());
     }
-    let due = memory.figures_at.is_none_or(|at| at.elapsed() >= FIGURES);
+    let due = memory.told.figures_at.is_none_or(|at| at.elapsed() >= FIGURES);
     if essence(&old) == essence(&status) && !due {
         return Ok(());
     }
@@ -41,13 +41,13 @@ pub async fn publish(
     let params = PatchParams::apply(&format!("{FIELD_MANAGER}-status")).force();
     let api: Api<TokenBudget> = Api::namespaced(ctx.client.clone(), &namespace);
     api.patch_status(&tb.name_any(), &params, &Patch::Apply(&patch)).await?;
-    memory.figures_at = Some(Instant::now());
+    memory.told.figures_at = Some(Instant::now());
     // Before the events: should they take longer than a pass may, they are not sent again.
     let events = transitions(&old, &status);
-    memory.written = Some(status);
+    memory.told.written = Some(status);
     for event in events {
         info!(reason = %event.reason, note = event.note.as_deref().unwrap_or_default(), "event");
-        let recorder = recorder_of(&event, &mut memory.told, || ctx.recorder());
+        let recorder = recorder_of(&event, &mut memory.told.events, || ctx.recorder());
         if let Err(error) = recorder.publish(&event, &tb.object_ref(&())).await {
             warn!(%error, "an event was not published");
         }

@@ -70,7 +70,7 @@ fn limit_rows(
         // Nothing is known now; what was known names the books that the ledger should have.
         return tb.status.as_ref().map(|s| s.limits.clone()).unwrap_or_default();
     };
-    memory.worst.retain(|book, _| planned.books.contains_key(book));
+    memory.fleet.worst.retain(|book, _| planned.books.contains_key(book));
     let derived = |name: &str| intent.policy.limits.iter().find(|l| l.name == name).and_then(|l| l.derived.clone());
     let mut rows: Vec<LimitStatus> = intent
         .writes
@@ -79,7 +79,7 @@ fn limit_rows(
         .map(|(write, book)| {
             let state = books.get(&(write.book.limit.clone(), write.book.unit));
             let spent = state.iter().flat_map(|s| s.members.values()).map(MemberRecord::in_window).sum();
-            let worst = memory.worst.entry(write.book.clone()).or_default();
+            let worst = memory.fleet.worst.entry(write.book.clone()).or_default();
             let living = || state.iter().flat_map(|s| s.members.values()).filter(|m| m.ended_ms.is_none());
             LimitStatus {
                 name: write.book.limit.clone(),
@@ -180,7 +180,7 @@ fn conditions(
     memory: &mut Memory,
     status: &TokenBudgetStatus,
 ) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
-    let old = memory.written.as_ref().map(|s| s.conditions.clone()).unwrap_or_default();
+    let old = memory.told.written.as_ref().map(|s| s.conditions.clone()).unwrap_or_default();
     let mut all = Conditions::from_status(&old, tb.metadata.generation);
     let verdicts = [
         (Kind::Accepted, accepted(valid)),
@@ -334,7 +334,7 @@ fn enforcing(
             format!("{waiting} of {pods} ready pods have not applied the policy yet"),
         )
     } else {
-        let since = *memory.whole_since.get_or_insert(observed.now);
+        let since = *memory.fleet.whole_since.get_or_insert(observed.now);
         return match (passed(since, observed.now), tb.spec.mode) {
             (false, _) => Verdict::no(
                 Reason::WindowNotPassed,
@@ -346,7 +346,7 @@ fn enforcing(
     };
     // A ledger that is away for a while does not unmake the promise: processes go by their leases and safe shares.
     if known || without > 0 {
-        memory.whole_since = None;
+        memory.fleet.whole_since = None;
     }
     verdict
 }

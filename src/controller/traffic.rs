@@ -45,7 +45,7 @@ pub fn traffic(observed: &Observed, valid: &Validated, evidence: &Evidence, memo
     };
     let living: Vec<(&String, &Report)> = alive(seen, evidence).collect();
     let reports = || living.iter().map(|(_, report)| *report);
-    let audit = &mut memory.outside;
+    let audit = &mut memory.fleet.outside;
     // A report that cannot be read is a process whose traffic is not known.
     let ids = living.iter().map(|(id, _)| id.as_str()).chain(seen.unreadable.iter().map(String::as_str));
     audit.members(minute_of(observed.now), ids);
@@ -136,7 +136,7 @@ mod tests {
         seen(&mut early).reports.values_mut().for_each(|r| *r = report(minute - 2, 0));
         change(&mut early);
         let counted = Amounts { tokens: counted, requests: 9 };
-        memory.outside.counted(minute_of(early.now) - 1, Some([("gpt".to_owned(), counted)].into()));
+        memory.fleet.outside.counted(minute_of(early.now) - 1, Some([("gpt".to_owned(), counted)].into()));
         let said = pass(&early, memory).outside;
         let mut later = observed(minute * 60 + 14, [1_000, 2_000]);
         change(&mut later);

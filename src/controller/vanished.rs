@@ -80,23 +80,26 @@ pub async fn look(
     memory: &mut Memory,
     now: Timestamp,
 ) {
-    let suspects = suspects(targets, seen, &memory.known, now);
+    let suspects = suspects(targets, seen, &memory.fleet.known, now);
     let named: BTreeSet<&str> = suspects.iter().map(|(report, _)| &*report.pod_uid).collect();
-    memory.vanished.retain(|uid, _| named.contains(&**uid));
+    memory.fleet.vanished.retain(|uid, _| named.contains(&**uid));
     let due = |uid: &str, searches: &BTreeMap<String, Search>| {
         searches.get(uid).is_none_or(|search| now.duration_since(search.asked) >= AGAIN)
     };
     let due: Vec<_> =
-        suspects.into_iter().filter(|(report, _)| due(&report.pod_uid, &memory.vanished)).take(MOST).collect();
+        suspects.into_iter().filter(|(report, _)| due(&report.pod_uid, &memory.fleet.vanished)).take(MOST).collect();
     for (report, silent) in due {
         if !ctx.pace_of_searches().allows(now) {
             return;
         }
         match ask(namespace, &report, ctx).await {
-            Ok(None) => drop(memory.vanished.insert(report.pod_uid, Search { missing_since: None, asked: now })),
+            Ok(None) => drop(memory.fleet.vanished.insert(report.pod_uid, Search { missing_since: None, asked: now })),
             Ok(Some(node)) => {
-                let search =
-                    memory.vanished.entry(report.pod_uid.clone()).or_insert(Search { missing_since: None, asked: now });
+                let search = memory
+                    .fleet
+                    .vanished
+                    .entry(report.pod_uid.clone())
+                    .or_insert(Search { missing_since: None, asked: now });
                 search.asked = now;
                 let missing_since = *search.missing_since.get_or_insert(now);
                 if has_ended(node, now, missing_since, silent) {
