@@ -31,6 +31,14 @@ FILTERED = (  # strategies under which Router asks async_filter_deployments
 )
 
 
+def whole(value: Any) -> int | None:
+    """A limit as somebody wrote it, also in model_info, which LiteLLM does not look at: "10k" is none."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 class Adapter:
     """All that touches LiteLLM beyond the hooks of CustomLogger. Each attribute that is missing is a problem
     by name."""
@@ -220,7 +228,7 @@ class Adapter:
         out: dict[str, int | None] = {}
         for name in ("tpm", "rpm"):
             values = [original[name], params.get(name), info.get(name)]
-            out[name] = next((int(v) for v in values if v is not None), None)
+            out[name] = next((whole(v) for v in values if v is not None), None)
         return out
 
     def write(self, deployment: Deployment, row: Row, books: list[Book]) -> None:

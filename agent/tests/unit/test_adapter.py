@@ -47,3 +47,12 @@ def test_what_an_explicit_limit_names_is_declared_to_its_own_tokenbudget_only(tb
     del agent.governors["uid-1"]
     agent.adapter.refresh()
     assert agent.adapter.declared(derives) == [row]
+
+
+@pytest.mark.parametrize("odd", ["10k", [], float("inf"), float("nan"), {}])
+def test_a_limit_that_is_no_number_is_none_and_holds_up_nobody_else(tb, agent, router, odd):
+    router.model_list[0]["model_info"]["tpm"] = odd
+    router.model_list.append(entry("second") | {"tpm": "700"})
+    agent.adapter.refresh()
+    rows = [row for row, _ in agent.adapter.declared_rows]
+    assert [(row["id"], row["tokensPerMinute"]) for row in rows] == [("second", 700)]
