@@ -5,7 +5,7 @@ use super::book::{BookState, MemberRecord};
 use super::{Ask, BookAnswer, BookStanding, HOLD_MS, LEAVE_STEP_MS, MemberPlan, PlanWrite, PlannedBook};
 
 /// The most that ledger time moves between two calls, ms: a step of the server's clock ends nothing early (design rule 10).
-const MOST_STEP_MS: u64 = 3_000;
+const MOST_STEP_MS: u64 = 1_000;
 
 /// A ledger that was silent for a lease and this has to learn, ms: a process that it never heard of admits nothing for a lease
 /// and [`HOLD_MS`] ([`Rule::NeverAnswered`]), and one of 30 s is counted by the operator ([`Rule::SetAside`]).
@@ -18,8 +18,9 @@ const CLAIM_SLOT_MS: u64 = 250;
 /// what leaves when, ms.
 const END_SLACK_MS: u64 = 2_000;
 
-/// What left the window of a process that has ended may be lent so much later: clocks differ, and not by more in a minute.
-const LEAVE_SLACK_MS: u64 = 2_000;
+/// What left the window of a process that has ended may be lent so much later, ms: only here the ledger's clock measures what a
+/// member's measures else, and one step of it may fall into that minute.
+const LEAVE_SLACK_MS: u64 = MOST_STEP_MS;
 
 /// Slots that a claim lasts for after its own.
 const CLAIM_SLOTS: u64 = 4;

@@ -1,9 +1,10 @@
 -- What all scripts share; the Rust side puts this text before each of them. The contract is docs/protocol.md.
-local MAX_STEP, HOLD, TTL, CLOSED_TTL, MOST = 3000, 65000, 86400, 120, 1e12
+local MAX_STEP, HOLD, TTL, CLOSED_TTL, MOST = 1000, 65000, 86400, 120, 1e12
 -- What a member says of its window: so many steps, of so many ms.
 local LEAVE_STEPS, LEAVE_STEP = 30, 2000
--- What left the window of a process that has ended may be lent so much later: clocks differ, and not by more in a minute.
-local LEAVE_SLACK = 2000
+-- What left the window of a process that has ended may be lent so much later: only here the ledger's clock measures what a
+-- member's measures else, and one step of it may fall into that minute.
+local LEAVE_SLACK = MAX_STEP
 -- A process that the ledger never heard of admits nothing for a lease and HOLD; at 30 s the operator counts it.
 local SILENT = HOLD - 30000
 -- The kubelet cuts finishedAt to whole seconds, and a member's guard may have become shorter by so much since it spoke.
