@@ -16,15 +16,15 @@ use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use tokenbudget::ledger::memory::MemoryLedger;
 use tokenbudget::ledger::{
-    Ask, BookCall, BookId, Call, Epoch, Keys, LEAVE_STEPS, Ledger, LedgerError, MemberPlan, MemberState, Observation,
-    PlanWrite, Policy, RedisLedger, Report, Timeouts, Unit,
+    Ask, BookCall, BookId, Call, Epoch, Keys, LEAVE_STEPS, Leaves, Ledger, LedgerError, MemberPlan, MemberState,
+    Observation, PlanWrite, Policy, RedisLedger, Report, Timeouts, Unit,
 };
 
 const MEMBERS: usize = 4;
 const BOOKS: usize = 3;
 
 /// As of when, and what leaves in each step.
-type Leaves = (u64, [u64; LEAVE_STEPS]);
+type Leaving = (u64, Leaves);
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -34,7 +34,7 @@ enum Op {
         stale: bool,
         known: bool,
         report: bool,
-        books: Vec<(bool, [u64; 6], Leaves)>,
+        books: Vec<(bool, [u64; 6], Leaving)>,
     },
     Plan {
         old_epoch: bool,
@@ -73,7 +73,8 @@ fn leaves() -> impl Strategy<Value = u64> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let leaves = (0..70_000_u64, prop::array::uniform30(leaves()));
+    let leaves =
+        (0..70_000_u64, prop::collection::vec(leaves(), LEAVE_STEPS).prop_map(|all| Leaves(all.try_into().unwrap())));
     let ask = (prop::bool::weighted(0.9), prop::array::uniform6(amount()), leaves);
     prop_oneof![
         14 => (0..MEMBERS, prop::bool::weighted(0.08), prop::bool::weighted(0.1), any::<bool>(), any::<bool>(), prop::collection::vec(ask, BOOKS))

@@ -114,7 +114,7 @@ impl Sequence {
         let ask = sent.ask;
         json!({"do": "call", "beat": beat, "pending": pending, "smallest": smallest, "leave": leave,
                "asks": [ask.keep, ask.want, ask.least, ask.spent, ask.denied, ask.off],
-               "asOfMs": ask.as_of_ms, "leaves": ask.leaves})
+               "asOfMs": ask.as_of_ms, "leaves": ask.leaves.0[..]})
     }
 
     fn answer(&mut self) -> Value {

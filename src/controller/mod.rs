@@ -45,14 +45,19 @@ pub use world::{World, api_in};
 
 use crate::api::TokenBudget;
 use crate::leader::Moment;
+use crate::ledger::{BookId, BookState, Planned};
 use crate::ops::Outcome;
 use memory::Memory;
+use observe::Observed;
 
 /// The longest that a pass may take.
 const PASS_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A TokenBudget that works is planned this often.
 const TICK: Duration = Duration::from_secs(1);
+
+/// And so soon after what an ended process spent is free to lend.
+const SOON: Duration = Duration::from_millis(10);
 
 /// A TokenBudget that the user has to mend is looked at this often; a change of it or of its Deployments comes at once.
 const BROKEN: Duration = Duration::from_secs(15);
@@ -235,11 +240,22 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
         || valid.limits == limits::Limits::NoneDeclared;
     Ok(match (broken, &applied.ledger) {
         (true, _) => (Outcome::Refused, Action::requeue(BROKEN)),
-        (false, Some(Ok(_))) => (Outcome::Applied, Action::requeue(TICK)),
+        (false, Some(Ok(planned))) => (Outcome::Applied, Action::requeue(until_next(&observed, planned))),
         (false, _) => {
             (Outcome::Waiting, Action::requeue(if memory.ledger.unanswered < AWAY { TICK } else { AWAY_TICK }))
         }
     })
+}
+
+/// Until the next pass: sooner than usual when something of an ended process is free before.
+fn until_next(observed: &Observed, planned: &Planned) -> Duration {
+    let Some(Ok(seen)) = &observed.ledger else { return TICK };
+    let next = |(id, book): (&BookId, &BookState)| {
+        let clock = planned.books.get(id)?.clock_ms;
+        let leaves = book.members.values().filter_map(|member| member.next_leave_ms(clock));
+        leaves.min().map(|at| Duration::from_millis(at - clock))
+    };
+    seen.books.iter().filter_map(next).min().map_or(TICK, |wait| (wait + SOON).min(TICK))
 }
 
 /// Tries again after 1, 2, 4 ... 60 s.
@@ -253,4 +269,27 @@ fn on_error(tb: Arc<TokenBudget>, error: &Error, ctx: Arc<Context>) -> Action {
         Error::Kubernetes(_) => warn!(%namespace, name, ?wait, "{error}"),
     }
     Action::requeue(wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{MemberRecord, Observation, PlannedBook, Unit};
+
+    #[test]
+    fn the_next_pass_comes_when_something_of_an_ended_process_is_free() {
+        let id = BookId::new("gpt", Unit::Tokens);
+        let mut member = MemberRecord { ended_ms: Some(100_000), ..MemberRecord::default() };
+        member.leaves.0[9] = 50;
+        let book = BookState { members: [("m".to_owned(), member)].into(), ..BookState::default() };
+        let seen = Observation { books: [(id.clone(), book)].into(), ..Observation::default() };
+        let observed = Observed { ledger: Some(Ok(seen)), ..Observed::default() };
+        let after = |clock_ms| {
+            let book = PlannedBook::of(&BookState { clock_ms, ..BookState::default() });
+            until_next(&observed, &Planned { books: [(id.clone(), book)].into(), ..Planned::default() })
+        };
+        assert_eq!(after(105_000), TICK, "in 6 s");
+        assert_eq!(after(110_600), Duration::from_millis(410));
+        assert_eq!(after(111_000), TICK, "nothing is left");
+    }
 }

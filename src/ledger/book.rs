@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::LEAVE_STEPS;
 use super::error::LedgerError;
+use super::rules::LEAVE_SLACK_MS;
+use super::{LEAVE_STEP_MS, Leaves};
 use crate::plan::MemberDemand;
 
 /// What the ledger holds for one member in one book. Amounts in the book's unit, times in ms of ledger time.
@@ -34,7 +35,7 @@ pub struct MemberRecord {
     /// See [`Ask::as_of_ms`](super::Ask::as_of_ms).
     pub as_of_ms: u64,
     /// See [`Ask::leaves`](super::Ask::leaves). Once the member has ended: what has left is 0 here, and gone from `record`.
-    pub leaves: [u64; LEAVE_STEPS],
+    pub leaves: Leaves,
 }
 
 impl MemberRecord {
@@ -44,10 +45,20 @@ impl MemberRecord {
         self.spent.min(self.record)
     }
 
+    /// Ledger time after `clock_ms` from which on a plan lends again what has left the window of a member that has ended;
+    /// `None`: it has not, or nothing will.
+    #[must_use]
+    pub fn next_leave_ms(&self, clock_ms: u64) -> Option<u64> {
+        let ended = self.ended_ms.filter(|_| self.until_ms <= clock_ms)?;
+        let over = |step: u64| ended.saturating_add(LEAVE_SLACK_MS + (step + 1) * LEAVE_STEP_MS);
+        let steps = (0..).zip(&self.leaves.0).filter(|(_, amount)| **amount > 0);
+        steps.map(|(step, _)| over(step)).find(|at| *at > clock_ms)
+    }
+
     /// Takes the first steps out of `leaves`; answers what they come to.
     pub(super) fn take_steps(&mut self, steps: u64) -> u64 {
         let steps = usize::try_from(steps).unwrap_or(usize::MAX);
-        self.leaves.iter_mut().take(steps).map(std::mem::take).fold(0, u64::saturating_add)
+        self.leaves.0.iter_mut().take(steps).map(std::mem::take).fold(0, u64::saturating_add)
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -66,9 +77,9 @@ impl MemberRecord {
             claim_slot: next()?,
             round: next()?,
             as_of_ms: next()?,
-            leaves: [0; LEAVE_STEPS],
+            leaves: Leaves::default(),
         };
-        let mut steps = record.leaves.iter_mut();
+        let mut steps = record.leaves.0.iter_mut();
         for word in words {
             *steps.next()? = word?;
         }
@@ -226,9 +237,23 @@ mod tests {
         let mut left = fields();
         left.insert("m:p.1.a".into(), "7 1100 30 5 30010 100 500 9 20 5 2 60 3 0 4".into());
         let member = &BookState::parse("k", left).unwrap().unwrap().members["p.1.a"];
-        let mut leaves = [0; LEAVE_STEPS];
-        (leaves[0], leaves[2]) = (3, 4);
+        let mut leaves = Leaves::default();
+        (leaves.0[0], leaves.0[2]) = (3, 4);
         assert_eq!((member.as_of_ms, member.leaves), (60, leaves));
+    }
+
+    #[test]
+    fn says_when_something_of_an_ended_member_is_free_again() {
+        let mut member = MemberRecord { until_ms: 90_000, ..MemberRecord::default() };
+        (member.leaves.0[2], member.leaves.0[4]) = (3, 4);
+        assert_eq!(member.next_leave_ms(100_000), None, "it runs");
+        member.ended_ms = Some(100_000);
+        // A step of a second has to be over, and a second more.
+        assert_eq!(member.next_leave_ms(100_000), Some(104_000));
+        assert_eq!(member.next_leave_ms(104_000), Some(106_000));
+        assert_eq!(member.next_leave_ms(106_000), None);
+        member.until_ms = 100_001;
+        assert_eq!(member.next_leave_ms(100_000), None, "its lease is ahead");
     }
 
     #[test]
@@ -238,7 +263,7 @@ mod tests {
 
     #[test]
     fn says_which_key_cannot_be_read() {
-        let too_many = &format!("7 1100 30 5 30010 100 500 9 20 5 6 60{}", " 1".repeat(LEAVE_STEPS + 1));
+        let too_many = &format!("7 1100 30 5 30010 100 500 9 20 5 6 60{}", " 1".repeat(crate::ledger::LEAVE_STEPS + 1));
         for (field, value) in [
             ("budget", ""),
             ("lent", "-1"),

@@ -150,10 +150,20 @@ pub struct Call<'a> {
 }
 
 /// Steps of [`Ask::leaves`]: together a window.
-pub const LEAVE_STEPS: usize = 30;
+pub const LEAVE_STEPS: usize = 60;
 
 /// Length of one step, ms.
-pub const LEAVE_STEP_MS: u64 = 2_000;
+pub const LEAVE_STEP_MS: u64 = 1_000;
+
+/// What leaves a member's window in each [`LEAVE_STEP_MS`], in the book's unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaves(pub [u64; LEAVE_STEPS]);
+
+impl Default for Leaves {
+    fn default() -> Self {
+        Self([0; LEAVE_STEPS])
+    }
+}
 
 /// What a member says of one book.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,7 +194,7 @@ pub struct Ask {
     /// What of `spent` leaves the window in each [`LEAVE_STEP_MS`] from `as_of_ms` on, and can neither be sent again nor cost
     /// less any more: of a process that ends, so much of its record is free by then. The rest stays as long as a whole window
     /// may.
-    pub leaves: [u64; LEAVE_STEPS],
+    pub leaves: Leaves,
 }
 
 /// The ledger's answer to a call.

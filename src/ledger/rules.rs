@@ -20,7 +20,7 @@ const END_SLACK_MS: u64 = 2_000;
 
 /// What left the window of a process that has ended may be lent so much later, ms: only here the ledger's clock measures what a
 /// member's measures else, and one step of it may fall into that minute.
-const LEAVE_SLACK_MS: u64 = MOST_STEP_MS;
+pub(super) const LEAVE_SLACK_MS: u64 = MOST_STEP_MS;
 
 /// Slots that a claim lasts for after its own.
 const CLAIM_SLOTS: u64 = 4;

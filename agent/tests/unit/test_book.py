@@ -143,7 +143,7 @@ def test_the_final_call_says_when_what_it_spent_leaves(tb, book, clock):
     book.ring.charge(9)
     sent = book.prepare(True, 0, 0, clock.boot(), clock.wall(), final=True)
     assert sent.spent == 120
-    assert list(sent.leaves) == steps(tb, {2: 100, 12: 7}), "the rest stays for a whole window"
+    assert list(sent.leaves) == steps(tb, {5: 100, 25: 7}), "the rest stays for a whole window"
 
 
 def test_a_call_says_when_what_is_settled_leaves_as_of_a_second_ago_at_most(tb, book, clock, give):
@@ -166,7 +166,7 @@ def test_a_call_says_when_what_is_settled_leaves_as_of_a_second_ago_at_most(tb, 
     clock.now += 0.5
     assert call() == (steps(tb, {}), seconds()), "it stays for a bit more than a window"
     clock.now += 20
-    assert call() == (steps(tb, {20: 30}), seconds()), "what runs on may be sent again, or cost less"
+    assert call() == (steps(tb, {40: 30}), seconds()), "what runs on may be sent again, or cost less"
 
 
 def test_contended_admits_only_up_to_the_smaller_of_grant_and_share(book, clock, give):

@@ -61,8 +61,8 @@ pub(super) fn call_args(ask: &Ask, args: &mut Vec<String>) {
 
 /// The time, and the amounts but for zeros at the end.
 pub(super) fn leaves_arg(ask: &Ask) -> String {
-    let steps = ask.leaves.iter().rposition(|amount| *amount > 0).map_or(0, |last| last + 1);
-    [ask.as_of_ms].iter().chain(&ask.leaves[..steps]).map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    let steps = ask.leaves.0.iter().rposition(|amount| *amount > 0).map_or(0, |last| last + 1);
+    [ask.as_of_ms].iter().chain(&ask.leaves.0[..steps]).map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 pub(super) fn planned_book(answer: &[i64]) -> Option<PlannedBook> {

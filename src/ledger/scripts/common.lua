@@ -1,7 +1,7 @@
 -- What all scripts share; the Rust side puts this text before each of them. The contract is docs/protocol.md.
 local MAX_STEP, HOLD, TTL, CLOSED_TTL, MOST = 1000, 65000, 86400, 120, 1e12
 -- What a member says of its window: so many steps, of so many ms.
-local LEAVE_STEPS, LEAVE_STEP = 30, 2000
+local LEAVE_STEPS, LEAVE_STEP = 60, 1000
 -- What left the window of a process that has ended may be lent so much later: only here the ledger's clock measures what a
 -- member's measures else, and one step of it may fall into that minute.
 local LEAVE_SLACK = MAX_STEP

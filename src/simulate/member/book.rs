@@ -3,7 +3,7 @@
 use super::denied::Denied;
 use super::ring::{Ring, WINDOW};
 use crate::ledger::rules::{Rule, Rules};
-use crate::ledger::{Ask, BookAnswer, BookStanding, LEAVE_STEPS};
+use crate::ledger::{Ask, BookAnswer, BookStanding, Leaves};
 use crate::plan::{FULL, slack};
 
 /// Part of the way that a grant moves per beat; all of it under pressure.
@@ -82,7 +82,7 @@ pub struct Book {
     /// The one before it has none, either.
     missed: bool,
     /// What leaves the window when, and as of when that was said last; the boot time is that of the next time.
-    leaves: [u64; LEAVE_STEPS],
+    leaves: Leaves,
     as_of_ms: u64,
     leaves_at: f64,
     /// What draws are to ask for beyond the waiting requests.
@@ -113,7 +113,7 @@ impl Book {
             yielded: 0,
             asked: false,
             missed: false,
-            leaves: [0; LEAVE_STEPS],
+            leaves: Leaves::default(),
             as_of_ms: 0,
             leaves_at: boot,
             pending: 0.0,
@@ -193,7 +193,7 @@ impl Book {
         let mut want = keep;
         let mut least = 0;
         if leave || now.boot >= self.leaves_at {
-            self.leaves = self.ring.leaving(now.boot, leave).map(floor);
+            self.leaves = Leaves(self.ring.leaving(now.boot, leave).map(floor));
             self.as_of_ms = floor(now.wall * 1000.0);
             self.leaves_at = now.boot + LEAVES_EVERY;
         }

@@ -13,7 +13,7 @@ pub const WINDOW: f64 = 60.0;
 pub const SLOT: f64 = 0.05;
 
 /// Length of a step of what leaves, in seconds (`LEAVE_STEP_MS`).
-const LEAVE_STEP: f64 = 2.0;
+const LEAVE_STEP: f64 = 1.0;
 
 /// A request has left after so many turns of the event loop, however slow they are.
 const TURNS: u32 = 16;
