@@ -17,8 +17,13 @@ use super::memory::Memory;
 use super::observe::TargetSeen;
 use crate::ledger::{Observation, Report};
 
-/// A kubelet ends the processes of such a pod at once, and no later than their grace period.
+/// A kubelet ends the processes of such a pod at once, and no later than their grace period; and until it counts as not ready
+/// itself, a node may have been cut off for a minute. This at least.
 const ABSENT: SignedDuration = SignedDuration::from_mins(3);
+const CUT_OFF: SignedDuration = SignedDuration::from_mins(1);
+
+/// `terminationGracePeriodSeconds` of a pod that does not say.
+const GRACE_S: i64 = 30;
 
 /// Without a word of the node, whose name an agent did not tell or which the operator may not read: nobody runs for so long
 /// without the ledger.
@@ -88,6 +93,7 @@ pub async fn look(
     };
     let due: Vec<_> =
         suspects.into_iter().filter(|(report, _)| due(&report.pod_uid, &memory.fleet.vanished)).take(MOST).collect();
+    let absent = absent(targets);
     for (report, silent) in due {
         if !ctx.pace_of_searches().allows(now) {
             return;
@@ -102,7 +108,7 @@ pub async fn look(
                     .or_insert(Search { missing_since: None, asked: now });
                 search.asked = now;
                 let missing_since = *search.missing_since.get_or_insert(now);
-                if has_ended(node, now, missing_since, silent) {
+                if has_ended(node, now, missing_since, absent, silent) {
                     info!(pod = report.pod, node = report.node, ?node, "a process has ended: its pod is gone");
                     evidence.vanished(&report.pod_uid, &report.container, now);
                 }
@@ -163,9 +169,25 @@ fn readiness(node: &Node) -> NodeSeen {
     since.map_or(NodeSeen::Unknown, |since| NodeSeen::Ready(since.0))
 }
 
+/// For how long a pod has to be missing from a node that is ready.
+fn absent(targets: &[TargetSeen]) -> SignedDuration {
+    let graces = targets.iter().filter_map(|target| {
+        let spec = target.deployment.as_ref()?.spec.as_ref()?.template.spec.as_ref()?;
+        spec.termination_grace_period_seconds
+    });
+    let grace = SignedDuration::from_secs(graces.max().unwrap_or(GRACE_S).clamp(0, LAST_RESORT.as_secs()));
+    ABSENT.max(grace + CUT_OFF)
+}
+
 /// Whether the processes of a pod that is not there have ended, too.
-fn has_ended(node: NodeSeen, now: Timestamp, missing_since: Timestamp, silent: SignedDuration) -> bool {
-    let long = |since: Timestamp| now.duration_since(since) >= ABSENT;
+fn has_ended(
+    node: NodeSeen,
+    now: Timestamp,
+    missing_since: Timestamp,
+    absent: SignedDuration,
+    silent: SignedDuration,
+) -> bool {
+    let long = |since: Timestamp| now.duration_since(since) >= absent;
     match node {
         NodeSeen::Gone => true,
         NodeSeen::Ready(since) => long(since) && long(missing_since),
@@ -198,12 +220,25 @@ mod tests {
         let now: Timestamp = "2026-11-28T12:00:00Z".parse().unwrap();
         let ago = |seconds| now - SignedDuration::from_secs(seconds);
         let day = SignedDuration::from_hours(24);
-        assert!(has_ended(NodeSeen::Gone, now, now, SignedDuration::ZERO));
-        assert!(has_ended(NodeSeen::Ready(ago(180)), now, ago(180), SignedDuration::ZERO));
-        assert!(!has_ended(NodeSeen::Ready(ago(179)), now, ago(180), day), "it was cut off meanwhile");
-        assert!(!has_ended(NodeSeen::Ready(ago(999)), now, ago(179), day), "the pod was there until just now");
-        assert!(!has_ended(NodeSeen::Unknown, now, ago(9_999), day - SignedDuration::from_secs(1)));
-        assert!(has_ended(NodeSeen::Unknown, now, now, day));
+        let has_ended = |node, missing_since, silent| has_ended(node, now, missing_since, ABSENT, silent);
+        assert!(has_ended(NodeSeen::Gone, now, SignedDuration::ZERO));
+        assert!(has_ended(NodeSeen::Ready(ago(180)), ago(180), SignedDuration::ZERO));
+        assert!(!has_ended(NodeSeen::Ready(ago(179)), ago(180), day), "it was cut off meanwhile");
+        assert!(!has_ended(NodeSeen::Ready(ago(999)), ago(179), day), "the pod was there until just now");
+        assert!(!has_ended(NodeSeen::Unknown, ago(9_999), day - SignedDuration::from_secs(1)));
+        assert!(has_ended(NodeSeen::Unknown, now, day));
+    }
+
+    #[test]
+    fn processes_may_end_as_late_as_their_grace_period() {
+        let target = |grace: serde_json::Value| {
+            let spec = serde_json::json!({"selector": {}, "template": {"spec": {"containers": [], "terminationGracePeriodSeconds": grace}}});
+            let deployment = serde_json::from_value(serde_json::json!({"metadata": {}, "spec": spec})).unwrap();
+            TargetSeen { deployment: Some(std::sync::Arc::new(deployment)), ..TargetSeen::default() }
+        };
+        assert_eq!(absent(&[]), SignedDuration::from_mins(3));
+        assert_eq!(absent(&[target(serde_json::Value::Null)]), SignedDuration::from_mins(3));
+        assert_eq!(absent(&[target(600.into()), target(30.into())]), SignedDuration::from_mins(11));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the operator costs: its memory, CPU and requests with one TokenBudget, beside 5,000 pods of other people, and with up
+//! What the operator costs: its memory, CPU and requests with one TokenBudget, beside 5,000 pods and 2,000 Deployments of other people, and with up
 //! to 1,000.
 
 use std::time::Duration;
@@ -18,7 +18,11 @@ use super::rig::{Rig, create};
 
 /// How many TokenBudgets: how it grows is seen in three sizes.
 const MANY: [usize; 3] = [100, 300, 1_000];
+/// Pods and Deployments of other people: the first are not cached, the others are.
 const FOREIGN: usize = 5_000;
+const FOREIGN_DEPLOYMENTS: usize = 2_000;
+/// Variables in each of these.
+const VARIABLES: usize = 30;
 const WINDOW: Duration = Duration::from_secs(60);
 /// Objects are created side by side.
 const AT_ONCE: usize = 20;
@@ -37,6 +41,9 @@ pub async fn run(rig: &Rig) -> Result<()> {
     create::<Namespace>(&Api::all(client.clone()), json!({"metadata": {"name": "many"}})).await?;
     foreign(&client).await?;
     row(rig, &format!("the same, and {FOREIGN} pods of others")).await?;
+    foreign_deployments(&client).await?;
+    row(rig, &format!("the same, and {FOREIGN_DEPLOYMENTS} Deployments of others, of {VARIABLES} variables each"))
+        .await?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "many");
     create(&secrets, json!({"metadata": {"name": "redis"}, "stringData": {"url": rig.redis_url}})).await?;
     let mut there = 0;
@@ -74,6 +81,20 @@ async fn foreign(client: &Client) -> Result<()> {
     };
     let made = stream::iter(0..FOREIGN).map(|index| create(&pods, pod(index))).buffer_unordered(AT_ONCE);
     made.map_ok(drop).try_collect().await
+}
+
+async fn foreign_deployments(client: &Client) -> Result<()> {
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "many");
+    let variables: Vec<_> =
+        (0..VARIABLES).map(|index| json!({"name": format!("VARIABLE_{index}"), "value": "something"})).collect();
+    let deployment = |index: usize| {
+        let (name, labels) = (format!("foreign-{index}"), json!({"app": format!("foreign-{index}")}));
+        json!({"metadata": {"name": name}, "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": {
+            "metadata": {"labels": labels}, "spec": {"containers": [
+                {"name": "main", "image": "example.com/foreign:1", "env": variables}]}}}})
+    };
+    let made = stream::iter(0..FOREIGN_DEPLOYMENTS).map(|index| create(&deployments, deployment(index)));
+    made.buffer_unordered(AT_ONCE).map_ok(drop).try_collect().await
 }
 
 async fn many(rig: &Rig, client: &Client, new: std::ops::Range<usize>) -> Result<()> {

@@ -20,12 +20,13 @@ use relay::Relay;
 use row::Row;
 pub use soak::run as soak;
 
-use super::bench::{BUDGET, Bench};
+use super::bench::{BUDGET, Bench, Step};
 use super::checks;
 use super::rig::Rig;
 use crate::clock::unix_ms;
-use crate::judge;
+use crate::judge::{self, Arrival};
 use crate::load::LoadSpec;
+use crate::plot::{self, Chart, Phase};
 
 /// One run of a fault among many tests says little of its use: the load ends after one or two windows, and where in a window it
 /// was struck is chance. `make test` fails when it is so much below what `make chaos` wants.
@@ -143,5 +144,38 @@ async fn one(
     // Tokens of the step before are in the first windows, and were promised too.
     let step = bench.measure(&name, report, from_ms, enforcing_ms.max(from_ms - judge::WINDOW_MS)).await?;
     let admitted = bench.admitted_since(from_ms - judge::WINDOW_MS).await?;
+    draw(rig, &name, &title, &step, &admitted, (began_ms, ended_ms))?;
     Ok(Row::new(fault, least_use, &step, &admitted, BUDGET, (began_ms, ended_ms), &spans))
+}
+
+/// Draws what the last 60 s held before, while and after something was broken.
+fn draw(
+    rig: &Rig,
+    name: &str,
+    title: &str,
+    step: &Step,
+    admitted: &[Arrival],
+    (began_ms, ended_ms): (u64, u64),
+) -> Result<()> {
+    // A curve that looks 60 s back begins with a whole window.
+    let start_ms = step.from_ms - judge::WINDOW_MS;
+    let phase = |label: &str, from_ms, to_ms| Phase { label: label.to_owned(), from_ms, to_ms, governed: true };
+    let chart = Chart {
+        title: title.to_owned(),
+        subtitle: "Tokens that the provider admitted in the last 60 s; demand five times the budget".to_owned(),
+        budget_tokens: BUDGET,
+        start_ms,
+        admitted: judge::slots(admitted, start_ms, step.to_ms),
+        offered: judge::slots(&step.report.arrivals(), start_ms, step.to_ms),
+        phases: vec![
+            phase("before", start_ms, began_ms),
+            phase("fault", began_ms, ended_ms),
+            phase("after", ended_ms, step.to_ms),
+        ],
+        ..Chart::default()
+    };
+    let folder = rig.paths.root.join(".local/chaos-plots");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join(name).with_extension("svg"), plot::svg(&chart))?;
+    Ok(())
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use futures::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -113,7 +114,9 @@ async fn large(rig: &Rig, client: &Client, rows: &mut Vec<Row>) -> Result<()> {
         }
         rig.kubectl(&["-n", NAMESPACE, "delete", "tb", &made.name, "--timeout=60s"])?;
         rig.kubectl(&["-n", NAMESPACE, "delete", "deployment", &made.name, "--timeout=60s"])?;
-        rig.kubectl(&["-n", NAMESPACE, "delete", "pods", "--all", "--force", "--grace-period=0", "--timeout=300s"])?;
+        // kubectl deletes them one by one, some a second.
+        let (now, all) = (DeleteParams::default().grace_period(0), ListParams::default());
+        Api::<Pod>::namespaced(client.clone(), NAMESPACE).delete_collection(&now, &all).await?;
     }
     Ok(())
 }
