@@ -308,7 +308,8 @@ impl Member {
                         process.set_manners(manners);
                         version = policy.version;
                     }
-                    if !std::mem::replace(&mut lent, process.books[0].grant > 0) && lent {
+                    if !lent && process.books[0].grant > 0 {
+                        lent = true;
                         lock(&self.shared.first).push(origin.elapsed().as_secs_f64());
                     }
                 }
