@@ -118,6 +118,7 @@ pub async fn run(options: Run, filter: ops::Filter) -> Result<(), Error> {
 pub(crate) async fn client() -> Result<Client, Error> {
     let unusable = |e: kube::Error| Error::Config(Box::new(e));
     let config = kube::Config::infer().await.map_err(|e| unusable(kube::Error::InferConfig(e)))?;
+    info!(server = %config.cluster_url, "the API server");
     let builder = ClientBuilder::try_from(config).map_err(unusable)?;
     Ok(builder.with_layer(&TimeoutLayer::new(REQUEST_DEADLINE)).build())
 }

@@ -132,6 +132,10 @@ pub struct Detach {
     #[arg(short = 'A', long)]
     pub all_namespaces: bool,
 
+    /// Say of which TokenBudgets, in which cluster, and leave everything as it is.
+    #[arg(long)]
+    pub dry_run: bool,
+
     /// How long it may take, in seconds. Nothing that is broken holds it up for longer than 30 s.
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub timeout: u64,

@@ -47,8 +47,13 @@ pub enum Error {
 pub async fn run(options: Detach) -> Result<(), Error> {
     let client = app::client().await?;
     let namespaces = watched(&options.namespaces);
-    if remaining(&client, &namespaces).await?.is_empty() {
+    let left = remaining(&client, &namespaces).await?;
+    if left.is_empty() {
         info!("there is nothing to take out");
+        return Ok(());
+    }
+    if options.dry_run {
+        info!("would take out what {} TokenBudgets put in: {}", left.len(), left.join(", "));
         return Ok(());
     }
     let (stop, stopped) = watch::channel(false);

@@ -1,6 +1,7 @@
 //! `helm uninstall` while a TokenBudget is still there: nothing hangs, nothing is left.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -50,6 +51,7 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     .await?;
     ensure!(!keys(rig).await?.is_empty(), "a TokenBudget that enforces has no key in Redis: the check below is void");
 
+    would_detach(rig, fleet)?;
     let started = Instant::now();
     rig.helm(&["uninstall", "tokenbudget", "--namespace", OPERATOR_NAMESPACE, "--timeout", "120s"])?;
     println!("check: helm uninstall with a TokenBudget that enforces took {:.1} s", started.elapsed().as_secs_f32());
@@ -75,6 +77,22 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     delete_within(rig, NAME, Duration::from_secs(10))?;
     rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
     println!("check: no finalizer, status, entry, ConfigMap, key or object of the release is left; plain serves");
+    Ok(())
+}
+
+/// `detach --dry-run` names the TokenBudget and the cluster, and changes nothing.
+fn would_detach(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
+    let generation = || Ok::<_, anyhow::Error>(fleet.get("deployment", "plain")?["metadata"]["generation"].clone());
+    let before = generation()?;
+    let mut command = Command::new(rig.paths.built("tokenbudget"));
+    let output = command.args(["detach", "-A", "--dry-run"]).env("KUBECONFIG", rig.kubeconfig()).output()?;
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let named = said.contains(&format!("llm/{NAME}")) && said.contains("https://127.0.0.1");
+    ensure!(output.status.success() && named, "detach --dry-run: {said}");
+    ensure!(generation()? == before, "detach --dry-run changed the Deployment");
+    let finalizers = fleet.get("tokenbudget", NAME)?["metadata"]["finalizers"].clone();
+    ensure!(!finalizers.is_null(), "detach --dry-run took the finalizer");
+    println!("check: detach --dry-run names what it would take out, and changes nothing");
     Ok(())
 }
 
