@@ -187,7 +187,10 @@ async fn what_a_leaver_spent_comes_back_as_it_leaves_the_window() {
     last.ask.leaves.0[..3].copy_from_slice(&[100, 0, 150]);
     fleet.send("a", true, last).await;
     fleet.member("a", 100, false);
-    // A step of 1 s has to be over, and 1 s more.
+    // A step of 1 s has to be over, and 1 s more; the operator passes then.
+    let book = fleet.book().await;
+    let (at, ended) = (book.members["a"].next_leave_ms(book.clock_ms), book.members["a"].ended_ms);
+    assert_eq!(at, ended.map(|ended| ended + 2_000));
     falls(&mut fleet, &[(1_900, 300), (200, 200), (1_000, 200), (1_000, 50), (60_000, 50)]).await;
     fleet.pass(1_000).await;
     fleet.plan().await;

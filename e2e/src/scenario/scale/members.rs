@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::pods::Made;
+use super::shifted::{Shift, Shifted, quantile};
 
 /// Tokens of a request.
 const SIZE: f64 = 300.0;
@@ -35,16 +36,11 @@ const CONNECTIONS: usize = 16;
 pub struct Members {
     ledgers: Vec<RedisLedger>,
     shared: Arc<Shared>,
-    turn: watch::Sender<Turn>,
+    /// Whether it is the turn of the members with an odd number to be busy.
+    turn: watch::Sender<bool>,
     /// Members of one TokenBudget per pod, in the order of the pods.
     live: BTreeMap<String, CancellationToken>,
     started: usize,
-}
-
-/// Whose turn it is to be busy: members with an even number first.
-#[derive(Clone, Copy, Debug)]
-struct Turn {
-    odd: bool,
 }
 
 #[derive(Default)]
@@ -57,34 +53,6 @@ struct Shared {
     took_ms: Mutex<Vec<f64>>,
     /// When a member was first lent something, seconds after it started.
     first: Mutex<Vec<f64>>,
-}
-
-/// What those that have become busy made of it.
-#[derive(Clone, Debug, Default)]
-pub struct Shifted {
-    /// They made a request.
-    wanted: usize,
-    /// Seconds from a member's first request to the first that was admitted.
-    took_s: Vec<f64>,
-    /// Requests, and those that were admitted.
-    offered: u64,
-    admitted: u64,
-}
-
-impl Shifted {
-    /// Within how many seconds so many of the members (0 to 1) had a request admitted; `None`: some never had.
-    #[must_use]
-    pub fn served_s(&self, part: f64) -> Option<f64> {
-        let mut took_s = self.took_s.clone();
-        took_s.resize(self.wanted.max(took_s.len()), f64::INFINITY);
-        quantile(&mut took_s, part).filter(|seconds| seconds.is_finite())
-    }
-
-    /// Which part of their requests was admitted (0 to 1); `None` when there was none.
-    #[must_use]
-    pub fn admitted(&self) -> Option<f64> {
-        (self.offered > 0).then(|| self.admitted as f64 / self.offered as f64)
-    }
 }
 
 /// What the members saw in a while.
@@ -106,7 +74,7 @@ impl Members {
     pub fn new(redis_url: &str) -> Result<Self> {
         let connect = |_| RedisLedger::connect(redis_url, Timeouts::default());
         let ledgers = (0..CONNECTIONS).map(connect).collect::<Result<_, _>>()?;
-        let (turn, _) = watch::channel(Turn { odd: false });
+        let (turn, _) = watch::channel(false);
         Ok(Self { ledgers, shared: Arc::default(), turn, live: BTreeMap::new(), started: 0 })
     }
 
@@ -162,7 +130,7 @@ impl Members {
     /// Those that were idle are busy from now on, and the other way round.
     pub fn shift(&self) {
         *lock(&self.shared.shifted) = Shifted::default();
-        self.turn.send_modify(|turn| turn.odd = !turn.odd);
+        self.turn.send_modify(|odd| *odd = !*odd);
     }
 
     /// What those that have been busy since the last shift made of it.
@@ -200,23 +168,8 @@ impl Drop for Members {
     }
 }
 
-fn quantile(values: &mut [f64], part: f64) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let place = (values.len() as f64 * part).ceil() as usize;
-    values.get(place.saturating_sub(1)).copied()
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What a member has made of a shift that made it busy.
-#[derive(Default)]
-struct Shift {
-    /// Its first request.
-    wanted: Option<Instant>,
-    /// One was admitted.
-    served: bool,
 }
 
 struct Member {
@@ -234,7 +187,7 @@ struct Member {
     offset: f64,
     ledger: RedisLedger,
     shared: Arc<Shared>,
-    turn: watch::Receiver<Turn>,
+    turn: watch::Receiver<bool>,
 }
 
 impl Member {
@@ -268,16 +221,18 @@ impl Member {
                 request += self.gap();
                 number += 1;
                 let wanted = Request { id: number, needs: vec![(0, SIZE)], actual: vec![SIZE], latency: 0.0 };
-                self.offered(&mut shift);
+                if self.is_busy() {
+                    lock(&self.shared.shifted).offered(&mut shift);
+                }
                 if process.offer(wanted, now) == Verdict::Admitted {
                     ends(&mut process, number, now);
-                    self.admitted(&mut shift);
+                    lock(&self.shared.shifted).admitted(&mut shift);
                 }
             }
             let (admitted, _) = process.recheck(now);
             for id in admitted {
                 ends(&mut process, id, now);
-                self.admitted(&mut shift);
+                lock(&self.shared.shifted).admitted(&mut shift);
             }
             let beats = beat <= Instant::now();
             if !(beats || process.wants() && now.boot - process.last_call >= DRAW_GAP) {
@@ -328,28 +283,7 @@ impl Member {
     }
 
     fn is_busy(&self) -> bool {
-        self.turn.borrow().odd == self.odd
-    }
-
-    fn offered(&self, shift: &mut Shift) {
-        if !self.is_busy() {
-            return;
-        }
-        let mut shifted = lock(&self.shared.shifted);
-        shifted.offered += 1;
-        if shift.wanted.is_none() {
-            shift.wanted = Some(Instant::now());
-            shifted.wanted += 1;
-        }
-    }
-
-    fn admitted(&self, shift: &mut Shift) {
-        let Some(wanted) = shift.wanted else { return };
-        let mut shifted = lock(&self.shared.shifted);
-        shifted.admitted += 1;
-        if !std::mem::replace(&mut shift.served, true) {
-            shifted.took_s.push(wanted.elapsed().as_secs_f64());
-        }
+        *self.turn.borrow() == self.odd
     }
 
     fn report(&self, version: &str) -> Report {
@@ -377,26 +311,5 @@ impl Member {
 fn ends(process: &mut Process, id: u64, now: Clocks) {
     if process.before_send(id, now) {
         process.end(id, true, now);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn members_that_are_never_served_count() {
-        let mut shifted = Shifted { wanted: 2, took_s: vec![0.4, 0.1], offered: 8, admitted: 6 };
-        assert_eq!((shifted.served_s(0.99), shifted.admitted()), (Some(0.4), Some(0.75)));
-        shifted.wanted = 3;
-        assert_eq!((shifted.served_s(0.99), shifted.served_s(0.5)), (None, Some(0.4)));
-        assert_eq!((Shifted::default().served_s(0.99), Shifted::default().admitted()), (None, None));
-    }
-
-    #[test]
-    fn a_quantile_is_one_of_the_values() {
-        assert_eq!(quantile(&mut [3.0, 1.0, 2.0], 0.99), Some(3.0));
-        assert_eq!(quantile(&mut [3.0, 1.0, 2.0], 0.5), Some(2.0));
-        assert_eq!(quantile(&mut [], 0.5), None);
     }
 }

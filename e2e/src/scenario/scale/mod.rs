@@ -3,6 +3,7 @@
 
 mod members;
 mod pods;
+mod shifted;
 mod table;
 
 use std::time::Duration;

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use jiff::Timestamp;
 
-use super::members::{Seen, Shifted};
+use super::members::Seen;
+use super::shifted::Shifted;
 use crate::scenario::audit;
 use crate::scenario::operator::{Footprint, Passes};
 use crate::scenario::redis::{command, figure};
@@ -105,7 +106,7 @@ impl Row {
             ms(self.seen.p99_ms),
             redis_cores * 100.0,
             self.shifted.served_s(0.99).map_or_else(|| "-".to_owned(), |s| format!("{s:.1} s")),
-            self.shifted.admitted().map_or_else(|| "-".to_owned(), |part| format!("{:.1} %", part * 100.0)),
+            self.shifted.admitted_part().map_or_else(|| "-".to_owned(), |part| format!("{:.1} %", part * 100.0)),
         )
     }
 }
