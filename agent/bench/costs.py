@@ -247,8 +247,8 @@ def alone(directory, venv):
     command = [str(venv / "bin" / "python"), str(HERE / "hooks.py"), str(agent), "10000"]
     out = json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout)
     return [
-        [f"hooks alone, prompt of {size}: p50 / p99", "-", f"{middle} / {high} µs", "", TARGETS["hooks"]]
-        for size, (middle, high) in out.items()
+        [f"{what}: p50 / p99", "-", f"{middle} / {high} µs", "", TARGETS["hooks"] if "hooks" in what else ""]
+        for what, (middle, high) in out.items()
     ]
 
 

@@ -5,6 +5,7 @@ usage: python hooks.py AGENT_DIRECTORY ITERATIONS
 """
 
 import asyncio
+import itertools
 import json
 import sys
 import time
@@ -16,6 +17,7 @@ import litellm
 import tokenbudget_agent as tb
 
 SIZES = {"100 B": 100, "10 kB": 10_000, "100 kB": 100_000}
+PARTS = (0.5, 0.99)
 
 
 def agent():
@@ -61,7 +63,7 @@ class Call:
 
 
 async def one(hooks, router, number, text):
-    """The hooks of one request as LiteLLM calls them; seconds of admission and of settlement."""
+    """The hooks of one request as LiteLLM calls them; seconds of admission and settlement."""
     call = f"call-{number}"
     messages = [{"role": "user", "content": text}]
     of = Call(call)
@@ -83,7 +85,33 @@ async def one(hooks, router, number, text):
     details["standard_logging_object"] = logged
     between = time.perf_counter()
     await hooks.async_log_success_event(details, None, None, None)
-    return admitted - start, time.perf_counter() - between
+    return admitted - start + time.perf_counter() - between
+
+
+async def plain(rounds):
+    """A loop that does nothing: what takes longer than usual of it is the machine's doing."""
+    start, x = time.perf_counter(), 0
+    for i in range(rounds):
+        x += i
+    return time.perf_counter() - start
+
+
+async def timed(makes, count):
+    """Seconds that each of them took, sorted. A task of its own for each, as each request of a proxy is."""
+    return sorted([await asyncio.ensure_future(makes()) for _ in range(count)])
+
+
+def at(took, part):
+    return round(1e6 * took[int(len(took) * part)], 1)
+
+
+async def machine(middle, count):
+    """p50 and p99 of plain Python that takes `middle` µs."""
+    rounds = 1000
+    for _ in range(5):
+        rounds = int(rounds * middle / at(await timed(lambda n=rounds: plain(n), 500), 0.5))
+    took = await timed(lambda: plain(rounds), count)
+    return [at(took, part) for part in PARTS]
 
 
 async def main():
@@ -91,15 +119,12 @@ async def main():
     watching = asyncio.ensure_future(
         tb.watch(made)
     )  # without it every admission sees a loop that stands still
-    out, number = {}, 0
+    out, numbers, count = {}, itertools.count(), int(sys.argv[2])
     for name, size in SIZES.items():
-        took = []
-        for _ in range(int(sys.argv[2])):
-            number += 1
-            # A task of its own, as each request of a proxy is.
-            took.append(await asyncio.ensure_future(one(hooks, router, number, "x" * size)))
-        whole = sorted(a + s for a, s in took)
-        out[name] = [round(1e6 * whole[int(len(whole) * part)], 1) for part in (0.5, 0.99)]
+        took = await timed(lambda text="x" * size: one(hooks, router, next(numbers), text), count)
+        out[f"hooks alone, prompt of {name}"] = [at(took, part) for part in PARTS]
+    middle = out[f"hooks alone, prompt of {name}"][0]
+    out["a loop of plain Python that takes as long"] = await machine(middle, count)
     watching.cancel()
     assert not made.attempts
     print(json.dumps(out))
