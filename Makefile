@@ -97,7 +97,7 @@ check: prepare-check ## The fast loop: format, lints, unit and property tests, P
 	cd e2e/cluster && test -z "$$(gofmt -l .)"
 	$(TOOLS)/ruff check agent && $(TOOLS)/ruff format --check agent
 	cd agent && $(TOOLS)/python -m mypy
-	cd agent && $(TOOLS)/python -m pytest -q tests/unit
+	cd agent && $(TOOLS)/python -m pytest -q -o faulthandler_timeout=120 tests/unit
 
 .PHONY: up
 up: prepare build ## Start a local cluster with the operator in it, and leave it running
