@@ -18,6 +18,7 @@ mod memory;
 mod metrics;
 mod observe;
 mod overlap;
+mod packed;
 mod publish;
 mod redis_url;
 mod status;

@@ -5,23 +5,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::stream::{BoxStream, Stream, StreamExt};
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::FieldsV1;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use serde_json::json;
 
 use super::agent_pod::AgentPod;
 use super::evidence::Evidence;
 use super::index::Index;
+use super::packed::{LAST_APPLIED, PackedDeployment};
 use crate::api::{TargetRef, TokenBudget};
-use crate::litellm::{ATTACHED_LABEL, ATTACHED_VALUE, attached_container, is_attached};
-
-/// The whole object once more, by `kubectl apply`.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+use crate::litellm::{ATTACHED_LABEL, ATTACHED_VALUE, attached_container};
 
 /// A stream of changed objects, for the controller's triggers.
 pub type Changes<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -41,7 +37,7 @@ pub struct World {
     /// Every TokenBudget.
     pub budgets: Store<TokenBudget>,
     /// Every Deployment.
-    pub deployments: Store<Deployment>,
+    pub deployments: Store<PackedDeployment>,
     /// Every HorizontalPodAutoscaler.
     pub autoscalers: Store<HorizontalPodAutoscaler>,
     /// Pods that carry our label.
@@ -83,7 +79,7 @@ pub struct Streams {
     /// Changed TokenBudgets.
     pub budgets: Changes<TokenBudget>,
     /// Changed Deployments.
-    pub deployments: Changes<Deployment>,
+    pub deployments: Changes<PackedDeployment>,
     /// Changed HorizontalPodAutoscalers.
     pub autoscalers: Changes<HorizontalPodAutoscaler>,
     /// Changed pods.
@@ -119,7 +115,7 @@ impl World {
                 gone(tb);
             }
         });
-        let (deployments, deployment_changes) = cached(&from, everything.clone(), strip_deployment, |_| {});
+        let (deployments, deployment_changes) = cached(&from, everything.clone(), |_| {}, |_| {});
         let autoscaler = |a: &mut HorizontalPodAutoscaler| {
             a.managed_fields_mut().clear();
             a.annotations_mut().clear();
@@ -154,18 +150,18 @@ impl World {
     /// A Deployment by name.
     #[must_use]
     pub fn deployment(&self, namespace: &str, name: &str) -> Option<Arc<Deployment>> {
-        self.deployments.get(&ObjectRef::new(name).within(namespace))
+        self.deployments.get(&ObjectRef::new(name).within(namespace))?.unpack().map(Arc::new)
     }
 
     /// The Deployments that carry what the operator put in, and that no TokenBudget names.
     #[must_use]
     pub fn strays(&self, namespace: &str) -> Vec<TargetRef> {
-        let stray = |deployment: &Arc<Deployment>| {
+        let stray = |deployment: &Arc<PackedDeployment>| {
             let name = deployment.name_any();
             let is_here = deployment.namespace().as_deref() == Some(namespace);
             // Whose entries they are is dear to know: asked last.
-            let is_stray = is_here && is_attached(deployment) && self.budgets_of(namespace, &name).is_empty();
-            let container = is_stray.then(|| attached_container(deployment)).flatten()?;
+            let is_stray = is_here && deployment.is_attached && self.budgets_of(namespace, &name).is_empty();
+            let container = is_stray.then(|| attached_container(&deployment.unpack()?)).flatten()?;
             Some(TargetRef { name, container: Some(container) })
         };
         self.deployments.state().iter().filter_map(stray).collect()
@@ -211,19 +207,6 @@ where
     names.iter().filter_map(move |name| store.get(&ObjectRef::new(name).within(namespace)))
 }
 
-/// Other people's Deployments are kept, too, as a TokenBudget may name them any time; who owns which field is more than half
-/// of one, and only the pod template's owners are asked for (`litellm::entries`).
-fn strip_deployment(deployment: &mut Deployment) {
-    deployment.annotations_mut().remove(LAST_APPLIED);
-    deployment.status =
-        deployment.status.take().map(|s| DeploymentStatus { replicas: s.replicas, ..DeploymentStatus::default() });
-    for entry in deployment.managed_fields_mut() {
-        let template = entry.fields_v1.as_mut().and_then(|fields| fields.0.pointer_mut("/f:spec/f:template"));
-        entry.fields_v1 = template.map(|template| FieldsV1(json!({"f:spec": {"f:template": template.take()}})));
-    }
-    deployment.managed_fields_mut().retain(|entry| entry.fields_v1.is_some());
-}
-
 /// Where caches are filled from.
 struct Source<'a> {
     client: &'a Client,
@@ -262,28 +245,4 @@ where
         }
     });
     (store, changes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_deployment_keeps_who_owns_what_of_its_template_and_how_many_pods_it_has() {
-        let mut deployment: Deployment = serde_json::from_value(json!({
-            "metadata": {"name": "d", "annotations": {LAST_APPLIED: "{}", "mine": "1"}, "managedFields": [
-                {"manager": "helm", "fieldsV1": {"f:metadata": {"f:labels": {}}, "f:spec": {"f:replicas": {}, "f:template": {"f:spec": {}}}}},
-                {"manager": "kube-controller-manager", "subresource": "status", "fieldsV1": {"f:status": {"f:replicas": {}}}}]},
-            "status": {"replicas": 3, "readyReplicas": 2}
-        }))
-        .unwrap();
-        strip_deployment(&mut deployment);
-        let kept = serde_json::to_value(&deployment).unwrap();
-        assert_eq!(kept["metadata"]["annotations"], json!({"mine": "1"}));
-        assert_eq!(
-            kept["metadata"]["managedFields"],
-            json!([{"manager": "helm", "fieldsV1": {"f:spec": {"f:template": {"f:spec": {}}}}}])
-        );
-        assert_eq!(kept["status"], json!({"replicas": 3}));
-    }
 }
