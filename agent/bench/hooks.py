@@ -17,7 +17,6 @@ import litellm
 import tokenbudget_agent as tb
 
 SIZES = {"100 B": 100, "10 kB": 10_000, "100 kB": 100_000}
-PARTS = (0.5, 0.99)
 
 
 def agent():
@@ -101,17 +100,17 @@ async def timed(makes, count):
     return sorted([await asyncio.ensure_future(makes()) for _ in range(count)])
 
 
-def at(took, part):
-    return round(1e6 * took[int(len(took) * part)], 1)
+def middle_and_high(took):
+    """p50 and p99, in µs."""
+    return [round(1e6 * took[int(len(took) * part)], 1) for part in (0.5, 0.99)]
 
 
 async def machine(middle, count):
     """p50 and p99 of plain Python that takes `middle` µs."""
     rounds = 1000
     for _ in range(5):
-        rounds = int(rounds * middle / at(await timed(lambda n=rounds: plain(n), 500), 0.5))
-    took = await timed(lambda: plain(rounds), count)
-    return [at(took, part) for part in PARTS]
+        rounds = int(rounds * middle / middle_and_high(await timed(lambda n=rounds: plain(n), 500))[0])
+    return middle_and_high(await timed(lambda: plain(rounds), count))
 
 
 async def main():
@@ -122,8 +121,7 @@ async def main():
     out, numbers, count = {}, itertools.count(), int(sys.argv[2])
     for name, size in SIZES.items():
         took = await timed(lambda text="x" * size: one(hooks, router, next(numbers), text), count)
-        out[f"hooks alone, prompt of {name}"] = [at(took, part) for part in PARTS]
-    middle = out[f"hooks alone, prompt of {name}"][0]
+        out[f"hooks alone, prompt of {name}"] = [middle, _] = middle_and_high(took)
     out["a loop of plain Python that takes as long"] = await machine(middle, count)
     watching.cancel()
     assert not made.attempts
