@@ -69,6 +69,11 @@ test-helm4: prepare build ## The chart in Helm 4: all of its tests, then install
 	target/release/scenario checks
 	target/release/scenario uninstall
 
+.PHONY: test-upgrade
+test-upgrade: prepare build ## The operator of an earlier commit upgraded to this one under load, and back (12 minutes)
+	@e2e/prepare previous
+	target/release/scenario upgrade
+
 .PHONY: chaos
 chaos: prepare build ## What breaks in production, broken on purpose under load: 26 faults, a table of figures (80 minutes)
 	target/release/scenario chaos

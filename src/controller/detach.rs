@@ -115,7 +115,11 @@ async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World, memo
 /// One that cannot be written is tried again later, and stands in nobody's way.
 pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) {
     let is_named = |name: &str| tb.spec.target_refs.iter().any(|target| target.name == name);
-    let named = memory.targets.named.take().unwrap_or_else(|| world.strays(&tb.namespace().unwrap_or_default()));
+    let strays = || {
+        let strays = world.strays(&tb.namespace().unwrap_or_default());
+        strays.inspect_err(|error| warn!(%error, "what nobody names any more is not looked for")).unwrap_or_default()
+    };
+    let named = memory.targets.named.take().unwrap_or_else(strays);
     memory.targets.formers.extend(named.into_iter().filter(|target| !is_named(&target.name)));
     memory.targets.named = Some(tb.spec.target_refs.clone());
     let due = memory.targets.released_at.is_none_or(|at| at.elapsed() >= RELEASE_AGAIN);
@@ -145,7 +149,7 @@ fn another_names(tb: &TokenBudget, world: &World, deployment: &str) -> bool {
 /// Leaves nothing of ours in a Deployment and beside it.
 async fn release(tb: &TokenBudget, ctx: &Context, world: &World, target: &TargetRef) -> Result<(), Error> {
     let namespace = tb.namespace().unwrap_or_default();
-    let Some(deployment) = world.deployment(&namespace, &target.name) else {
+    let Some(deployment) = world.deployment(&namespace, &target.name)? else {
         return Ok(());
     };
     if is_attached(&deployment) {

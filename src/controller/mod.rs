@@ -84,6 +84,14 @@ pub enum Error {
     /// The API server refused or did not answer.
     #[error("the API server: {0}")]
     Kubernetes(#[source] Box<kube::Error>),
+    /// A Deployment in the cache cannot be read, which says nothing of whether there is one.
+    #[error("Deployment {name} in the cache: {source}")]
+    Packed {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
     /// The pass took too long.
     #[error("the pass was given up after {} s", PASS_DEADLINE.as_secs())]
     Deadline,
@@ -267,7 +275,7 @@ fn on_error(tb: Arc<TokenBudget>, error: &Error, ctx: Arc<Context>) -> Action {
     let (namespace, name) = (tb.namespace().unwrap_or_default(), tb.name_any());
     match error {
         Error::Deadline => error!(%namespace, name, ?wait, "{error}"),
-        Error::Kubernetes(_) => warn!(%namespace, name, ?wait, "{error}"),
+        Error::Kubernetes(_) | Error::Packed { .. } => warn!(%namespace, name, ?wait, "{error}"),
     }
     Action::requeue(wait)
 }

@@ -165,7 +165,7 @@ async fn target(
     world: &World,
     memory: &mut Memory,
 ) -> Result<TargetSeen, Error> {
-    let deployment = world.deployment(namespace, &reference.name);
+    let deployment = world.deployment(namespace, &reference.name)?;
     let pods = world.attached_pods(namespace, &reference.name);
     let mut seen = TargetSeen {
         reference: reference.clone(),

@@ -38,9 +38,12 @@ impl PackedDeployment {
         Ok(Self { metadata, is_attached: is_attached(&deployment), json })
     }
 
-    /// The Deployment, with what the operator asks for. None never comes: it was written by the same type.
-    pub fn unpack(&self) -> Option<Deployment> {
-        serde_json::from_slice(&self.json).ok()
+    /// The Deployment, with what the operator asks for.
+    ///
+    /// # Errors
+    /// When it cannot be read, which would be a fault of ours: it was written by the same type.
+    pub fn unpack(&self) -> serde_json::Result<Deployment> {
+        serde_json::from_slice(&self.json)
     }
 }
 
@@ -81,7 +84,7 @@ mod tests {
         }));
         assert_eq!((packed.name_any(), packed.namespace()), ("d".to_owned(), Some("llm".to_owned())));
         assert_eq!(packed.resource_version().as_deref(), Some("7"), "a watch goes on from there");
-        let kept = serde_json::to_value(packed.unpack()).unwrap();
+        let kept = serde_json::to_value(packed.unpack().unwrap()).unwrap();
         assert_eq!(kept["metadata"]["annotations"], json!({"mine": "1"}));
         assert_eq!(
             kept["metadata"]["managedFields"],
@@ -102,7 +105,7 @@ mod tests {
         .unwrap();
         let packed = PackedDeployment::pack(deployment.clone()).unwrap();
         strip(&mut deployment);
-        assert_eq!(packed.unpack(), Some(deployment));
+        assert_eq!(packed.unpack().unwrap(), deployment);
         assert!(packed.json.len() < 3_000, "{} bytes", packed.json.len());
     }
 }

@@ -12,6 +12,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
+use super::Error;
 use super::agent_pod::AgentPod;
 use super::evidence::Evidence;
 use super::index::Index;
@@ -147,24 +148,31 @@ impl World {
         self.filling.left.load(Ordering::Acquire) == 0
     }
 
-    /// A Deployment by name.
-    #[must_use]
-    pub fn deployment(&self, namespace: &str, name: &str) -> Option<Arc<Deployment>> {
-        self.deployments.get(&ObjectRef::new(name).within(namespace))?.unpack().map(Arc::new)
+    /// A Deployment by name, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn deployment(&self, namespace: &str, name: &str) -> Result<Option<Arc<Deployment>>, Error> {
+        let packed = self.deployments.get(&ObjectRef::new(name).within(namespace));
+        packed.map(|packed| unpack(&packed).map(Arc::new)).transpose()
     }
 
     /// The Deployments that carry what the operator put in, and that no TokenBudget names.
-    #[must_use]
-    pub fn strays(&self, namespace: &str) -> Vec<TargetRef> {
-        let stray = |deployment: &Arc<PackedDeployment>| {
-            let name = deployment.name_any();
-            let is_here = deployment.namespace().as_deref() == Some(namespace);
-            // Whose entries they are is dear to know: asked last.
-            let is_stray = is_here && deployment.is_attached && self.budgets_of(namespace, &name).is_empty();
-            let container = is_stray.then(|| attached_container(&deployment.unpack()?)).flatten()?;
-            Some(TargetRef { name, container: Some(container) })
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn strays(&self, namespace: &str) -> Result<Vec<TargetRef>, Error> {
+        let is_stray = |deployment: &&Arc<PackedDeployment>| {
+            deployment.namespace().as_deref() == Some(namespace)
+                && deployment.is_attached
+                && self.budgets_of(namespace, &deployment.name_any()).is_empty()
         };
-        self.deployments.state().iter().filter_map(stray).collect()
+        // Whose entries they are is dear to know: asked last.
+        let reference = |deployment: &Arc<PackedDeployment>| {
+            let container = unpack(deployment).map(|deployment| attached_container(&deployment));
+            container.map(|found| Some(TargetRef { name: deployment.name_any(), container: Some(found?) })).transpose()
+        };
+        self.deployments.state().iter().filter(is_stray).filter_map(reference).collect()
     }
 
     /// `maxReplicas` of the autoscaler that scales this Deployment, if there is one (the largest, if there are several).
@@ -245,4 +253,8 @@ where
         }
     });
     (store, changes)
+}
+
+fn unpack(deployment: &PackedDeployment) -> Result<Deployment, Error> {
+    deployment.unpack().map_err(|source| Error::Packed { name: deployment.name_any(), source })
 }

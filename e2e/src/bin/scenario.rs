@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use rig::clock::interrupted;
 use rig::scenario::chaos::{self, Fault};
 use rig::scenario::compare::{self, Arm, Comparison, Demand};
-use rig::scenario::{Paths, Rig, checks, demo, footprint, scale, uninstall};
+use rig::scenario::{Paths, Rig, checks, demo, footprint, scale, uninstall, upgrade};
 
 /// The local cluster and the scenarios on it. `make up`, `make down`, `make demo` and `make test` call it.
 #[derive(Debug, Parser)]
@@ -31,6 +31,8 @@ enum Command {
     Test,
     /// Only `helm uninstall` while a TokenBudget is there (a minute).
     Uninstall,
+    /// The operator of an earlier commit upgraded to this one under load, and back (8 minutes).
+    Upgrade,
     /// What breaks in production, broken on purpose under load, and judged by the provider's count (80 minutes).
     Chaos {
         /// Only these faults, in this order.
@@ -87,7 +89,9 @@ async fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Up => up().await,
         Command::Down => {
-            for name in ["up", "demo", "checks", "test", "chaos", "soak", "bench", "scale", "uninstall", "footprint"] {
+            for name in
+                ["up", "demo", "checks", "test", "chaos", "soak", "bench", "scale", "uninstall", "upgrade", "footprint"]
+            {
                 Rig::down(&Paths::new(name)?)?;
             }
             Ok(ExitCode::SUCCESS)
@@ -107,6 +111,10 @@ async fn run(command: Command) -> Result<ExitCode> {
             on_a_cluster("bench", async |rig: &Rig| compare::run(rig, &of).await).await
         }
         Command::Uninstall => on_a_cluster("uninstall", async |rig: &Rig| uninstall::alone(rig).await).await,
+        Command::Upgrade => {
+            let up = async |paths: &Paths| Rig::up_with(paths, upgrade::install_previous).await;
+            on_a_cluster_by("upgrade", up, async |rig: &Rig| none_missed(&upgrade::run(rig).await?)).await
+        }
         Command::Scale { parts } => {
             let parts = or_all(parts);
             on_a_cluster("scale", async |rig: &Rig| scale::run(rig, &parts).await).await
@@ -122,9 +130,18 @@ fn or_all<T: ValueEnum>(asked: Vec<T>) -> Vec<T> {
 
 /// Runs something on a cluster that is stopped afterwards whatever happens.
 async fn on_a_cluster(name: &str, work: impl AsyncFnOnce(&Rig) -> Result<()>) -> Result<ExitCode> {
+    on_a_cluster_by(name, Rig::up, work).await
+}
+
+/// [`on_a_cluster`] that is started in this way.
+async fn on_a_cluster_by(
+    name: &str,
+    up: impl AsyncFnOnce(&Paths) -> Result<Rig>,
+    work: impl AsyncFnOnce(&Rig) -> Result<()>,
+) -> Result<ExitCode> {
     let paths = Paths::new(name)?;
     let outcome = tokio::select! {
-        outcome = async { work(&Rig::up(&paths).await?).await } => outcome,
+        outcome = async { work(&up(&paths).await?).await } => outcome,
         _ = interrupted() => Err(anyhow::anyhow!("interrupted")),
     };
     if outcome.is_err() && paths.dir.exists() {

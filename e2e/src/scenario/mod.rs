@@ -29,6 +29,7 @@ pub mod scale;
 mod schema;
 mod shapes;
 pub mod uninstall;
+pub mod upgrade;
 
 pub use fleet::Fleet;
 pub use paths::Paths;

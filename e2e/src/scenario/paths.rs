@@ -22,6 +22,9 @@ pub(super) fn version(name: &str) -> &'static str {
         .map_or("", |(_, version)| version)
 }
 
+/// The image's tag that stands for the operator of [`Paths::previous`].
+pub const PREVIOUS_TAG: &str = "previous";
+
 /// Where things are.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -136,6 +139,12 @@ impl Paths {
         self.cache.join("python-tools/bin/python")
     }
 
+    /// The commit that is upgraded from: its binary and its chart.
+    #[must_use]
+    pub fn previous(&self) -> PathBuf {
+        self.cache.join(format!("previous-{}", version("PREVIOUS_COMMIT")))
+    }
+
     pub(super) fn litellm(&self, version: &str) -> PathBuf {
         self.cache.join(format!("litellm/{version}/bin/litellm"))
     }
@@ -155,6 +164,8 @@ impl Paths {
             images.insert(format!("ghcr.io/berriai/litellm:v{version}"), litellm(version));
         }
         images.insert(format!("ghcr.io/tokenbudget/tokenbudget:{}", env!("CARGO_PKG_VERSION")), operator);
+        let previous = json!({"command": [self.previous().join("tokenbudget")], "workdir": "/"});
+        images.insert(format!("ghcr.io/tokenbudget/tokenbudget:{PREVIOUS_TAG}"), previous);
         let map = json!({ "images": images });
         let path = self.dir.join("images.json");
         fs::write(&path, serde_json::to_vec_pretty(&map)?)?;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,14 @@ impl Rig {
     /// # Errors
     /// When a part does not start; the text names its log.
     pub async fn up(paths: &Paths) -> Result<Self> {
+        Self::up_with(paths, |rig| rig.helm_install(&[])).await
+    }
+
+    /// [`Self::up`] with the operator installed in another way.
+    ///
+    /// # Errors
+    /// As [`Self::up`].
+    pub async fn up_with(paths: &Paths, install: impl FnOnce(&Self) -> Result<()>) -> Result<Self> {
         let started = Instant::now();
         let say = |what: &str| eprintln!("up: {what} ({:.0} s)", started.elapsed().as_secs_f32());
         for (needed, from) in [
@@ -115,7 +123,7 @@ impl Rig {
         // It admits restricted pods only.
         rig.kubectl(&["create", "namespace", OPERATOR_NAMESPACE])?;
         rig.kubectl(&["label", "namespace", OPERATOR_NAMESPACE, "pod-security.kubernetes.io/enforce=restricted"])?;
-        rig.helm_install(&[])?;
+        install(&rig)?;
         rig.kubectl(&["create", "namespace", "llm"])?;
         let (provider, port) = (format!("{}/v1", rig.provider_url), redis_port.to_string());
         let (provider, port) = (format!("PROVIDER_URL={provider}"), format!("REDIS_PORT={port}"));
@@ -267,7 +275,15 @@ impl Rig {
     /// # Errors
     /// When Helm fails, with what it said.
     pub fn helm_install(&self, values: &[&str]) -> Result<()> {
-        let chart = self.paths.root.join("charts/tokenbudget").to_string_lossy().into_owned();
+        self.helm_install_from(&self.paths.root, values)
+    }
+
+    /// [`Self::helm_install`] with the chart of another checkout.
+    ///
+    /// # Errors
+    /// As [`Self::helm_install`].
+    pub fn helm_install_from(&self, checkout: &Path, values: &[&str]) -> Result<()> {
+        let chart = checkout.join("charts/tokenbudget").to_string_lossy().into_owned();
         let mut args = vec!["upgrade", "--install", "tokenbudget", &chart, "--namespace", OPERATOR_NAMESPACE];
         args.extend(["--wait", "--timeout", "60s"]);
         // On this machine all pods share one network, and each has an address of its own.
