@@ -78,6 +78,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     manners::run(rig).await?;
     knobs::run(rig).await?;
     let vanished = killed::vanish(rig, &fleet).await?;
+    let lost = killed::lose_node(rig).await?;
     exposition::run(rig)?;
     logs::run(rig).await?;
     releases::run(rig).await?;
@@ -86,6 +87,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     admission::run(rig).await?;
     println!("check: bad input is answered, the operator lives, the pods serve");
     terminal(rig)?;
+    lost.until_lost(rig).await?;
     vanished.until_given_up().await?;
     failover::run(rig).await?;
     killed::run(rig, &fleet).await?;

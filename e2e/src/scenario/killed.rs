@@ -1,13 +1,19 @@
-//! LiteLLM processes that end without a word of their own: the ledger comes to know of it, by the kubelet or by the node.
+//! LiteLLM processes that end without a word of their own: the ledger comes to know of it, by the kubelet, by the node, or as
+//! the node is gone.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::DeleteParams;
 use tokenbudget::ledger::{BookId, Ledger, RedisLedger, Timeouts, Unit};
 
 use super::chaos;
 use super::fleet::{Fleet, text};
 use super::rig::Rig;
+use super::scale::members::Members;
+use super::scale::{self, pods};
 
 /// The kubelet says it at once, the operator passes each second.
 const SOON: Duration = Duration::from_secs(10);
@@ -17,6 +23,9 @@ const BOOT: Duration = Duration::from_secs(120);
 
 /// A lease is over, and the node has been ready for 3 minutes since.
 const VANISHED: Duration = Duration::from_secs(240);
+
+/// The TokenBudget of [`lose_node`].
+const ON_LOST_NODE: &str = "on-lost-node";
 
 /// A process that ended, and when.
 pub struct Ended {
@@ -54,6 +63,37 @@ pub async fn vanish(rig: &Rig, fleet: &Fleet<'_>) -> Result<Ended> {
     Ok(ended)
 }
 
+/// Loses a node with a pod on it, as a cloud takes one away: the process ends, the kubelet is silent, the Node is deleted.
+/// The pod is only an object, and its process a member of the load program, as this machine is one node.
+///
+/// # Errors
+/// When the pod's member does not come up.
+pub async fn lose_node(rig: &Rig) -> Result<Ended> {
+    let client = rig.client().await?;
+    pods::namespace(&client, &rig.redis_url).await?;
+    let lease = tokio::spawn(pods::node(&client).await?);
+    let made = pods::make(&client, ON_LOST_NODE.to_owned(), 6_000, 1).await?;
+    let mut members = Members::new(&rig.redis_url)?;
+    scale::started(&mut members, &made, &made.pods).await?;
+    let mut ended = Ended {
+        ledger: RedisLedger::connect(&rig.redis_url, Timeouts::default())?,
+        uid: made.uid,
+        book: BookId::new(scale::LIMIT, Unit::Tokens),
+        pod_uid: made.pods[0].1.clone(),
+        at: Instant::now(),
+    };
+    // A report goes with the first call.
+    while ended.records().await?.is_empty() {
+        ensure!(ended.at.elapsed() < SOON, "the member on the node that is lost does not call");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop(members);
+    lease.abort();
+    Api::<Node>::all(client).delete(pods::NODE, &DeleteParams::default()).await?;
+    ended.at = Instant::now();
+    Ok(ended)
+}
+
 impl Ended {
     async fn of(rig: &Rig, fleet: &Fleet<'_>, pod: &str) -> Result<Self> {
         let budget = fleet.get("tokenbudget", "gpt-4o")?;
@@ -76,6 +116,17 @@ impl Ended {
         let took = self.until_known(VANISHED).await?;
         println!("check: a pod that vanished on a healthy node holds nothing back after {:.0} s", took.as_secs_f32());
         Ok(())
+    }
+
+    /// Waits until the ledger knows that the pod on the lost node has ended, and cleans up.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub async fn until_lost(&self, rig: &Rig) -> Result<()> {
+        let took = self.until_known(VANISHED).await?;
+        println!("check: a pod whose node is gone holds nothing back after at most {:.0} s", took.as_secs_f32());
+        rig.kubectl(&["-n", pods::NAMESPACE, "delete", "tb", ON_LOST_NODE, "--timeout=60s"])?;
+        rig.kubectl(&["delete", "namespace", pods::NAMESPACE, "--timeout=60s"]).map(drop)
     }
 
     /// Of each record of its processes in the ledger, since when they are known to have ended.

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::pods::Made;
+use super::pods::{Made, NODE};
 use super::shifted::{Shift, Shifted, quantile};
 
 /// Tokens of a request.
@@ -51,7 +51,7 @@ struct Shared {
     shifted: Mutex<Shifted>,
     /// How long calls took, in ms, in the current window.
     took_ms: Mutex<Vec<f64>>,
-    /// When a member was first lent something, seconds after it started.
+    /// When a member was first lent something, seconds after its first request; 0 when it was before it.
     first: Mutex<Vec<f64>>,
 }
 
@@ -144,7 +144,7 @@ impl Members {
         lock(&self.shared.first).clear();
     }
 
-    /// How many were lent something since then, and within how many seconds of their start so many of them (0 to 1) were.
+    /// How many were lent something since then, and within how many seconds of their first request so many of them (0 to 1) were.
     #[must_use]
     pub fn first(&self, part: f64) -> (usize, Option<f64>) {
         let mut times = lock(&self.shared.first).clone();
@@ -200,6 +200,7 @@ impl Member {
         let mut manners = Manners { lease: 30.0, beat: 0.5, max_wait: 0.25 };
         let mut process = Process::new(self.id.clone(), &[self.limits], manners, clocks(), Rules::default());
         let (mut version, mut reported, mut number, mut lent) = (String::new(), None::<Instant>, 0, false);
+        let mut asked = None::<Instant>;
         let mut shift = Shift::default();
         let mut beat = Instant::now() + Duration::from_secs_f64(manners.beat * self.offset);
         let mut request = Instant::now() + self.gap().mul_f64(self.offset);
@@ -220,6 +221,7 @@ impl Member {
             if request <= Instant::now() {
                 request += self.gap();
                 number += 1;
+                asked.get_or_insert_with(Instant::now);
                 let wanted = Request { id: number, needs: vec![(0, SIZE)], actual: vec![SIZE], latency: 0.0 };
                 if self.is_busy() {
                     lock(&self.shared.shifted).offered(&mut shift);
@@ -265,7 +267,7 @@ impl Member {
                     }
                     if !lent && process.books[0].grant > 0 {
                         lent = true;
-                        lock(&self.shared.first).push(origin.elapsed().as_secs_f64());
+                        lock(&self.shared.first).push(asked.map_or(0.0, |at| at.elapsed().as_secs_f64()));
                     }
                 }
                 Err(_) => {
@@ -290,7 +292,7 @@ impl Member {
         Report {
             pod: self.pod.clone(),
             pod_uid: self.pod_uid.clone(),
-            node: "scale".to_owned(),
+            node: NODE.to_owned(),
             container: "litellm".to_owned(),
             worker: 1,
             started_ms: u64::try_from(self.started.as_millisecond()).unwrap_or(0),

@@ -1,8 +1,8 @@
 //! `make scale`: the real operator, API server and Redis with fleets that this machine could not run: the pods are only
 //! objects, and the members are a load program that speaks the agent's protocol.
 
-mod members;
-mod pods;
+pub(super) mod members;
+pub(super) mod pods;
 mod shifted;
 mod table;
 
@@ -10,20 +10,19 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use futures::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client};
-use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use members::Members;
 use pods::{Made, NAMESPACE};
 use table::{Costs, Row};
 
-use super::rig::{Rig, create};
+use super::rig::Rig;
 
 /// The limit of each TokenBudget.
-const LIMIT: &str = "gpt";
+pub(super) const LIMIT: &str = "gpt";
 
 /// Tokens per minute for each member.
 const PER_MEMBER: u64 = 6_000;
@@ -48,8 +47,10 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Which part is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Part {
-    /// One TokenBudget of 500, 2,000 and 5,000 pods, of which 200 are replaced at once.
+    /// One TokenBudget of 500, 2,000 and 5,000 pods.
     Large,
+    /// 200 of one TokenBudget's 5,000 pods are replaced at once.
+    Replaced,
     /// Last, as they stay: 100, 300 and 1,000 TokenBudgets of 20 pods each.
     Many,
 }
@@ -60,9 +61,7 @@ pub enum Part {
 /// When something cannot be made or measured.
 pub async fn run(rig: &Rig, parts: &[Part]) -> Result<()> {
     let client = rig.client().await?;
-    create::<Namespace>(&Api::all(client.clone()), json!({"metadata": {"name": NAMESPACE}})).await?;
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
-    create(&secrets, json!({"metadata": {"name": "redis"}, "stringData": {"url": rig.redis_url}})).await?;
+    pods::namespace(&client, &rig.redis_url).await?;
     let lease = pods::node(&client).await?;
     let work = async {
         let mut rows = Vec::new();
@@ -70,6 +69,7 @@ pub async fn run(rig: &Rig, parts: &[Part]) -> Result<()> {
             match part {
                 Part::Many => many(rig, &client, &mut rows).await?,
                 Part::Large => large(rig, &client, &mut rows).await?,
+                Part::Replaced => replaced(rig, &client).await?,
             }
         }
         anyhow::Ok(rows)
@@ -104,26 +104,37 @@ async fn many(rig: &Rig, client: &Client, rows: &mut Vec<Row>) -> Result<()> {
 
 async fn large(rig: &Rig, client: &Client, rows: &mut Vec<Row>) -> Result<()> {
     for size in LARGE {
-        let mut members = Members::new(&rig.redis_url)?;
-        let began = Instant::now();
-        let mut made = pods::make(client, format!("large-{size}"), size as u64 * PER_MEMBER, size).await?;
-        println!("up: a TokenBudget of {size} pods ({} s)", began.elapsed().as_secs());
-        started(&mut members, &made, &made.pods).await?;
+        let (members, made) = one(rig, client, size).await?;
         rows.push(measure(rig, &members, format!("one TokenBudget of {size} pods")).await?);
-        if size == LARGE[LARGE.len() - 1] {
-            replaced(client, &mut members, &mut made).await?;
-        }
-        rig.kubectl(&["-n", NAMESPACE, "delete", "tb", &made.name, "--timeout=60s"])?;
-        rig.kubectl(&["-n", NAMESPACE, "delete", "deployment", &made.name, "--timeout=60s"])?;
-        // kubectl deletes them one by one, some a second.
-        let (now, all) = (DeleteParams::default().grace_period(0), ListParams::default());
-        Api::<Pod>::namespaced(client.clone(), NAMESPACE).delete_collection(&now, &all).await?;
+        remove(rig, client, &made).await?;
     }
     Ok(())
 }
 
+/// A TokenBudget of so many pods, each with a member.
+async fn one(rig: &Rig, client: &Client, size: usize) -> Result<(Members, Made)> {
+    let mut members = Members::new(&rig.redis_url)?;
+    let began = Instant::now();
+    let made = pods::make(client, format!("large-{size}"), size as u64 * PER_MEMBER, size).await?;
+    println!("up: a TokenBudget of {size} pods ({} s)", began.elapsed().as_secs());
+    started(&mut members, &made, &made.pods).await?;
+    Ok((members, made))
+}
+
+async fn remove(rig: &Rig, client: &Client, made: &Made) -> Result<()> {
+    rig.kubectl(&["-n", NAMESPACE, "delete", "tb", &made.name, "--timeout=60s"])?;
+    rig.kubectl(&["-n", NAMESPACE, "delete", "deployment", &made.name, "--timeout=60s"])?;
+    // kubectl deletes them one by one, some a second.
+    let (now, all) = (DeleteParams::default().grace_period(0), ListParams::default());
+    Api::<Pod>::namespaced(client.clone(), NAMESPACE).delete_collection(&now, &all).await.map(drop)?;
+    Ok(())
+}
+
 /// Starts members, once the operator has made their book.
-async fn started(members: &mut Members, made: &Made, pods: &[(String, String)]) -> Result<()> {
+///
+/// # Errors
+/// When it does not in a minute.
+pub(super) async fn started(members: &mut Members, made: &Made, pods: &[(String, String)]) -> Result<()> {
     let began = Instant::now();
     while let Err(error) = members.start(made, pods).await {
         if began.elapsed() > Duration::from_secs(60) {
@@ -147,19 +158,22 @@ async fn measure(rig: &Rig, members: &Members, what: String) -> Result<Row> {
     Ok(row)
 }
 
-/// Ends 200 pods at once, and looks how soon their successors are lent tokens.
-async fn replaced(client: &Client, members: &mut Members, made: &mut Made) -> Result<()> {
+/// Ends 200 pods at once, and looks how soon after their first request their successors are lent tokens.
+async fn replaced(rig: &Rig, client: &Client) -> Result<()> {
+    let (mut members, mut made) = one(rig, client, LARGE[LARGE.len() - 1]).await?;
+    sleep(SETTLES + WINDOW).await;
     members.forget_first();
     members.kill(&made.pods[..REPLACED]);
-    pods::replace(client, made, REPLACED).await?;
+    pods::replace(client, &mut made, REPLACED).await?;
     let new = made.pods[made.pods.len() - REPLACED..].to_vec();
-    started(members, made, &new).await?;
-    sleep(SETTLES).await;
+    started(&mut members, &made, &new).await?;
+    // Those that are not busy send their first request after half a minute.
+    sleep(WINDOW).await;
     let (count, within) = members.first(0.99);
     let within = within.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1} s"));
     println!(
-        "{REPLACED} of {} pods replaced at once: {count} successors were lent tokens, 99 % of them within {within}",
+        "{REPLACED} of {} pods replaced at once: {count} successors were lent tokens, 99 % of them within {within} of their first request",
         made.pods.len()
     );
-    Ok(())
+    remove(rig, client, &made).await
 }

@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -18,8 +18,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::scenario::rig::create;
 
+/// Where all of it is.
 pub const NAMESPACE: &str = "scale";
-const NODE: &str = "scale";
+/// The node of all pods.
+pub const NODE: &str = "scale";
 /// The `pod-template-hash` of all pods.
 const HASH: &str = "5c4d3b2a19";
 const AT_ONCE: usize = 24;
@@ -38,6 +40,16 @@ pub struct Made {
     owner: OwnerReference,
     /// Names and UIDs of its pods.
     pub pods: Vec<(String, String)>,
+}
+
+/// The namespace, with the Secret that names the ledger.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn namespace(client: &Client, redis_url: &str) -> Result<()> {
+    create::<Namespace>(&Api::all(client.clone()), json!({"metadata": {"name": NAMESPACE}})).await?;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    create(&secrets, json!({"metadata": {"name": "redis"}, "stringData": {"url": redis_url}})).await.map(drop)
 }
 
 /// The node, whose Lease is renewed for as long as the answer is awaited.
