@@ -2,6 +2,7 @@
 //! the ledger and the Deployments.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
@@ -21,8 +22,19 @@ use crate::plan::{Amounts, Departed, Outside, Worst};
 /// How long the fleet has to be whole before the promise holds: the 60 s window.
 pub const WINDOW: SignedDuration = SignedDuration::from_secs(60);
 
-/// By reason and action: what was said, and who publishes it.
-pub type Told<R> = HashMap<(String, String), (Option<String>, R)>;
+/// Events by reason and action.
+pub type Told<R> = HashMap<(String, String), ToldEvent<R>>;
+
+/// An event that was published.
+#[derive(Debug)]
+pub struct ToldEvent<R> {
+    /// What it said.
+    pub note: Option<String>,
+    /// Who publishes it.
+    pub recorder: R,
+    /// When it did so last.
+    pub at: Instant,
+}
 
 /// Memory of one TokenBudget.
 #[derive(Default)]
@@ -118,8 +130,8 @@ pub struct ToldMemory {
 /// What was done to one Deployment.
 #[derive(Debug, Default)]
 pub struct AttachMemory {
-    /// What of ours was there when we looked last.
-    applied: Option<Value>,
+    /// The hash of what of ours was there when we looked last: it takes 20 kB itself.
+    applied: Option<u64>,
     /// When somebody took them out.
     pub removed: Vec<Timestamp>,
 }
@@ -130,15 +142,13 @@ impl AttachMemory {
 
     /// Takes note that this patch is in the Deployment.
     pub fn has(&mut self, patch: &Value) {
-        if !self.had(patch) {
-            self.applied = Some(patch.clone());
-        }
+        self.applied = Some(hash(patch));
     }
 
     /// Whether this very patch was there when we looked last.
     #[must_use]
     pub fn had(&self, patch: &Value) -> bool {
-        self.applied.as_ref() == Some(patch)
+        self.applied == Some(hash(patch))
     }
 
     /// Somebody removed the entries. Answers whether this is contested.
@@ -153,6 +163,12 @@ impl AttachMemory {
         self.removed.retain(|at| now.duration_since(*at) < Self::CONTEST);
         self.removed.len() >= 2
     }
+}
+
+fn hash(patch: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    patch.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Memory {

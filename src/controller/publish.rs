@@ -12,11 +12,15 @@ use tracing::{info, warn};
 
 use super::Error;
 use super::context::Context;
-use super::memory::{Memory, Told};
+use super::memory::{Memory, Told, ToldEvent};
 use crate::api::{ConditionKind, FIELD_MANAGER, LimitOutside, LimitStatus, Reason, TokenBudget, TokenBudgetStatus};
 
 /// How old the figures of the status may be.
 const FIGURES: Duration = Duration::from_secs(15);
+
+/// Events that say the same within this time of each other are one, with a count. A recorder takes 12 kB, so it is not kept
+/// for longer.
+const SERIES: Duration = Duration::from_secs(60);
 
 /// Writes what changed: transitions at once, figures at most every 15 s.
 ///
@@ -28,6 +32,7 @@ pub async fn publish(
     memory: &mut Memory,
     status: TokenBudgetStatus,
 ) -> Result<(), Error> {
+    forget_events(&mut memory.told.events, Instant::now());
     let old = memory.told.written.clone().unwrap_or_default();
     if settled(&old) == settled(&status) {
         return Ok(());
@@ -47,7 +52,7 @@ pub async fn publish(
     memory.told.written = Some(status);
     for event in events {
         info!(reason = %event.reason, note = event.note.as_deref().unwrap_or_default(), "event");
-        let recorder = recorder_of(&event, &mut memory.told.events, || ctx.recorder());
+        let recorder = recorder_of(&event, &mut memory.told.events, Instant::now(), || ctx.recorder());
         if let Err(error) = recorder.publish(&event, &tb.object_ref(&())).await {
             warn!(%error, "an event was not published");
         }
@@ -56,11 +61,18 @@ pub async fn publish(
 }
 
 /// The recorder of the last event with the same reason and action if that said the same, else a new one.
-fn recorder_of<R: Clone>(event: &Event, told: &mut Told<R>, new: impl FnOnce() -> R) -> R {
+fn recorder_of<R: Clone>(event: &Event, told: &mut Told<R>, now: Instant, new: impl FnOnce() -> R) -> R {
     let key = (event.reason.clone(), event.action.clone());
-    match told.get(&key) {
-        Some((note, recorder)) if *note == event.note => recorder.clone(),
-        _ => told.entry(key).insert_entry((event.note.clone(), new())).get().1.clone(),
+    let before = told.remove(&key).filter(|told| told.note == event.note);
+    let recorder = before.map_or_else(new, |told| told.recorder);
+    told.insert(key, ToldEvent { note: event.note.clone(), recorder: recorder.clone(), at: now });
+    recorder
+}
+
+fn forget_events<R>(told: &mut Told<R>, now: Instant) {
+    if !told.is_empty() {
+        told.retain(|_, event| now.duration_since(event.at) < SERIES);
+        told.shrink_to_fit();
     }
 }
 
@@ -198,15 +210,28 @@ mod tests {
 
     #[test]
     fn events_that_say_something_else_are_others() {
-        let (mut told, mut made) = (Told::default(), 0);
+        let (mut told, mut made, now) = (Told::default(), 0, Instant::now());
         let mut recorder = |reason: &str, note: &str| {
-            recorder_of(&event(EventType::Normal, reason, "Plan", note), &mut told, || {
+            recorder_of(&event(EventType::Normal, reason, "Plan", note), &mut told, now, || {
                 made += 1;
                 made
             })
         };
         assert_eq!((recorder("BudgetCut", "a"), recorder("BudgetCut", "a"), recorder("BudgetCut", "b")), (1, 1, 2));
         assert_eq!((recorder("Rebalanced", "b"), recorder("BudgetCut", "b")), (3, 2));
+    }
+
+    #[test]
+    fn a_recorder_is_kept_for_as_long_as_its_event_may_come_again() {
+        let (mut told, start) = (Told::default(), Instant::now());
+        let flap = event(EventType::Warning, "LedgerUnreachable", "LedgerReachable", "gone");
+        recorder_of(&flap, &mut told, start, || 1);
+        forget_events(&mut told, start + SERIES / 2);
+        assert_eq!(recorder_of(&flap, &mut told, start + SERIES / 2, || 2), 1);
+        forget_events(&mut told, start + SERIES);
+        assert_eq!(recorder_of(&flap, &mut told, start + SERIES, || 2), 1, "it came again meanwhile");
+        forget_events(&mut told, start + SERIES * 2);
+        assert!(told.is_empty() && told.capacity() == 0);
     }
 
     #[test]

@@ -87,7 +87,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     admission::run(rig).await?;
     println!("check: bad input is answered, the operator lives, the pods serve");
     terminal(rig)?;
-    lost.until_lost(rig).await?;
+    lost.until_given_up(rig).await?;
     vanished.until_given_up().await?;
     failover::run(rig).await?;
     killed::run(rig, &fleet).await?;

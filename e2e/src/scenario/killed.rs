@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::DeleteParams;
 use tokenbudget::ledger::{BookId, Ledger, RedisLedger, Timeouts, Unit};
+use tokio::task::JoinHandle;
 
 use super::chaos;
 use super::fleet::{Fleet, text};
@@ -36,6 +37,9 @@ pub struct Ended {
     pod_uid: String,
     at: Instant,
 }
+
+/// A node that is gone: how long it took until the ledger knew that its pod has ended.
+pub struct LostNode(JoinHandle<Result<Duration>>);
 
 /// Kills a process of the fleet, and waits for its pod to be ready again.
 ///
@@ -68,7 +72,7 @@ pub async fn vanish(rig: &Rig, fleet: &Fleet<'_>) -> Result<Ended> {
 ///
 /// # Errors
 /// When the pod's member does not come up.
-pub async fn lose_node(rig: &Rig) -> Result<Ended> {
+pub async fn lose_node(rig: &Rig) -> Result<LostNode> {
     let client = rig.client().await?;
     pods::namespace(&client, &rig.redis_url).await?;
     let lease = tokio::spawn(pods::node(&client).await?);
@@ -91,7 +95,20 @@ pub async fn lose_node(rig: &Rig) -> Result<Ended> {
     lease.abort();
     Api::<Node>::all(client).delete(pods::NODE, &DeleteParams::default()).await?;
     ended.at = Instant::now();
-    Ok(ended)
+    Ok(LostNode(tokio::spawn(async move { ended.until_known(VANISHED).await })))
+}
+
+impl LostNode {
+    /// Waits until the ledger knows that the pod has ended, and cleans up.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub async fn until_given_up(self, rig: &Rig) -> Result<()> {
+        let took = self.0.await??;
+        println!("check: a pod whose node is gone holds nothing back after {:.0} s", took.as_secs_f32());
+        rig.kubectl(&["-n", pods::NAMESPACE, "delete", "tb", ON_LOST_NODE, "--timeout=60s"])?;
+        rig.kubectl(&["delete", "namespace", pods::NAMESPACE, "--timeout=60s"]).map(drop)
+    }
 }
 
 impl Ended {
@@ -116,17 +133,6 @@ impl Ended {
         let took = self.until_known(VANISHED).await?;
         println!("check: a pod that vanished on a healthy node holds nothing back after {:.0} s", took.as_secs_f32());
         Ok(())
-    }
-
-    /// Waits until the ledger knows that the pod on the lost node has ended, and cleans up.
-    ///
-    /// # Errors
-    /// When it does not in time.
-    pub async fn until_lost(&self, rig: &Rig) -> Result<()> {
-        let took = self.until_known(VANISHED).await?;
-        println!("check: a pod whose node is gone holds nothing back after at most {:.0} s", took.as_secs_f32());
-        rig.kubectl(&["-n", pods::NAMESPACE, "delete", "tb", ON_LOST_NODE, "--timeout=60s"])?;
-        rig.kubectl(&["delete", "namespace", pods::NAMESPACE, "--timeout=60s"]).map(drop)
     }
 
     /// Of each record of its processes in the ledger, since when they are known to have ended.
