@@ -139,20 +139,21 @@ fn elect(
     if !options.leader_election {
         return (Leadership::always(), None);
     }
-    let (leadership, work) = candidate(client, &options.lease_namespace, &options.identity, passed);
+    let (leadership, work) =
+        candidate(client, (&options.lease_namespace, &options.lease_name), &options.identity, passed);
     (leadership, Some(work))
 }
 
-/// Takes part in the election until the last pass has ended.
+/// Takes part in the election by the Lease with this namespace and name, until the last pass has ended.
 pub(crate) fn candidate(
     client: &Client,
-    namespace: &str,
+    (namespace, name): (&str, &str),
     identity: &str,
     passed: watch::Receiver<bool>,
 ) -> (Leadership, tokio::task::JoinHandle<()>) {
     let config = leader::Config {
         namespace: namespace.to_owned(),
-        name: leader::LEASE_NAME.to_owned(),
+        name: name.to_owned(),
         identity: leader::unique_identity(identity),
         timings: leader::Timings::default(),
     };

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::api::SecretKeyRef;
+use crate::leader::LEASE_NAME;
 use crate::simulate::cli::Simulate;
 use crate::terminal::{Attach, Check, Completion, Top};
 
@@ -107,6 +108,10 @@ pub struct Run {
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub lease_namespace: String,
 
+    /// Name of the election's Lease. Another for each release in a namespace.
+    #[arg(long, default_value = LEASE_NAME)]
+    pub lease_name: String,
+
     /// Name of this replica, in the Lease and in events.
     #[arg(long, env = "POD_NAME", default_value = "tokenbudget")]
     pub identity: String,
@@ -147,6 +152,10 @@ pub struct Detach {
     /// Namespace of the operator, whose Lease is taken over.
     #[arg(long, env = "POD_NAMESPACE", default_value = "tokenbudget-system")]
     pub lease_namespace: String,
+
+    /// Name of the operator's Lease.
+    #[arg(long, default_value = LEASE_NAME)]
+    pub lease_name: String,
 
     /// Name of this process, in the Lease and in events.
     #[arg(long, env = "POD_NAME", default_value = "tokenbudget-detach")]

@@ -58,7 +58,8 @@ pub async fn run(options: Detach) -> Result<(), Error> {
     }
     let (stop, stopped) = watch::channel(false);
     let (ended, passed) = watch::channel(false);
-    let (leadership, election) = candidate(&client, &options.lease_namespace, &options.identity, passed);
+    let (leadership, election) =
+        candidate(&client, (&options.lease_namespace, &options.lease_name), &options.identity, passed);
     let settings = Settings {
         namespaces: options.namespaces,
         default_redis: options.default_redis_secret,
@@ -93,8 +94,8 @@ pub async fn run(options: Detach) -> Result<(), Error> {
                 "The log above says what is in the way.".to_owned()
             } else {
                 format!(
-                    "Another replica leads (Lease tokenbudget in namespace {}): uninstall the operator first",
-                    options.lease_namespace
+                    "Another replica leads (Lease {} in namespace {}): uninstall the operator first",
+                    options.lease_name, options.lease_namespace
                 )
             };
             break Err(Error::Left { left: said, seconds: options.timeout, hint });

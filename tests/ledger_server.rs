@@ -53,25 +53,33 @@ async fn after_a_close_members_hear_it_and_nothing_stays() {
     let mut fleet = Fleet::start().await;
     fleet.ledger.publish(UID, fleet.epoch, &policy(UID), &[]).await.unwrap();
     fleet.beat("a", 0, 100, 0, 0).await;
-    fleet.ledger.close(UID, fleet.epoch, &[book()]).await.unwrap();
+    let closes = fleet.ledger.claim(UID).await.unwrap();
+    fleet.ledger.close(UID, closes, &[book()]).await.unwrap();
     let report = report(MemberState::Enforcing);
     let books = [amounts(100, 100, 0, 0)];
     let call = Call { member: "a", seq: 9, version: "x", report: Some(&report), books: &books, ..Call::default() };
     let answer = fleet.ledger.call(UID, &call).await.unwrap();
     assert_eq!(answer.books[0].state, BookStanding::None);
-    let policy: serde_json::Value = serde_json::from_str(&answer.policy.unwrap()).unwrap();
-    assert_eq!(policy["mode"], "Detached");
+    let told: serde_json::Value = serde_json::from_str(&answer.policy.unwrap()).unwrap();
+    assert_eq!(told["mode"], "Detached");
     let late = fleet.ledger.plan(UID, fleet.epoch, std::slice::from_ref(&fleet.write)).await;
     assert!(matches!(late, Err(LedgerError::Fenced)), "{late:?}");
     let keys: Vec<String> = fleet.redis.keys("*").await.unwrap();
     assert_eq!(keys, [Keys::new(UID).meta()]);
     let ttl: i64 = fleet.redis.ttl(&keys[0]).await.unwrap();
     assert!((1..=120).contains(&ttl), "{ttl}");
-    fleet.ledger.close(UID, fleet.epoch, &[book()]).await.unwrap();
+    fleet.ledger.close(UID, closes, &[book()]).await.unwrap();
     // Nor does an operator that takes over now keep it for longer.
-    fleet.ledger.claim(UID).await.unwrap();
+    let again = fleet.ledger.claim(UID).await.unwrap();
     let ttl: i64 = fleet.redis.ttl(&keys[0]).await.unwrap();
     assert!((1..=120).contains(&ttl), "{ttl}");
+    // One that is installed again serves it at once.
+    fleet.ledger.plan(UID, again, std::slice::from_ref(&fleet.write)).await.unwrap();
+    fleet.ledger.publish(UID, again, &policy(UID), &[]).await.unwrap();
+    let answer = fleet.ledger.call(UID, &Call { seq: 10, ..call }).await.unwrap();
+    assert_ne!(answer.books[0].state, BookStanding::None);
+    let told: serde_json::Value = serde_json::from_str(&answer.policy.unwrap()).unwrap();
+    assert_eq!(told["mode"], "Enforce");
 }
 
 #[tokio::test]

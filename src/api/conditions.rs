@@ -186,6 +186,12 @@ mod tests {
         for name in Reason::ALL.iter().map(|r| r.as_str()).chain(ConditionKind::ALL.iter().map(|k| k.as_str())) {
             assert!(page.contains(&format!("| `{name}` |")), "docs/conditions.md does not have {name}");
         }
+        let documented = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        for name in documented {
+            let is_known =
+                Reason::ALL.iter().any(|r| r.as_str() == name) || ConditionKind::ALL.iter().any(|k| k.as_str() == name);
+            assert!(is_known, "docs/conditions.md has {name}, which does not exist");
+        }
     }
 
     #[test]

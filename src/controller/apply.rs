@@ -1,5 +1,7 @@
 //! Step 4, apply: the plan goes to the ledger, the policy to the pods' ConfigMap, the agent to the Deployments.
 
+use std::time::{Duration, Instant};
+
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
@@ -15,6 +17,9 @@ use super::{admission, config_maps};
 use crate::api::{AttachPolicy, FIELD_MANAGER, Reason, TokenBudget};
 use crate::ledger::{Ledger, LedgerError, Planned, PlannedBook};
 use crate::litellm::{attachment, difference, is_attached};
+
+/// How soon a write that was refused is tried again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What came of it. The status is made from this, so that it never shows what was not applied.
 pub struct Applied {
@@ -154,6 +159,9 @@ async fn attach(
         return Ok(Err(Problem { reason: Reason::LedgerUnreachable, message }));
     }
     // Another wish of ours is no removal.
+    if target.deployment.metadata.generation < entry.generation {
+        return Ok(Ok(()));
+    }
     let contested = if entry.had(&wanted.patch) && !difference.missing.is_empty() {
         warn!(deployment = %name, missing = ?difference.missing, "somebody took out the agent");
         entry.was_removed(observed.now)
@@ -167,14 +175,19 @@ async fn attach(
         );
         return Ok(Err(Problem { reason: Reason::AttachContested, message }));
     }
+    if let Some((_, message)) = entry.refused.as_ref().filter(|(at, _)| at.elapsed() < ASK_AGAIN) {
+        return Ok(Err(Problem { reason: Reason::AttachFailed, message: message.clone() }));
+    }
     let api: Api<Deployment> = Api::namespaced(ctx.client.clone(), &tb.namespace().unwrap_or_default());
     let params = PatchParams::apply(FIELD_MANAGER);
     let outcome = api.patch(&name, &params, &Patch::Apply(&wanted.patch)).await.map_err(Error::from);
     if let Some(why) = outcome.as_ref().err().and_then(Error::refusal) {
         let message = format!("the agent could not be added to Deployment {name}: {why}");
+        entry.refused = Some((Instant::now(), message.clone()));
         return Ok(Err(Problem { reason: Reason::AttachFailed, message }));
     }
-    outcome?;
+    entry.generation = outcome?.metadata.generation;
+    entry.refused = None;
     entry.has(&wanted.patch);
     info!(deployment = %name, container = %wanted.container, "added the agent to the pod template");
     Ok(Ok(()))

@@ -121,6 +121,9 @@ impl Context {
         self.crowd.forget(&uid);
         locked(&self.memories).remove(&uid);
         locked(&self.policies).remove(&uid);
+        // Its namespace may be gone with all that is in it.
+        let namespace = tb.namespace().unwrap_or_default();
+        locked(&self.applied_maps).retain(|(of, _), _| *of != namespace);
         self.metrics.remove_budget(&tb.namespace().unwrap_or_default(), &tb.name_any());
     }
 

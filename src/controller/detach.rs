@@ -59,18 +59,23 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
     let began = *memory.targets.detaches_since.get_or_insert(now);
     let patient = now.duration_since(began) < PATIENCE;
 
-    if let Err(error) = close_ledger(tb, ctx, world, memory).await {
-        if patient {
+    // Not even tried any more when it was tried for long enough: what hangs would take the time that the finalizer needs.
+    if patient {
+        let closed = close_ledger(tb, ctx, world, memory).await;
+        let taken_out = detach_deployments(tb, ctx, world, memory).await;
+        if let Err(error) = &closed {
             warn!(%error, "the ledger could not be closed yet");
+        }
+        if let Err(error) = &taken_out {
+            warn!(%error, "the agent could not be taken out of every Deployment yet");
+        }
+        if closed.is_err() || taken_out.is_err() {
             return Ok(Action::requeue(AGAIN));
         }
-        warn!(%error, "the ledger could not be closed; its keys go by themselves within a day");
-    }
-    if let Err(error) = detach_deployments(tb, ctx, world, memory).await {
-        warn!(%error, "the agent could not be taken out of every Deployment");
-        if patient {
-            return Ok(Action::requeue(AGAIN));
-        }
+    } else {
+        warn!(
+            "given up: what is left of the ledger goes by itself within a day, and what is left of the agent does nothing"
+        );
     }
     let rest: Vec<&str> = tb.finalizers().iter().map(String::as_str).filter(|f| *f != FINALIZER).collect();
     write_finalizers(tb, ctx, &rest).await?;
@@ -126,18 +131,22 @@ pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memo
     if memory.targets.formers.is_empty() || !due {
         return;
     }
-    let mut left = Vec::new();
-    for former in std::mem::take(&mut memory.targets.formers) {
-        if is_named(&former.name) || another_names(tb, world, &former.name) {
-            continue;
+    memory.targets.released_at = Some(Instant::now());
+    // A pass may be dropped at any of these waits: only what is done is forgotten.
+    for former in memory.targets.formers.clone() {
+        if !is_named(&former.name) && !another_names(tb, world, &former.name) {
+            if let Err(error) = release(tb, ctx, world, &former).await {
+                warn!(deployment = %former.name, %error, "the agent could not be taken out of a former target yet");
+                continue;
+            }
+            // That it is gone now is no removal by somebody.
+            memory.targets.attached.remove(&former.name);
         }
-        if let Err(error) = release(tb, ctx, world, &former).await {
-            warn!(deployment = %former.name, %error, "the agent could not be taken out of a former target yet");
-            left.push(former);
-        }
+        memory.targets.formers.retain(|other| *other != former);
     }
-    memory.targets.released_at = (!left.is_empty()).then(Instant::now);
-    memory.targets.formers = left;
+    if memory.targets.formers.is_empty() {
+        memory.targets.released_at = None;
+    }
 }
 
 /// Whether another TokenBudget that stays names this Deployment.
@@ -149,10 +158,9 @@ fn another_names(tb: &TokenBudget, world: &World, deployment: &str) -> bool {
 /// Leaves nothing of ours in a Deployment and beside it.
 async fn release(tb: &TokenBudget, ctx: &Context, world: &World, target: &TargetRef) -> Result<(), Error> {
     let namespace = tb.namespace().unwrap_or_default();
-    let Some(deployment) = world.deployment(&namespace, &target.name)? else {
-        return Ok(());
-    };
-    if is_attached(&deployment) {
+    if let Some(deployment) = world.deployment(&namespace, &target.name)?
+        && is_attached(&deployment)
+    {
         take_out(ctx, &namespace, &deployment, target.container.as_deref()).await?;
     }
     let name = policy_config_map_name(&target.name);
@@ -201,5 +209,72 @@ async fn write_finalizers(tb: &TokenBudget, ctx: &Context, finalizers: &[&str]) 
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::Client;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::controller::Settings;
+    use crate::leader::Leadership;
+    use crate::litellm::{AGENT_FILE, ATTACHED_LABEL, ATTACHED_VALUE};
+    use crate::ops::Metrics;
+
+    fn budget(target: &str) -> TokenBudget {
+        serde_json::from_value(json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+            "metadata": {"name": "tb", "namespace": "llm", "uid": "u", "resourceVersion": "1", "finalizers": [FINALIZER]},
+            "spec": {"targetRefs": [{"name": target}]}}))
+        .unwrap()
+    }
+
+    fn attached(name: &str) -> World {
+        World::of(json!({"metadata": {"name": name, "namespace": "llm"}, "spec": {"selector": {}, "template": {
+            "metadata": {"labels": {ATTACHED_LABEL: ATTACHED_VALUE}}, "spec": {"containers": [{"name": "litellm",
+                "volumeMounts": [{"name": "agent", "mountPath": "/agent.py", "subPath": AGENT_FILE}]}]}}}}))
+    }
+
+    /// An API server that never answers for Deployments; the channel hears what is sent for TokenBudgets.
+    fn context() -> (Context, mpsc::UnboundedReceiver<String>) {
+        let (told, heard) = mpsc::unbounded_channel();
+        let service = tower::service_fn(move |request: axum::http::Request<kube::client::Body>| {
+            let told = told.clone();
+            async move {
+                let path = request.uri().path().to_owned();
+                if path.contains("/deployments/") {
+                    std::future::pending::<()>().await;
+                }
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let _ = told.send(format!("{path} {}", String::from_utf8_lossy(&body)));
+                let answer = serde_json::to_vec(&budget("litellm")).unwrap();
+                Ok::<_, std::convert::Infallible>(axum::http::Response::new(kube::client::Body::from(answer)))
+            }
+        });
+        let client = Client::new(service, "llm");
+        (Context::new(client, Settings::default(), Leadership::always(), Metrics::default()), heard)
+    }
+
+    #[tokio::test]
+    async fn a_deployment_that_cannot_be_written_holds_the_finalizer_only_for_a_while() {
+        let ((ctx, mut heard), world, mut memory) = (context(), attached("litellm"), Memory::default());
+        let soon = Duration::from_millis(100);
+        let tb = budget("litellm");
+        assert!(tokio::time::timeout(soon, detach(&tb, &ctx, &world, &mut memory)).await.is_err(), "it is tried");
+        memory.targets.detaches_since = Timestamp::now().checked_sub(PATIENCE).ok();
+        detach(&tb, &ctx, &world, &mut memory).await.unwrap();
+        let sent = heard.recv().await.unwrap();
+        assert!(sent.contains("/tokenbudgets/tb") && sent.contains(r#""finalizers":[]"#), "{sent}");
+    }
+
+    #[tokio::test]
+    async fn a_former_target_is_remembered_when_its_pass_is_dropped() {
+        let ((ctx, _heard), world, mut memory) = (context(), attached("former"), Memory::default());
+        memory.targets.named = Some(vec![TargetRef { name: "former".to_owned(), container: None }]);
+        let tb = budget("litellm");
+        let pass = release_former(&tb, &ctx, &world, &mut memory);
+        assert!(tokio::time::timeout(Duration::from_millis(100), pass).await.is_err(), "its Deployment never answers");
+        assert_eq!(memory.targets.formers.iter().map(|f| &*f.name).collect::<Vec<_>>(), ["former"]);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use kube::runtime::events::Recorder;
@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::lost::Known;
 use super::redis_url::{NoRedis, RedisLocation};
+use super::seconds;
 use super::vanished::Search;
 use super::workers::WorkersRead;
 use crate::api::{ConditionKind, TargetRef, TokenBudget, TokenBudgetStatus};
@@ -83,8 +84,8 @@ pub struct TargetMemory {
     pub began_with: HashMap<String, u32>,
     /// What `envFrom` gives to the startup hooks: read when, for which generation.
     pub hooks: BTreeMap<String, (Instant, Option<i64>, Option<Inherited>)>,
-    /// Every live pod had the agent.
-    pub complete: BTreeSet<String>,
+    /// How many live pods had no agent.
+    pub without_agent: BTreeMap<String, WithoutAgent>,
     /// What was done.
     pub attached: BTreeMap<String, AttachMemory>,
     /// Those that the spec named in the last pass, if this operator has made one.
@@ -95,6 +96,31 @@ pub struct TargetMemory {
     pub released_at: Option<Instant>,
     /// Since when the clean-up of a TokenBudget that is being deleted is tried.
     pub detaches_since: Option<Timestamp>,
+}
+
+/// A count of a Deployment's live pods without agent.
+#[derive(Clone, Debug)]
+pub struct WithoutAgent {
+    /// The result.
+    pub count: usize,
+    /// When it was taken.
+    pub at: Instant,
+    /// With which version of the Deployment, and how many live pods with agent.
+    pub of: (Option<String>, usize),
+    /// Whether these were as many as the Deployment has replicas.
+    pub complete: bool,
+}
+
+impl WithoutAgent {
+    /// It is taken again so soon while nothing is seen to change: old pods serve on while they terminate.
+    const AGE: Duration = Duration::from_secs(5);
+
+    /// Whether it says what another count would.
+    #[must_use]
+    pub fn holds(&self, of: &(Option<String>, usize), complete: bool, now: Instant) -> bool {
+        let settled = complete && self.complete && self.count == 0;
+        settled || self.of == *of && now.duration_since(self.at) < Self::AGE
+    }
 }
 
 /// Processes, and what they spent.
@@ -134,6 +160,10 @@ pub struct AttachMemory {
     applied: Option<u64>,
     /// When somebody took them out.
     pub removed: Vec<Timestamp>,
+    /// The Deployment's generation after our last write: a cache that is behind it says nothing.
+    pub generation: Option<i64>,
+    /// What the last write was refused for, and when.
+    pub refused: Option<(Instant, String)>,
 }
 
 impl AttachMemory {
@@ -173,16 +203,18 @@ fn hash(patch: &Value) -> u64 {
 
 impl Memory {
     /// Takes from the status what an operator that has just started would not know.
-    pub fn start_from(&mut self, tb: &TokenBudget) {
+    pub fn start_from(&mut self, tb: &TokenBudget, now: Timestamp) {
         if std::mem::replace(&mut self.started, true) {
             return;
         }
         let Some(status) = &tb.status else { return };
+        let amount = |figure: i64| u64::try_from(figure).unwrap_or(0);
         for row in &status.limits {
             let unit = if row.unit == Unit::Tokens.as_str() { Unit::Tokens } else { Unit::Requests };
-            self.ledger.books.insert(BookId::new(&row.name, unit));
+            let book = BookId::new(&row.name, unit);
+            self.fleet.worst.insert(book.clone(), Worst::said_before(seconds(now), amount(row.worst)));
+            self.ledger.books.insert(book);
             if let Some(said) = &row.outside {
-                let amount = |figure: i64| u64::try_from(figure).unwrap_or(0);
                 let amounts = Amounts { tokens: amount(said.tokens), requests: amount(said.requests) };
                 self.fleet.outside.said_before(&row.name, amounts);
             }
@@ -205,13 +237,32 @@ mod tests {
             "apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget", "metadata": {"name": "tb"},
             "spec": {"targetRefs": [{"name": "litellm"}]},
             "status": {"limits": [{"name": "gpt", "unit": "tokens", "budget": 9, "spent": 0, "denied": 0, "pool": 0,
-                "aside": 0, "safeShare": 0, "members": 0, "outside": {"tokens": 7000, "requests": 3}}]}
+                "aside": 0, "safeShare": 0, "members": 0, "worst": 8, "outside": {"tokens": 7000, "requests": 3}}]}
         }))
         .unwrap();
         let mut memory = Memory::default();
-        memory.start_from(&tb);
+        memory.start_from(&tb, Timestamp::UNIX_EPOCH);
         assert_eq!(memory.fleet.outside.of("gpt"), Some(Amounts { tokens: 7_000, requests: 3 }));
-        assert!(memory.ledger.books.contains(&BookId::new("gpt", Unit::Tokens)));
+        let book = BookId::new("gpt", Unit::Tokens);
+        assert!(memory.ledger.books.contains(&book));
+        assert_eq!(memory.fleet.worst.get_mut(&book).map(|worst| worst.note(60, 5)), Some(8));
+    }
+
+    #[test]
+    fn pods_without_agent_are_not_counted_each_second() {
+        let (at, of) = (Instant::now(), (Some("7".to_owned()), 2));
+        let later = |seconds| at + Duration::from_secs(seconds);
+        let some = WithoutAgent { count: 1, at, of: of.clone(), complete: false };
+        assert!(some.holds(&of, false, later(4)) && !some.holds(&of, false, later(5)));
+        assert!(!some.holds(&(Some("8".to_owned()), 2), false, at), "a rollout went on");
+        assert!(!some.holds(&(Some("7".to_owned()), 1), false, at), "a pod went");
+        let none = WithoutAgent { count: 0, complete: true, ..some.clone() };
+        assert!(none.holds(&(Some("8".to_owned()), 3), true, later(9_999)));
+        assert!(!none.holds(&of, false, later(5)), "a replica has no pod with agent");
+        assert!(
+            !WithoutAgent { complete: false, ..none }.holds(&of, true, later(5)),
+            "counted while some were missing"
+        );
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod test_support;
 mod traffic;
 mod validate;
 mod vanished;
+mod verdicts;
 mod workers;
 mod world;
 
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::Controller;
 use kube::runtime::controller::{self, Action};
@@ -98,16 +100,20 @@ pub enum Error {
 }
 
 impl Error {
-    /// What the API server says to a write that only the user can make possible: no right, another owner, an admission policy.
+    /// What the API server says to a write that only others can make possible: no right, another owner, an admission policy, a
+    /// webhook that denies it (400 where it names no code) or is away (500).
     fn refusal(&self) -> Option<&str> {
         let Self::Kubernetes(error) = self else { return None };
         match error.as_ref() {
-            kube::Error::Api(status) if status.is_forbidden() || status.is_conflict() || status.is_invalid() => {
-                Some(&status.message)
-            }
+            kube::Error::Api(status) if is_refusal(status.code) => Some(&status.message),
             _ => None,
         }
     }
+}
+
+/// Not: no login, not found, too slow, too many requests, and what an API server in trouble says.
+const fn is_refusal(code: u16) -> bool {
+    matches!(code, 400..=500) && !matches!(code, 401 | 404 | 408 | 429)
 }
 
 impl From<kube::Error> for Error {
@@ -165,6 +171,11 @@ fn signed(amount: impl TryInto<i64>) -> i64 {
     amount.try_into().unwrap_or(i64::MAX)
 }
 
+/// Unix seconds.
+fn seconds(at: Timestamp) -> u64 {
+    u64::try_from(at.as_second()).unwrap_or(0)
+}
+
 /// The TokenBudgets that name this Deployment.
 fn naming(world: &World, namespace: Option<String>, deployment: Option<String>) -> Vec<ObjectRef<TokenBudget>> {
     let (Some(namespace), Some(deployment)) = (namespace, deployment) else {
@@ -214,7 +225,7 @@ async fn reconcile(tb: Arc<TokenBudget>, ctx: Arc<Context>, world: World) -> Res
 
 /// One pass.
 async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(Outcome, Action), Error> {
-    memory.start_from(tb);
+    memory.start_from(tb, Timestamp::now());
     if tb.metadata.deletion_timestamp.is_some() || ctx.settings.detaches_all {
         return detach::detach(tb, ctx, world, memory).await.map(|action| (Outcome::Applied, action));
     }
@@ -284,6 +295,12 @@ fn on_error(tb: Arc<TokenBudget>, error: &Error, ctx: Arc<Context>) -> Action {
 mod tests {
     use super::*;
     use crate::ledger::{MemberRecord, Observation, PlannedBook, Unit};
+
+    #[test]
+    fn what_others_have_to_mend_is_a_refusal() {
+        assert!([400, 403, 409, 422, 500].into_iter().all(is_refusal));
+        assert!(![200, 401, 404, 408, 429, 502, 503, 504].into_iter().any(is_refusal));
+    }
 
     #[test]
     fn the_next_pass_comes_when_something_of_an_ended_process_is_free() {

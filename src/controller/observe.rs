@@ -17,7 +17,7 @@ use super::admission;
 use super::agent_pod::AgentPod;
 use super::context::Context;
 use super::counters;
-use super::memory::Memory;
+use super::memory::{Memory, WithoutAgent};
 use super::redis_url::{NoRedis, RedisLocation, locate};
 use super::validate::Problem;
 use super::vanished;
@@ -184,15 +184,16 @@ async fn target(
     let replicas = deployment.status.as_ref().and_then(|s| s.replicas).unwrap_or(0);
     let living = seen.pods.iter().filter(|p| p.is_living()).count();
     let complete = usize::try_from(replicas).is_ok_and(|replicas| replicas <= living);
-    // Old pods serve on while they terminate, so the count is taken from the API server until there are none.
-    if !complete || !memory.targets.complete.contains(&reference.name) {
-        seen.pods_without_agent = pods_without_agent(deployment, namespace, ctx).await?;
-        if complete && seen.pods_without_agent == 0 {
-            memory.targets.complete.insert(reference.name.clone());
-        } else {
-            memory.targets.complete.remove(&reference.name);
+    let (of, now) = ((deployment.resource_version(), living), Instant::now());
+    let counted = match memory.targets.without_agent.get(&reference.name) {
+        Some(counted) if counted.holds(&of, complete, now) => counted.clone(),
+        _ => {
+            let count = pods_without_agent(deployment, namespace, ctx).await?;
+            WithoutAgent { count, at: now, of, complete }
         }
-    }
+    };
+    seen.pods_without_agent = counted.count;
+    memory.targets.without_agent.insert(reference.name.clone(), counted);
     if let Ok(container) = choose_container(deployment, reference.container.as_deref()) {
         let read_before = memory.targets.workers.entry(reference.name.clone()).or_default();
         let generation = deployment.metadata.generation;

@@ -1,23 +1,22 @@
 //! Step 5, status: what users see, from what was applied. No IO, and no clock of its own; the writing is in
 //! `publish`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
 use super::apply::Applied;
 use super::arrange::Intent;
-use super::limits::Limits;
-use super::memory::{Memory, WINDOW};
+use super::memory::Memory;
 use super::observe::Observed;
-use super::signed;
 use super::traffic::Traffic;
-use super::validate::{Problem, Validated};
+use super::validate::Validated;
+use super::verdicts::{self, Verdict};
+use super::{seconds, signed};
 use crate::api::{
-    AttachPolicy, ConditionKind as Kind, Conditions, LimitStatus, Mode, PodStatus, Reason, TokenBudget,
-    TokenBudgetStatus,
+    ConditionKind as Kind, Conditions, LimitStatus, Mode, PodStatus, Reason, TokenBudget, TokenBudgetStatus,
 };
-use crate::ledger::{BookState, MemberRecord, MemberState, Unit};
+use crate::ledger::{BookState, MemberRecord, Unit};
 use crate::plan::pressure_percent;
 
 /// Rows for pods in the status at most; the rest is in the metrics.
@@ -86,7 +85,7 @@ fn limit_rows(
                 unit: write.book.unit.as_str().to_owned(),
                 budget: signed(book.budget),
                 spent: signed(spent),
-                worst: signed(worst.note(u64::try_from(now.as_second()).unwrap_or(0), spent)),
+                worst: signed(worst.note(seconds(now), spent)),
                 denied: signed(living().map(|m| m.denied).sum::<u64>()),
                 pool: book.pool,
                 pressure_percent: pressure_percent(book.pool, book.budget),
@@ -182,16 +181,16 @@ fn conditions(
 ) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
     let old = memory.told.written.as_ref().map(|s| s.conditions.clone()).unwrap_or_default();
     let mut all = Conditions::from_status(&old, tb.metadata.generation);
-    let verdicts = [
-        (Kind::Accepted, accepted(valid)),
-        (Kind::Attached, attached(tb, valid, applied)),
-        (Kind::LedgerReachable, ledger(observed, applied)),
-        (Kind::Enforcing, enforcing(tb, observed, valid, applied, memory)),
-        (Kind::WithinBudget, within(status, applied)),
+    let found = [
+        (Kind::Accepted, verdicts::accepted(valid)),
+        (Kind::Attached, verdicts::attached(tb, valid, applied)),
+        (Kind::LedgerReachable, verdicts::ledger(tb, observed, applied)),
+        (Kind::Enforcing, verdicts::enforcing(tb, observed, valid, applied, memory)),
+        (Kind::WithinBudget, verdicts::within(status, applied)),
     ];
     let observing = |v: &Verdict| v.reason == Reason::Observing;
-    let first_open = verdicts.iter().find(|(_, v)| v.holds != Some(true) && !observing(v)).map(|(_, v)| v.clone());
-    for (kind, verdict) in verdicts {
+    let first_open = found.iter().find(|(_, v)| v.holds != Some(true) && !observing(v)).map(|(_, v)| v.clone());
+    for (kind, verdict) in found {
         all.set(kind, verdict.holds, verdict.reason, verdict.message, observed.now);
     }
     let ready = match first_open {
@@ -207,190 +206,6 @@ fn conditions(
     };
     all.set(Kind::Ready, ready.holds, ready.reason, ready.message, observed.now);
     all.into_vec()
-}
-
-/// One condition's status (None: Unknown), reason and message.
-#[derive(Clone)]
-struct Verdict {
-    holds: Option<bool>,
-    reason: Reason,
-    message: String,
-}
-
-impl Verdict {
-    fn yes(reason: Reason, message: impl Into<String>) -> Self {
-        Self { holds: Some(true), reason, message: message.into() }
-    }
-
-    fn no(reason: Reason, message: impl Into<String>) -> Self {
-        Self { holds: Some(false), reason, message: message.into() }
-    }
-
-    fn unknown(reason: Reason, message: impl Into<String>) -> Self {
-        Self { holds: None, reason, message: message.into() }
-    }
-
-    fn of(problem: &Problem) -> Self {
-        Self::no(problem.reason, problem.message.clone())
-    }
-}
-
-fn accepted(valid: &Validated) -> Verdict {
-    match (valid.problems.first(), &valid.limits) {
-        (Some(problem), _) => Verdict::of(problem),
-        (None, Limits::Waiting) => Verdict::unknown(
-            Reason::WaitingForDeclaredLimits,
-            "spec.limits is empty: waiting for the LiteLLM processes to say which tpm and rpm they declare",
-        ),
-        (None, _) => Verdict::yes(Reason::Accepted, "targets, limits and Redis are known"),
-    }
-}
-
-fn attached(tb: &TokenBudget, valid: &Validated, applied: &Applied) -> Verdict {
-    if let Some((_, problem)) = applied.unattached.first() {
-        return Verdict::of(problem);
-    }
-    let with: usize = valid.targets.iter().map(|t| t.pods.iter().filter(|p| p.is_living()).count()).sum();
-    let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
-    match (with, without) {
-        (0, 0) => Verdict::no(Reason::NoPods, "there are no pods"),
-        (_, 0) => Verdict::yes(Reason::AllPodsAttached, "every live pod was made with the agent"),
-        _ => Verdict::no(
-            Reason::PartiallyAttached,
-            format!(
-                "{without} live pods run without the agent; {}",
-                match tb.spec.attach {
-                    AttachPolicy::Automatic => "they get it when the rollout replaces them",
-                    AttachPolicy::Manual => "they get it when you add it to the pod template",
-                    AttachPolicy::Admission => "new pods get it: run kubectl rollout restart",
-                }
-            ),
-        ),
-    }
-}
-
-fn ledger(observed: &Observed, applied: &Applied) -> Verdict {
-    let error = match (&observed.ledger, &applied.ledger) {
-        (Some(Err(error)), _) | (_, Some(Err(error))) => error,
-        (None, _) | (_, None) => {
-            return Verdict::unknown(Reason::Pending, "no ledger is known yet");
-        }
-        (_, Some(Ok(planned))) => {
-            let learning = planned.books.iter().filter(|(_, b)| b.learning).count();
-            return if learning == 0 {
-                Verdict::yes(Reason::LedgerAnswers, "the ledger answers")
-            } else {
-                Verdict::no(
-                    Reason::Learning,
-                    format!("the ledger is new or lost data: {learning} books lend nothing for up to 95 s"),
-                )
-            };
-        }
-    };
-    Verdict::no(Reason::LedgerUnreachable, format!("{}; processes spend at most their safe share", chain(error)))
-}
-
-fn enforcing(
-    tb: &TokenBudget,
-    observed: &Observed,
-    valid: &Validated,
-    applied: &Applied,
-    memory: &mut Memory,
-) -> Verdict {
-    let wanted = match tb.spec.mode {
-        Mode::Enforce => MemberState::Enforcing,
-        Mode::Observe => MemberState::Observing,
-    };
-    // Lookups, as there may be thousands of pods and members.
-    let present: BTreeSet<&str> =
-        valid.targets.iter().flat_map(|t| &t.pods).filter_map(|p| p.metadata.uid.as_deref()).collect();
-    let degraded = valid.members.iter().find(|m| {
-        m.finished_ms.is_none() && m.report.state == MemberState::Degraded && present.contains(&*m.report.pod_uid)
-    });
-    let mut in_state: BTreeMap<&str, u32> = BTreeMap::new();
-    for member in valid.members.iter().filter(|m| m.finished_ms.is_none() && m.report.state == wanted) {
-        *in_state.entry(&member.report.pod_uid).or_default() += 1;
-    }
-    let serving =
-        || valid.targets.iter().flat_map(|t| t.pods.iter().map(move |p| (t, p))).filter(|(_, p)| p.is_ready());
-    let waiting = serving().filter(|(target, pod)| {
-        let workers = pod.metadata.uid.as_deref().and_then(|uid| in_state.get(uid)).copied().unwrap_or(0);
-        workers < observed.workers(pod, target.size.workers)
-    });
-    let (waiting, pods) = (waiting.count(), serving().count());
-    let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
-    let known = matches!(&valid.limits, Limits::Known(_)) && matches!(&applied.ledger, Some(Ok(_)));
-
-    let verdict = if let Some(member) = degraded {
-        let what = member.report.problems.join("; ");
-        Verdict::no(Reason::AgentDegraded, format!("pod {}: {what}", member.report.pod))
-    } else if without > 0 {
-        Verdict::no(Reason::PartiallyAttached, format!("{without} live pods run without the agent"))
-    } else if pods == 0 {
-        Verdict::no(Reason::NoPods, "no pod is ready")
-    } else if !known || waiting > 0 {
-        Verdict::no(
-            Reason::WaitingForProcesses,
-            format!("{waiting} of {pods} ready pods have not applied the policy yet"),
-        )
-    } else {
-        let since = *memory.fleet.whole_since.get_or_insert(observed.now);
-        return match (passed(since, observed.now), tb.spec.mode) {
-            (false, _) => Verdict::no(
-                Reason::WindowNotPassed,
-                "every process enforces; what was spent before leaves the 60 s window",
-            ),
-            (true, Mode::Enforce) => Verdict::yes(Reason::Enforcing, "every live process enforces its share"),
-            (true, Mode::Observe) => Verdict::no(Reason::Observing, "mode Observe: nothing is refused"),
-        };
-    };
-    // A ledger that is away for a while does not unmake the promise: processes go by their leases and safe shares.
-    if known || without > 0 {
-        memory.fleet.whole_since = None;
-    }
-    verdict
-}
-
-fn within(status: &TokenBudgetStatus, applied: &Applied) -> Verdict {
-    if !matches!(&applied.ledger, Some(Ok(_))) || status.limits.is_empty() {
-        return Verdict::unknown(Reason::Pending, "no figures yet");
-    }
-    if let Some(row) = status.limits.iter().find(|row| row.spent > row.budget) {
-        return Verdict::no(
-            Reason::OverBudget,
-            format!("limit {} spent {} of {} {} in the last 60 s", row.name, row.spent, row.budget, row.unit),
-        );
-    }
-    match status.limits.iter().find_map(|row| Some((row, row.outside.as_ref()?))) {
-        Some((row, outside)) => Verdict::no(
-            Reason::TrafficOutside,
-            format!(
-                "limit {}: others spend about {} tokens a minute of the same quota, by LiteLLM's own counters; attach the \
-                 Deployment that they come from to this TokenBudget (spec.targetRefs), or lower the budget by as much",
-                row.name,
-                rounded(outside.tokens)
-            ),
-        ),
-        None => Verdict::yes(Reason::WithinBudget, "every limit is within its budget"),
-    }
-}
-
-/// To two digits: a text that names it does not change with every minute.
-fn rounded(amount: i64) -> i64 {
-    let mut unit = 1;
-    while amount / unit >= 100 {
-        unit *= 10;
-    }
-    amount.saturating_add(unit / 2) / unit * unit
-}
-
-/// An error and what it comes from.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
-fn passed(since: Timestamp, now: Timestamp) -> bool {
-    now.duration_since(since) >= WINDOW
 }
 
 #[cfg(test)]

@@ -113,7 +113,11 @@ pub async fn look(
                     evidence.vanished(&report.pod_uid, &report.container, now);
                 }
             }
-            Err(error) => warn!(pod = report.pod, node = report.node, %error, "looking for a pod that is silent"),
+            Err(error) => {
+                let search = Search { missing_since: None, asked: now };
+                memory.fleet.vanished.entry(report.pod_uid.clone()).or_insert(search).asked = now;
+                warn!(pod = report.pod, node = report.node, %error, "looking for a pod that is silent");
+            }
         }
     }
 }
@@ -159,7 +163,11 @@ async fn ask(namespace: &str, report: &Report, ctx: &Context) -> Result<Option<N
         return Ok(Some(NodeSeen::Unknown));
     }
     let nodes: Api<Node> = Api::all(ctx.client.clone());
-    Ok(Some(nodes.get_opt(&report.node).await?.map_or(NodeSeen::Gone, |node| readiness(&node))))
+    match nodes.get_opt(&report.node).await {
+        Ok(node) => Ok(Some(node.map_or(NodeSeen::Gone, |node| readiness(&node)))),
+        Err(kube::Error::Api(status)) if status.is_forbidden() => Ok(Some(NodeSeen::Unknown)),
+        Err(error) => Err(error),
+    }
 }
 
 fn readiness(node: &Node) -> NodeSeen {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::{Predicate, PredicateConfig, WatchStreamExt, predicates, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
@@ -134,7 +134,11 @@ impl World {
         let world = Self { budgets, deployments, autoscalers, pods, indices, evidence, filling };
         let streams = Streams {
             // There is nothing to do for one that is gone.
-            budgets: budget_changes.applied_objects().boxed(),
+            // What we write into a status is no reason for a pass. A deletion is a generation, too.
+            budgets: budget_changes
+                .applied_objects()
+                .predicate_filter(predicates::generation.combine(predicates::finalizers), PredicateConfig::default())
+                .boxed(),
             deployments: deployment_changes.touched_objects().boxed(),
             autoscalers: autoscaler_changes.touched_objects().boxed(),
             pods: pod_changes.touched_objects().boxed(),
@@ -257,4 +261,23 @@ where
 
 fn unpack(deployment: &PackedDeployment) -> Result<Deployment, Error> {
     deployment.unpack().map_err(|source| Error::Packed { name: deployment.name_any(), source })
+}
+
+#[cfg(test)]
+impl World {
+    /// One that has this Deployment and nothing else.
+    pub fn of(deployment: serde_json::Value) -> Self {
+        let (deployments, mut writer) = reflector::store();
+        let packed: PackedDeployment = serde_json::from_value(deployment).expect("a Deployment");
+        writer.apply_watcher_event(&watcher::Event::Apply(packed));
+        Self {
+            budgets: reflector::store().0,
+            deployments,
+            autoscalers: reflector::store().0,
+            pods: reflector::store().0,
+            indices: Arc::default(),
+            evidence: Arc::default(),
+            filling: Arc::new(Filling { left: AtomicUsize::new(0), synced: Mutex::default() }),
+        }
+    }
 }

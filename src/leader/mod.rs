@@ -4,12 +4,8 @@
 //! does it. Nobody compares clocks with another machine: a candidate waits a lease's length, by its own clock, since it
 //! first saw the version of the Lease that is still there; a leader stops a third of that earlier.
 //!
-//! A [`LeaderToken`] ends by itself. Whoever writes asks for one before each write:
-//!
-//! ```ignore
-//! let Some(token) = leadership.token() else { return };
-//! if token.is_valid(Moment::now()) { write().await }
-//! ```
+//! A [`LeaderToken`] ends by itself. A pass begins with one, and is dropped where it stands when it has ended
+//! ([`Leadership::lost`]).
 //!
 //! What a token cannot give: when somebody deletes the Lease and a replica starts in the next ten seconds, two may be valid
 //! for so long. The ledger's epoch refuses the older one's writes.
@@ -24,5 +20,5 @@ pub use elector::{Elector, LeaderToken, Step, Write, Written};
 pub use moment::Moment;
 pub use run::{Config, Leadership, Standby, run, unique_identity};
 
-/// Name of the Lease. The chart's Role names it, too.
+/// Name of the Lease where nobody names another; the chart gives it the name of its release.
 pub const LEASE_NAME: &str = "tokenbudget";

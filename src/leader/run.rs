@@ -13,6 +13,9 @@ use tokio::time::{sleep, timeout};
 
 use super::{Elector, LeaderToken, Moment, Record, Step, Timings, Write, Written};
 
+/// How often a token is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// Who runs for which Lease.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -76,7 +79,8 @@ impl Leadership {
     /// Waits until this replica does not lead: it is told, or its token has run out.
     pub async fn lost(&mut self) {
         while let Some(token) = self.token() {
-            let over = token.remaining(Moment::now());
+            // Looked at again soon: after a pause of the machine its sleep may be longer than what is left by the token's clock.
+            let over = token.remaining(Moment::now()).min(LOOK);
             tokio::select! {
                 changed = self.state.changed() => if changed.is_err() { return },
                 () = sleep(over) => {}

@@ -70,9 +70,6 @@ impl Stored {
         if rules.hold(super::rules::Rule::Fence) {
             self.fence(epoch)?;
         }
-        if self.is_closed() {
-            return Err(LedgerError::Fenced);
-        }
         let mut planned = Planned::default();
         let mut leaving = Vec::new();
         for write in writes {

@@ -18,6 +18,15 @@ pub struct Worst {
 }
 
 impl Worst {
+    /// What another said at `now` (seconds) was the largest of the hour before: it counts for an hour from now on, as nobody
+    /// knows any more when it was.
+    #[must_use]
+    pub fn said_before(now: u64, worst: u64) -> Self {
+        let mut said = Self::default();
+        said.note(now, worst);
+        said
+    }
+
     /// Takes in what was spent in the 60 s before `now` (seconds), and answers with the largest of the last hour.
     pub fn note(&mut self, now: u64, spent: u64) -> u64 {
         let minute = now / STEP * STEP;
@@ -52,6 +61,12 @@ mod tests {
                 prop_assert!(worst.minutes.len() <= 61);
             }
         }
+    }
+
+    #[test]
+    fn what_another_said_counts_for_an_hour() {
+        let mut worst = Worst::said_before(600, 9);
+        assert_eq!([worst.note(660, 5), worst.note(600 + HOUR - 1, 4), worst.note(600 + HOUR, 3)], [9, 9, 5]);
     }
 
     #[test]

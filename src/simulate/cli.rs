@@ -14,6 +14,7 @@ use super::scenarios;
 use super::setup::{Setup, Skew};
 use super::size::Size;
 use crate::plot::{Compared, Curve, compared, thousands};
+use crate::terminal::output::Format;
 
 /// Nothing is said on stderr by runs that are shorter.
 const QUIET: Duration = Duration::from_secs(3);
@@ -125,11 +126,11 @@ pub struct Simulate {
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
 
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
 
-    /// Run the table of docs/simulation.md and print it as Markdown (or JSON); fails when a bar is missed. Only --seed, --json and
+    /// Run the table of docs/simulation.md and print it as Markdown (or JSON); fails when a bar is missed. Only --seed, --output and
     /// --plot go with it.
     #[arg(long, conflicts_with_all = ["members", "most", "budget", "load", "skew", "size", "over", "latency", "burst", "max_wait",
         "seconds", "warm", "trace", "at", "rough"])]
@@ -266,8 +267,11 @@ impl Simulate {
         let comparison = Comparison::of(&setup, &trace, &mut |at| {
             progress.say(|| format!("{at:.0} of {:.0} s simulated", setup.seconds));
         });
-        let text =
-            if self.json { report::json(&setup, &comparison)? + "\n" } else { report::text(&setup, &comparison) };
+        let text = if self.output == Format::Json {
+            report::json(&setup, &comparison)? + "\n"
+        } else {
+            report::text(&setup, &comparison)
+        };
         out.write_all(text.as_bytes())?;
         self.draw(&setup, &comparison)?;
         Ok(comparison.run.breach.is_none())
@@ -292,8 +296,11 @@ impl Simulate {
             }
             rows.push(row);
         }
-        let text =
-            if self.json { serde_json::to_string_pretty(&rows)? + "\n" } else { report::markdown(&rows, self.seed) };
+        let text = if self.output == Format::Json {
+            serde_json::to_string_pretty(&rows)? + "\n"
+        } else {
+            report::markdown(&rows, self.seed)
+        };
         out.write_all(text.as_bytes())?;
         Ok(rows.iter().all(|row| row.met))
     }

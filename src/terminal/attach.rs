@@ -33,7 +33,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Attach {
     /// The form.
-    #[arg(long, value_enum, default_value = "yaml")]
+    #[arg(short = 'o', long, visible_alias = "output", value_enum, default_value = "yaml")]
     pub print: Print,
 
     /// Name of the Deployment. May be left out where --filename has one only.

@@ -7,7 +7,7 @@ mod check;
 mod cluster;
 mod completion;
 mod manifests;
-mod output;
+pub(crate) mod output;
 mod paint;
 mod paste;
 mod screen;

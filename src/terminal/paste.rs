@@ -15,6 +15,8 @@ pub enum Print {
     Kustomize,
     /// A strategic-merge patch, for `kubectl patch --patch-file`.
     Yaml,
+    /// The same for programs.
+    Json,
 }
 
 /// Why nothing can be printed.
@@ -56,6 +58,7 @@ pub fn paste(deployment: &Deployment, wanted: &Wanted, print: Print) -> Result<S
                 yaml(&patch)?
             )
         }
+        Print::Json => format!("{patch:#}\n"),
         Print::Kustomize => {
             let inner: String = yaml(&patch)?.lines().map(|line| format!("    {line}\n")).collect();
             format!(

@@ -81,8 +81,10 @@ fn one(budget: &TokenBudget, width: usize, lines: &mut Vec<Line>) {
         lines.extend(pod_lines(&pods, width));
         let listed: i64 = pods.iter().map(|pod| pod.workers).sum();
         if listed < limit.members {
-            let more =
-                format!("  {} more processes: a status has 100 rows, the metrics have all", limit.members - listed);
+            let more = format!(
+                "  {} more processes: a status has 100 rows, the metrics have the sums",
+                limit.members - listed
+            );
             lines.push(line(Colour::Faint, more));
         }
     }

@@ -1,16 +1,14 @@
-//! What is said of traffic outside.
+//! The rows of the status.
 
 use super::*;
 use crate::api::{LimitOutside, ReservedPercent};
-use crate::ledger::{BookId, PlanWrite, Planned, PlannedBook, Policy};
+use crate::controller::limits::Limits;
+use crate::controller::validate::Member;
+use crate::ledger::{BookId, PlanWrite, Planned, PlannedBook, Policy, Report};
 use crate::plan::Departed;
 
 fn json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
     serde_json::from_value(value).unwrap()
-}
-
-fn applied() -> Applied {
-    Applied { ledger: Some(Ok(Planned::default())), unattached: Vec::new() }
 }
 
 fn planned(writes: &[PlanWrite]) -> Applied {
@@ -41,41 +39,6 @@ fn rows(intent: &Intent, applied: &Applied, traffic: &Traffic, books: &Books<'_>
     let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
         "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}]}}));
     limit_rows(&tb, intent, applied, traffic, books, &mut Memory::default(), Timestamp::MIN)
-}
-
-fn row(spent: i64, outside: Option<i64>) -> TokenBudgetStatus {
-    let row = LimitStatus {
-        name: "gpt".to_owned(),
-        unit: "tokens".to_owned(),
-        budget: 60_000,
-        spent,
-        outside: outside.map(|tokens| LimitOutside { tokens, requests: 9 }),
-        ..LimitStatus::default()
-    };
-    TokenBudgetStatus { limits: vec![row], ..TokenBudgetStatus::default() }
-}
-
-#[test]
-fn traffic_outside_comes_after_what_the_fleet_itself_spends() {
-    let verdict = |spent, outside| within(&row(spent, outside), &applied());
-    assert_eq!(verdict(60_000, None).reason, Reason::WithinBudget);
-    assert_eq!(verdict(60_001, Some(9_000)).reason, Reason::OverBudget);
-    let outside = verdict(60_000, Some(12_345));
-    assert_eq!((outside.holds, outside.reason), (Some(false), Reason::TrafficOutside));
-    assert_eq!(
-        outside.message,
-        "limit gpt: others spend about 12000 tokens a minute of the same quota, by LiteLLM's own counters; attach the \
-         Deployment that they come from to this TokenBudget (spec.targetRefs), or lower the budget by as much"
-    );
-    assert_eq!(verdict(0, Some(12_499)).message, outside.message);
-}
-
-#[test]
-fn amounts_are_rounded_to_two_digits() {
-    let all = [0, 7, 99, 100, 104, 105, 999, 9_949, 9_950, 1_250_000, i64::MAX];
-    let rounded: Vec<i64> = all.into_iter().map(rounded).collect();
-    assert_eq!(rounded[..10], [0, 7, 99, 100, 100, 110, 1_000, 9_900, 10_000, 1_300_000]);
-    assert!(rounded[10] > i64::MAX / 100 * 99);
 }
 
 #[test]
@@ -113,31 +76,24 @@ fn what_a_process_had_spent_when_it_ended_goes_with_its_record() {
 }
 
 #[test]
-fn pods_without_agent_are_told_how_they_get_it() {
-    let said = |attach: &str| {
-        let tb: TokenBudget = json(serde_json::json!({
-            "apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget", "metadata": {"name": "tb"},
-            "spec": {"targetRefs": [{"name": "litellm"}], "attach": attach}
-        }));
-        let target = crate::controller::validate::Target {
-            deployment: std::sync::Arc::default(),
-            container: "litellm".to_owned(),
-            wanted: crate::litellm::Wanted::default(),
-            size: crate::plan::Target { replicas: 2, most_replicas: None, surge: 0, workers: 1 },
-            pods: Vec::new(),
-            pods_without_agent: 2,
-        };
-        let valid = Validated {
-            targets: vec![target],
-            problems: Vec::new(),
-            limits: Limits::Known(Vec::new()),
-            members: Vec::new(),
-        };
-        let verdict = attached(&tb, &valid, &applied());
-        assert_eq!(verdict.reason, Reason::PartiallyAttached);
-        verdict.message
+fn rows_of_pods_are_bounded() {
+    let members = (0..MOST_PODS + 1).map(|n| {
+        let report: Report =
+            json(serde_json::json!({"pod": format!("p-{n:03}"), "podUid": "u", "container": "litellm", "worker": 1,
+            "startedMs": 0, "agent": "0.1.0", "state": "Enforcing"}));
+        (format!("m-{n}"), report)
+    });
+    let members: Vec<_> = members.collect();
+    let records = members.iter().map(|(id, _)| (id.clone(), MemberRecord { share: 7, ..MemberRecord::default() }));
+    let state = BookState { members: records.collect(), ..BookState::default() };
+    let books: Books<'_> = [(("gpt".to_owned(), Unit::Tokens), &state)].into();
+    let member = |(id, report): (String, Report)| Member { id, report, finished_ms: None };
+    let valid = Validated {
+        targets: Vec::new(),
+        problems: Vec::new(),
+        limits: Limits::Known(Vec::new()),
+        members: members.into_iter().map(member).collect(),
     };
-    assert!(said("Automatic").contains("when the rollout replaces them"));
-    assert!(said("Manual").contains("when you add it to the pod template"));
-    assert!(said("Admission").contains("kubectl rollout restart"));
+    let rows = pod_rows(&valid, &books);
+    assert_eq!((rows.len(), rows[99].pod.as_str(), rows[99].share), (MOST_PODS, "p-099", 7));
 }

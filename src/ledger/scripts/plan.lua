@@ -1,7 +1,6 @@
 -- Budgets, shares and evidence.   KEYS: meta, members, all books of the TokenBudget...
 -- ARGV: epoch books, then per book: place (in KEYS) budget aside level safe leaseMs first members, and per member:
 -- id share finished (0: it runs). Books without arguments are only asked whether they still hold a record.
-if meta[2] == CLOSED then return { 'fenced' } end
 local CHUNK = 500
 local at = 2
 local function take()

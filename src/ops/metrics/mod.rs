@@ -3,10 +3,11 @@
 mod fleet;
 mod labels;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
@@ -21,6 +22,8 @@ pub use labels::{BookLabels, ConditionStatus, FleetReading, LedgerErrorKind, Out
 
 use fleet::Fleets;
 use labels::{KindLabel, LimitLabels, OutcomeLabel, ReservedLabels};
+
+type Books = HashMap<(String, String), Vec<BookLabels>>;
 
 /// All metrics. Clones are the same metrics.
 #[derive(Clone)]
@@ -46,8 +49,8 @@ pub struct Metrics {
     leader_changes: Counter,
     ledger_duration: Histogram,
     ledger_errors: Family<KindLabel, Counter>,
-    /// The series that there are, for their removal.
-    books: Arc<Mutex<Vec<BookLabels>>>,
+    /// The series that there are, by namespace and name of the TokenBudget, for their removal.
+    books: Arc<Mutex<Books>>,
 }
 
 impl fmt::Debug for Metrics {
@@ -183,7 +186,8 @@ impl Metrics {
             self.leader_changes.inc();
         }
         if !leads {
-            self.keep(|_| false);
+            let before = std::mem::take(&mut *self.books());
+            before.values().flatten().for_each(|book| self.remove_book(book));
             self.fleets.clear();
         }
     }
@@ -197,7 +201,8 @@ impl Metrics {
             unit,
         };
         let wanted: Vec<BookLabels> = readings.iter().map(|(limit, unit, _)| labels(limit, *unit)).collect();
-        self.keep(|book| book.namespace != namespace || book.tokenbudget != tokenbudget || wanted.contains(book));
+        let before = self.books().insert((namespace.to_owned(), tokenbudget.to_owned()), wanted.clone());
+        before.iter().flatten().filter(|book| !wanted.contains(book)).for_each(|book| self.remove_book(book));
         for (book, (_, _, reading)) in wanted.iter().zip(readings) {
             self.budget.get_or_create(book).set(reading.budget);
             self.spent.get_or_create(book).set(reading.spent);
@@ -224,10 +229,6 @@ impl Metrics {
             }
             show(&self.waited, &LimitLabels::of(book), reading.waited);
         }
-        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
-        books.extend(wanted);
-        books.sort();
-        books.dedup();
     }
 
     /// Sets what is shown of a TokenBudget as a whole.
@@ -238,36 +239,34 @@ impl Metrics {
     /// Removes all series of a TokenBudget that is gone.
     pub fn remove_budget(&self, namespace: &str, tokenbudget: &str) {
         self.fleets.remove(namespace, tokenbudget);
-        self.keep(|book| book.namespace != namespace || book.tokenbudget != tokenbudget);
+        let before = self.books().remove(&(namespace.to_owned(), tokenbudget.to_owned()));
+        before.iter().flatten().for_each(|book| self.remove_book(book));
     }
 
-    fn keep(&self, wanted: impl Fn(&BookLabels) -> bool) {
-        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
-        books.retain(|book| {
-            let keep = wanted(book);
-            if !keep {
-                for family in [
-                    &self.budget,
-                    &self.spent,
-                    &self.worst,
-                    &self.pool,
-                    &self.granted,
-                    &self.aside,
-                    &self.safe_share,
-                    &self.learning,
-                    &self.members,
-                    &self.denied,
-                    &self.outside,
-                ] {
-                    family.remove(book);
-                }
-                for labels in &ReservedLabels::of(book) {
-                    self.reserved.remove(labels);
-                }
-                self.waited.remove(&LimitLabels::of(book));
-            }
-            keep
-        });
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove_book(&self, book: &BookLabels) {
+        for family in [
+            &self.budget,
+            &self.spent,
+            &self.worst,
+            &self.pool,
+            &self.granted,
+            &self.aside,
+            &self.safe_share,
+            &self.learning,
+            &self.members,
+            &self.denied,
+            &self.outside,
+        ] {
+            family.remove(book);
+        }
+        for labels in &ReservedLabels::of(book) {
+            self.reserved.remove(labels);
+        }
+        self.waited.remove(&LimitLabels::of(book));
     }
 
     /// The metrics in the OpenMetrics text format.

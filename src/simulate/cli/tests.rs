@@ -70,7 +70,7 @@ fn a_run_prints_a_table_or_json_and_draws() {
     };
     let text = printed("");
     assert!(text.contains("ideal central bucket") && text.contains("static split"), "{text}");
-    let json: serde_json::Value = serde_json::from_str(&printed("--json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&printed("--output=json")).unwrap();
     assert_eq!(json["contenders"][1]["who"], "ideal");
     assert!(json["contenders"][0]["useOfIdeal"].as_f64().unwrap() > 0.5);
     assert!(std::fs::read_to_string(&plot).unwrap().contains("a recorded trace"));

@@ -42,7 +42,7 @@ fn pasted(deployment: &Deployment, text: &str, print: Print) -> Deployment {
     let parsed: Value = serde_saphyr::from_str(text).unwrap();
     let mut live = serde_json::to_value(deployment).unwrap();
     match print {
-        Print::Yaml => merge(&mut live, &parsed),
+        Print::Yaml | Print::Json => merge(&mut live, &parsed),
         Print::Kustomize => {
             let patch = &parsed["patches"][0];
             assert_eq!(patch["target"]["name"], live["metadata"]["name"]);
@@ -67,7 +67,7 @@ fn pasted(deployment: &Deployment, text: &str, print: Print) -> Deployment {
     serde_json::from_value(live).unwrap()
 }
 
-const ALL: [Print; 3] = [Print::Helm, Print::Kustomize, Print::Yaml];
+const ALL: [Print; 4] = [Print::Helm, Print::Kustomize, Print::Yaml, Print::Json];
 
 #[test]
 fn what_is_pasted_is_what_the_operator_takes_for_attached() {

@@ -65,7 +65,7 @@ llm/gpt-4o  Enforce  2/3 pods of litellm  LedgerUnreachable
 
   gpt  [################################]  120 %  120 of 100 requests per minute
   pool -20  denied 0  safe share 1  members 101  set aside 10  others spend 7
-  101 more processes: a status has 100 rows, the metrics have all
+  101 more processes: a status has 100 rows, the metrics have the sums
 
 # spent in the last 60 s   - granted, not spent   | share
 ";

@@ -1,0 +1,237 @@
+//! What each condition of a TokenBudget says. The messages are for the user: what is wrong, and what to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use super::apply::Applied;
+use super::limits::Limits;
+use super::memory::{Memory, WINDOW};
+use super::observe::Observed;
+use super::validate::{Problem, Validated};
+use crate::api::{AttachPolicy, LedgerLossPolicy, Mode, Reason, TokenBudget, TokenBudgetStatus};
+use crate::ledger::MemberState;
+
+/// One condition's status (None: Unknown), reason and message.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// None: it is not known.
+    pub holds: Option<bool>,
+    /// Stable.
+    pub reason: Reason,
+    /// What to do.
+    pub message: String,
+}
+
+impl Verdict {
+    /// It holds.
+    pub fn yes(reason: Reason, message: impl Into<String>) -> Self {
+        Self { holds: Some(true), reason, message: message.into() }
+    }
+
+    /// It does not.
+    pub fn no(reason: Reason, message: impl Into<String>) -> Self {
+        Self { holds: Some(false), reason, message: message.into() }
+    }
+
+    fn unknown(reason: Reason, message: impl Into<String>) -> Self {
+        Self { holds: None, reason, message: message.into() }
+    }
+
+    fn of(problem: &Problem) -> Self {
+        Self::no(problem.reason, problem.message.clone())
+    }
+}
+
+/// Whether the spec can be acted on.
+pub fn accepted(valid: &Validated) -> Verdict {
+    match (valid.problems.first(), &valid.limits) {
+        (Some(problem), _) => Verdict::of(problem),
+        (None, Limits::Waiting) => Verdict::unknown(
+            Reason::WaitingForDeclaredLimits,
+            "spec.limits is empty: waiting for the LiteLLM processes to say which tpm and rpm they declare",
+        ),
+        (None, _) => Verdict::yes(Reason::Accepted, "targets, limits and Redis are known"),
+    }
+}
+
+/// Whether every live pod has the agent.
+pub fn attached(tb: &TokenBudget, valid: &Validated, applied: &Applied) -> Verdict {
+    if let Some((_, problem)) = applied.unattached.first() {
+        return Verdict::of(problem);
+    }
+    let with: usize = valid.targets.iter().map(|t| t.pods.iter().filter(|p| p.is_living()).count()).sum();
+    let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
+    match (with, without) {
+        (0, 0) => Verdict::no(
+            Reason::NoPods,
+            "the Deployments of spec.targetRefs have no pods: scale one up, and its pods come with the agent",
+        ),
+        (_, 0) => Verdict::yes(Reason::AllPodsAttached, "every live pod was made with the agent"),
+        _ => Verdict::no(
+            Reason::PartiallyAttached,
+            format!(
+                "{without} live pods run without the agent; {}",
+                match tb.spec.attach {
+                    AttachPolicy::Automatic => "they get it when the rollout replaces them",
+                    AttachPolicy::Manual => "they get it when you add it to the pod template",
+                    AttachPolicy::Admission => "new pods get it: run kubectl rollout restart",
+                }
+            ),
+        ),
+    }
+}
+
+/// Whether the ledger answers.
+pub fn ledger(tb: &TokenBudget, observed: &Observed, applied: &Applied) -> Verdict {
+    let error = match (&observed.ledger, &applied.ledger) {
+        (Some(Err(error)), _) | (_, Some(Err(error))) => error,
+        (None, _) | (_, None) => {
+            return Verdict::unknown(Reason::Pending, "no ledger is known yet: see Accepted");
+        }
+        (_, Some(Ok(planned))) => {
+            let learning = planned.books.iter().filter(|(_, b)| b.learning).count();
+            return if learning == 0 {
+                Verdict::yes(Reason::LedgerAnswers, "the ledger answers")
+            } else {
+                Verdict::no(
+                    Reason::Learning,
+                    format!(
+                        "the ledger is new, lost data or heard nobody for a while: {learning} books lend only what comes back, for \
+                         up to 95 s; if this comes again, look why Redis loses its data or its clients (docs/operations.md)"
+                    ),
+                )
+            };
+        }
+    };
+    let meanwhile = match tb.spec.on_ledger_loss {
+        LedgerLossPolicy::SafeShare => "at most their safe share",
+        LedgerLossPolicy::Open => "by LiteLLM's own limits (onLedgerLoss: Open)",
+    };
+    Verdict::no(
+        Reason::LedgerUnreachable,
+        format!(
+            "{}; mend Redis, or the way to it from the operator (URL, user, NetworkPolicy); processes that do not reach it either \
+             spend what they were lent, and after 30 s {meanwhile}",
+            chain(error)
+        ),
+    )
+}
+
+/// Whether every live process has applied the policy for a window.
+pub fn enforcing(
+    tb: &TokenBudget,
+    observed: &Observed,
+    valid: &Validated,
+    applied: &Applied,
+    memory: &mut Memory,
+) -> Verdict {
+    let wanted = match tb.spec.mode {
+        Mode::Enforce => MemberState::Enforcing,
+        Mode::Observe => MemberState::Observing,
+    };
+    // Lookups, as there may be thousands of pods and members.
+    let present: BTreeSet<&str> =
+        valid.targets.iter().flat_map(|t| &t.pods).filter_map(|p| p.metadata.uid.as_deref()).collect();
+    let degraded = valid.members.iter().find(|m| {
+        m.finished_ms.is_none() && m.report.state == MemberState::Degraded && present.contains(&*m.report.pod_uid)
+    });
+    let mut in_state: BTreeMap<&str, u32> = BTreeMap::new();
+    for member in valid.members.iter().filter(|m| m.finished_ms.is_none() && m.report.state == wanted) {
+        *in_state.entry(&member.report.pod_uid).or_default() += 1;
+    }
+    let serving =
+        || valid.targets.iter().flat_map(|t| t.pods.iter().map(move |p| (t, p))).filter(|(_, p)| p.is_ready());
+    let waiting = serving().filter(|(target, pod)| {
+        let workers = pod.metadata.uid.as_deref().and_then(|uid| in_state.get(uid)).copied().unwrap_or(0);
+        workers < observed.workers(pod, target.size.workers)
+    });
+    let (waiting, pods) = (waiting.count(), serving().count());
+    let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
+    let known = matches!(&valid.limits, Limits::Known(_)) && matches!(&applied.ledger, Some(Ok(_)));
+
+    let verdict = if let Some(member) = degraded {
+        let what = member.report.problems.join("; ");
+        Verdict::no(Reason::AgentDegraded, format!("pod {}: {what}", member.report.pod))
+    } else if without > 0 {
+        Verdict::no(Reason::PartiallyAttached, format!("{without} live pods run without the agent: see Attached"))
+    } else if pods == 0 {
+        Verdict::no(Reason::NoPods, "no pod of the targets is ready: kubectl describe pods says why")
+    } else if !known || waiting > 0 {
+        Verdict::no(
+            Reason::WaitingForProcesses,
+            format!(
+                "{waiting} of {pods} ready pods have not applied the policy yet, which takes seconds; if it stays so, their logs say \
+                 why (lines of tokenbudget)"
+            ),
+        )
+    } else {
+        let since = *memory.fleet.whole_since.get_or_insert(observed.now);
+        return match (passed(since, observed.now), tb.spec.mode) {
+            (false, _) => Verdict::no(
+                Reason::WindowNotPassed,
+                "every process enforces; what was spent before leaves the 60 s window: wait a minute",
+            ),
+            (true, Mode::Enforce) => Verdict::yes(Reason::Enforcing, "every live process enforces its share"),
+            (true, Mode::Observe) => Verdict::no(
+                Reason::Observing,
+                "mode Observe: nothing is refused; set mode: Enforce when the figures are what you expect",
+            ),
+        };
+    };
+    // A ledger that is away for a while does not unmake the promise: processes go by their leases and safe shares.
+    if known || without > 0 {
+        memory.fleet.whole_since = None;
+    }
+    verdict
+}
+
+/// Whether what is spent is within the budget, and nobody else spends the same quota.
+pub fn within(status: &TokenBudgetStatus, applied: &Applied) -> Verdict {
+    if !matches!(&applied.ledger, Some(Ok(_))) || status.limits.is_empty() {
+        return Verdict::unknown(Reason::Pending, "no figures yet");
+    }
+    if let Some(row) = status.limits.iter().find(|row| row.spent > row.budget) {
+        return Verdict::no(
+            Reason::OverBudget,
+            format!(
+                "limit {} spent {} of {} {} in the last 60 s: after a cut it is over in a minute; else answers are longer than what \
+                 was reserved (reserve: MaxTokens, or headroomPercent)",
+                row.name, row.spent, row.budget, row.unit
+            ),
+        );
+    }
+    match status.limits.iter().find_map(|row| Some((row, row.outside.as_ref()?))) {
+        Some((row, outside)) => Verdict::no(
+            Reason::TrafficOutside,
+            format!(
+                "limit {}: others spend about {} tokens a minute of the same quota, by LiteLLM's own counters; attach the \
+                 Deployment that they come from to this TokenBudget (spec.targetRefs), or lower the budget by as much",
+                row.name,
+                rounded(outside.tokens)
+            ),
+        ),
+        None => Verdict::yes(Reason::WithinBudget, "every limit is within its budget"),
+    }
+}
+
+/// To two digits: a text that names it does not change with every minute.
+fn rounded(amount: i64) -> i64 {
+    let mut unit = 1;
+    while amount / unit >= 100 {
+        unit *= 10;
+    }
+    amount.saturating_add(unit / 2) / unit * unit
+}
+
+/// An error and what it comes from.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn passed(since: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(since) >= WINDOW
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! What the conditions say.
+
+use super::*;
+use crate::api::{LimitOutside, LimitStatus};
+use crate::ledger::{LedgerError, Planned};
+
+fn json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+fn applied() -> Applied {
+    Applied { ledger: Some(Ok(Planned::default())), unattached: Vec::new() }
+}
+
+fn row(spent: i64, outside: Option<i64>) -> TokenBudgetStatus {
+    let row = LimitStatus {
+        name: "gpt".to_owned(),
+        unit: "tokens".to_owned(),
+        budget: 60_000,
+        spent,
+        outside: outside.map(|tokens| LimitOutside { tokens, requests: 9 }),
+        ..LimitStatus::default()
+    };
+    TokenBudgetStatus { limits: vec![row], ..TokenBudgetStatus::default() }
+}
+
+#[test]
+fn traffic_outside_comes_after_what_the_fleet_itself_spends() {
+    let verdict = |spent, outside| within(&row(spent, outside), &applied());
+    assert_eq!(verdict(60_000, None).reason, Reason::WithinBudget);
+    assert_eq!(verdict(60_001, Some(9_000)).reason, Reason::OverBudget);
+    let outside = verdict(60_000, Some(12_345));
+    assert_eq!((outside.holds, outside.reason), (Some(false), Reason::TrafficOutside));
+    assert_eq!(
+        outside.message,
+        "limit gpt: others spend about 12000 tokens a minute of the same quota, by LiteLLM's own counters; attach the \
+         Deployment that they come from to this TokenBudget (spec.targetRefs), or lower the budget by as much"
+    );
+    assert_eq!(verdict(0, Some(12_499)).message, outside.message);
+}
+
+#[test]
+fn amounts_are_rounded_to_two_digits() {
+    let all = [0, 7, 99, 100, 104, 105, 999, 9_949, 9_950, 1_250_000, i64::MAX];
+    let rounded: Vec<i64> = all.into_iter().map(rounded).collect();
+    assert_eq!(rounded[..10], [0, 7, 99, 100, 100, 110, 1_000, 9_900, 10_000, 1_300_000]);
+    assert!(rounded[10] > i64::MAX / 100 * 99);
+}
+
+#[test]
+fn pods_without_agent_are_told_how_they_get_it() {
+    let said = |attach: &str| {
+        let tb: TokenBudget = json(serde_json::json!({
+            "apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget", "metadata": {"name": "tb"},
+            "spec": {"targetRefs": [{"name": "litellm"}], "attach": attach}
+        }));
+        let target = crate::controller::validate::Target {
+            deployment: std::sync::Arc::default(),
+            container: "litellm".to_owned(),
+            wanted: crate::litellm::Wanted::default(),
+            size: crate::plan::Target { replicas: 2, most_replicas: None, surge: 0, workers: 1 },
+            pods: Vec::new(),
+            pods_without_agent: 2,
+        };
+        let valid = Validated {
+            targets: vec![target],
+            problems: Vec::new(),
+            limits: Limits::Known(Vec::new()),
+            members: Vec::new(),
+        };
+        let verdict = attached(&tb, &valid, &applied());
+        assert_eq!(verdict.reason, Reason::PartiallyAttached);
+        verdict.message
+    };
+    assert!(said("Automatic").contains("when the rollout replaces them"));
+    assert!(said("Manual").contains("when you add it to the pod template"));
+    assert!(said("Admission").contains("kubectl rollout restart"));
+}
+
+#[test]
+fn a_ledger_that_is_away_says_what_processes_do_meanwhile() {
+    let said = |policy: &str| {
+        let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+            "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}], "onLedgerLoss": policy}}));
+        let away = || Some(Err(LedgerError::Timeout { after: std::time::Duration::from_secs(1) }));
+        let observed = Observed { ledger: away(), ..Observed::default() };
+        let verdict = ledger(&tb, &observed, &Applied { ledger: None, unattached: Vec::new() });
+        assert_eq!((verdict.holds, verdict.reason), (Some(false), Reason::LedgerUnreachable));
+        verdict.message
+    };
+    assert!(said("SafeShare").ends_with("and after 30 s at most their safe share"));
+    assert!(said("Open").ends_with("and after 30 s by LiteLLM's own limits (onLedgerLoss: Open)"));
+}
