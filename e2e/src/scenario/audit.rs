@@ -102,8 +102,9 @@ pub fn status_writes_a_minute(rig: &Rig, budget: &str, window: Duration) -> Resu
 ///
 /// # Errors
 /// When the log cannot be read.
-pub fn used(rig: &Rig, account: &str) -> Result<(BTreeSet<Right>, BTreeSet<Right>)> {
-    let mine: Vec<Request> = requests(rig)?.into_iter().filter(|r| r.account == account).collect();
+pub fn used(rig: &Rig, account: &str, but: &[&str]) -> Result<(BTreeSet<Right>, BTreeSet<Right>)> {
+    let others = |r: &Request| r.account != account || but.contains(&&*r.name);
+    let mine: Vec<Request> = requests(rig)?.into_iter().filter(|r| !others(r)).collect();
     let with = |refused: bool| mine.iter().filter(|r| (r.code == 403) == refused).map(|r| r.right.clone()).collect();
     Ok((with(false), with(true)))
 }

@@ -11,9 +11,10 @@ use super::bench::Bench;
 use super::fleet::{Fleet, conditions, text};
 use super::operator::{Passes, restarts};
 use super::outsider::Outsider;
-use super::rig::Rig;
+use super::rig::{OPERATOR_NAMESPACE, Rig};
 use super::{
-    admission, audit, exposition, failover, killed, knobs, logs, manners, releases, rights, schema, shapes, uninstall,
+    admission, audit, exposition, failover, killed, knobs, logs, manners, manual, refusals, releases, rights, schema,
+    shapes, uninstall,
 };
 use crate::load::LoadSpec;
 
@@ -66,6 +67,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
         delete_within(rig, name, Duration::from_secs(30))?;
     }
     untouched(&fleet, "plain")?;
+    no_secret_is_told(rig)?;
 
     rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/plain", "--timeout=120s"])?;
     said(rig, "nothing-declared", "targetRefs: [{name: plain}]", ("Accepted", "NoLimits", "spec.limits is empty"))
@@ -76,6 +78,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     ensure!(restarts(rig)? == before, "the operator restarted on bad input");
     let outsider = Outsider::start(rig).await?;
     manners::run(rig).await?;
+    refusals::run(rig).await?;
     knobs::run(rig).await?;
     let vanished = killed::vanish(rig, &fleet).await?;
     let lost = killed::lose_node(rig).await?;
@@ -83,6 +86,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     logs::run(rig).await?;
     releases::run(rig).await?;
     shapes::run(rig).await?;
+    manual::run(rig).await?;
     outsider.until_seen().await?;
     admission::run(rig).await?;
     println!("check: bad input is answered, the operator lives, the pods serve");
@@ -193,6 +197,15 @@ async fn said(rig: &Rig, name: &str, spec: &str, (kind, reason, words): (&str, &
     let known = rig.kubectl(&["get", "tb", "-A", "-o", "name"])?.lines().count();
     ensure!(rate <= MOST_PASSES * known as f64, "{name}: {rate:.1} passes a second with {known} TokenBudgets");
     println!("check: {name}: {reason}: {message}");
+    Ok(())
+}
+
+/// The password of `dead-redis` is in no event and no line of the log.
+fn no_secret_is_told(rig: &Rig) -> Result<()> {
+    let log = rig.kubectl(&["-n", OPERATOR_NAMESPACE, "logs", "deployment/tokenbudget", "--tail=-1"])?;
+    let events = rig.kubectl(&["-n", "llm", "get", "events", "-o", "json"])?;
+    ensure!(log.contains("dead-redis"), "the operator's log does not name dead-redis: this check is void");
+    ensure!(!log.contains("hunter2") && !events.contains("hunter2"), "a password is in the log or in an event");
     Ok(())
 }
 

@@ -80,6 +80,7 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
         outcome.failures.push(format!("{lost} requests were lost while the fleet rolled over"));
     }
     rig.show(&["-n", "llm", "get", "tb"])?;
+    let rollouts = fleet.rollouts("litellm")?;
     // The window that was promised begins here.
     let enforcing_ms = unix_ms() - judge::WINDOW_MS;
 
@@ -116,6 +117,9 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
     .await?;
     rig.show(&["-n", "llm", "get", "tb"])?;
     hot_pod_is_fast(&mut outcome, &bench, &hot).await?;
+    if fleet.rollouts("litellm")? != rollouts {
+        outcome.failures.push("a change of shares or of the scale was a rollout".to_owned());
+    }
 
     draw(rig, &bench, started_ms, &[&without, &rolling, &with, &scaling, &hot], &replicas.seen).await?;
     judge_all(&mut outcome, &without, &with, &scaling, &hot, (before, most, least));

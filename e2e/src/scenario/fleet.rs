@@ -29,6 +29,15 @@ impl<'a> Fleet<'a> {
         Ok(if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text)? })
     }
 
+    /// How often the Deployment's pod template has changed.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn rollouts(&self, deployment: &str) -> Result<String> {
+        let object = self.get("deployment", deployment)?;
+        Ok(text(&object["metadata"]["annotations"]["deployment.kubernetes.io/revision"]).to_owned())
+    }
+
     /// The pods that are Ready and not terminating.
     ///
     /// # Errors

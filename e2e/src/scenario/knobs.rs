@@ -124,13 +124,29 @@ async fn rolling_update(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
 
 /// With a Role in one namespace instead of a ClusterRole the operator does the same; what it is refused, `rights` finds.
 async fn one_namespace(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
-    rig.helm_install(&["watchNamespaces={llm}"])?;
+    let url = format!("--from-literal=url={}", rig.redis_url);
+    for name in ["named-redis", "other-redis"] {
+        rig.kubectl(&["-n", "llm", "create", "secret", "generic", name, &url])?;
+    }
+    rig.helm_install(&["watchNamespaces={llm}", "rbac.secretNames={named-redis,litellm}"])?;
     let roles = rig.kubectl(&["get", "clusterroles", "-l", "app.kubernetes.io/name=tokenbudget", "-o", "name"])?;
     ensure!(roles.trim().is_empty(), "with watchNamespaces there is still {roles}");
     set(rig, "gpt-4o", r#"{"headroomPercent": 20}"#)?;
     until_budget(fleet, 48_000).await?;
     set(rig, "gpt-4o", r#"{"headroomPercent": 0}"#)?;
     let took = until_budget(fleet, 60_000).await?;
+    for (name, accepted) in [("named-redis", "True"), ("other-redis", "False")] {
+        let spec = format!(
+            "targetRefs: [{{name: pair, container: one}}]\n  paused: true\n  redis: {{urlSecretRef: {{name: {name}, key: url}}}}\n  \
+             limits: [{{name: a, models: [{{modelName: m}}], tokensPerMinute: 600}}]"
+        );
+        let (applied, answer) = apply_text(rig, &manifest(name, &spec))?;
+        ensure!(applied, "{answer}");
+        fleet.until_condition(name, "Accepted", accepted, None, SOON).await?;
+        delete_within(rig, name, Duration::from_secs(30))?;
+        rig.kubectl(&["-n", "llm", "delete", "secret", name])?;
+    }
+    println!("check: with rbac.secretNames another Secret is not read");
     rig.helm_install(&[])?;
     println!("check: with watchNamespaces={{llm}} and no ClusterRole a change holds after {:.1} s", took.as_secs_f32());
     Ok(())

@@ -73,6 +73,11 @@ pub fn run(rig: &Rig) -> Result<()> {
         let (accepted, said) = ask(&"n".repeat(52), spec)?;
         ensure!(accepted, "{spec} was refused: {said}");
     }
+    let explained = rig.kubectl(&["explain", "tokenbudget.spec"])?;
+    ensure!(
+        explained.contains("targetRefs") && !explained.contains("<no description>"),
+        "kubectl explain: {explained}"
+    );
     println!("check: {} specs at the border of what is valid are taken", TAKEN.len());
     Ok(())
 }

@@ -32,6 +32,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     let case = Case { rig, fleet };
     case.until_whole(1).await?;
 
+    case.autoscaled().await?;
     case.kubectl(&["scale", "deployment/plain", "--replicas=0"])?;
     until("no member is left", SOON, || Ok(case.members()?.is_empty())).await?;
     case.kubectl(&["scale", "deployment/plain", "--replicas=1"])?;
@@ -108,6 +109,22 @@ impl Case<'_> {
             Ok(members.len() == 1 && members[0] != pod)
         })
         .await
+    }
+
+    /// The safe share follows an HPA's maximum (and the surge, a quarter of it), as it is edited, and goes back with it.
+    async fn autoscaled(&self) -> Result<()> {
+        let share = |wanted: i64| {
+            until("the safe share is that of the HPA's maximum", SOON, move || Ok(self.limit()?["safeShare"] == wanted))
+        };
+        share(BUDGET / 2).await?;
+        self.kubectl(&["autoscale", "deployment/plain", "--min=1", "--max=4", "--cpu=80%"])?;
+        share(BUDGET / 5).await?;
+        self.kubectl(&["patch", "hpa", "plain", "-p", r#"{"spec": {"maxReplicas": 8}}"#])?;
+        let took = share(BUDGET / 10).await?;
+        self.kubectl(&["delete", "hpa", "plain"])?;
+        share(BUDGET / 2).await?;
+        println!("check: an HPA's new maximum is in the safe share after {:.1} s", took.as_secs_f32());
+        Ok(())
     }
 
     /// A rollout with maxSurge 100 %: old and new together never hold more than the budget.
