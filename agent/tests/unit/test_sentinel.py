@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from support.acl import add_user, is_enough
 from support.fake_operator import Operator, limit, policy
 from support.member import Member, until
 from support.redis_server import RedisServer
@@ -180,3 +181,15 @@ def test_what_a_server_says_back_is_logged_without_passwords(tb, tmp_path, caplo
     assert "***" in caplog.text
     assert "hunter2" not in caplog.text
     assert "swordfish" not in caplog.text
+
+
+def test_the_documented_user_is_enough(tb, three, tmp_path):
+    login = add_user(three.primary)
+    pol = policy([limit()], beatMs=100)
+    Operator(three.primary.client()).publish(pol)
+    url = three.url.replace("://", f"://{login}")
+    member = Member(tb, url, tmp_path / "pod-1", [pol])
+    try:
+        is_enough(three.primary, member)
+    finally:
+        member.stop()
