@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::helm::{CHART, EVERYTHING, args, config_map, helm, objects, of_kind, only, refusal, render};
+use super::helm::{
+    CHART, EVERYTHING, args, config_map, helm, objects, of_kind, only, refusal, render, render_with_hooks,
+};
 
 #[test]
 fn lint_finds_nothing() {
@@ -96,7 +98,19 @@ fn namespaces_make_roles_and_flags() {
     assert!(text.contains("--namespace a --namespace b"), "{text}");
     assert!(!args(&all).contains(&"--namespace".to_owned()));
     let lease = only(&all, "Role")["rules"][1]["resourceNames"][0].clone();
-    assert_eq!(lease, tokenbudget::leader::LEASE_NAME);
+    assert_eq!(lease, "tb-tokenbudget", "the release's own");
+}
+
+#[test]
+fn releases_in_one_namespace_have_leases_of_their_own() {
+    let all = objects(&render_with_hooks(&["fullnameOverride=other"]));
+    for role in of_kind(&all, "Role").iter().filter(|role| role["rules"][1]["resources"][0] == "leases") {
+        assert_eq!(role["rules"][1]["resourceNames"], serde_json::json!(["other"]), "{role}");
+    }
+    for pod in [only(&all, "Deployment"), only(&all, "Job")] {
+        let args = pod["spec"]["template"]["spec"]["containers"][0]["args"].clone();
+        assert!(args.to_string().contains(r#""--lease-name","other""#), "{args}");
+    }
 }
 
 #[test]
@@ -111,6 +125,8 @@ fn the_command_line_follows_the_values() {
             "true",
             "--lease-namespace",
             "$(POD_NAMESPACE)",
+            "--lease-name",
+            "tb-tokenbudget",
             "--identity",
             "$(POD_NAME)",
             "--log-file",

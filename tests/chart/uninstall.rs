@@ -24,7 +24,10 @@ fn a_job_detaches_with_the_operators_rights() {
     }
     let pod = only(&hooks, "Job")["spec"]["template"]["spec"].clone();
     let operator = only(&installed, "Deployment")["spec"]["template"]["spec"].clone();
-    assert_eq!(pod["containers"][0]["args"], serde_json::json!(["detach", "--all-namespaces"]));
+    assert_eq!(
+        pod["containers"][0]["args"],
+        serde_json::json!(["detach", "--lease-name", "tb-tokenbudget", "--all-namespaces"])
+    );
     for field in ["image", "securityContext", "resources"] {
         assert_eq!(pod["containers"][0][field], operator["containers"][0][field]);
     }
@@ -42,7 +45,17 @@ fn it_goes_where_the_operator_was() {
     let args = &job["spec"]["template"]["spec"]["containers"][0]["args"];
     assert_eq!(
         *args,
-        serde_json::json!(["detach", "--namespace", "a", "--namespace", "b", "--default-redis-secret", "r/url"])
+        serde_json::json!([
+            "detach",
+            "--lease-name",
+            "tb-tokenbudget",
+            "--namespace",
+            "a",
+            "--namespace",
+            "b",
+            "--default-redis-secret",
+            "r/url"
+        ])
     );
 }
 

@@ -68,7 +68,7 @@ rules:
   verbs: [create]
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  resourceNames: [tokenbudget]
+  resourceNames: [{{ include "tokenbudget.fullname" $root }}]
   verbs: [get, update]
 ---
 apiVersion: rbac.authorization.k8s.io/v1

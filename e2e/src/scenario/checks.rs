@@ -13,8 +13,8 @@ use super::operator::{Passes, restarts};
 use super::outsider::Outsider;
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 use super::{
-    admission, audit, exposition, failover, killed, knobs, logs, manners, manual, refusals, releases, rights, schema,
-    shapes, uninstall,
+    admission, audit, exposition, failover, killed, knobs, logs, manners, manual, observed, refusals, releases, rights,
+    schema, shapes, uninstall,
 };
 use crate::load::LoadSpec;
 
@@ -80,6 +80,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     manners::run(rig).await?;
     refusals::run(rig).await?;
     knobs::run(rig).await?;
+    observed::run(rig).await?;
     let vanished = killed::vanish(rig, &fleet).await?;
     let lost = killed::lose_node(rig).await?;
     exposition::run(rig)?;

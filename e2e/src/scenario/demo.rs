@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use super::audit;
 use super::bench::{BUDGET, Bench, LOAD, Step};
 use super::figures;
 use super::fleet::{Fleet, name_of};
@@ -31,6 +32,9 @@ const LEAST_REPLICAS: usize = 2;
 
 /// The most seconds that unspent tokens may take to a hot pod.
 const MOST_LAG: f64 = 3.0;
+
+/// Of the status in a minute: its figures each 15 s, and as often a transition (OverBudget comes and goes with the load).
+const MOST_WRITES: f64 = 8.0;
 
 /// The least that must be wrong without TokenBudget, as a multiple of the budget.
 const LEAST_EXCESS: u64 = 2;
@@ -90,6 +94,11 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
     })
     .await?;
     rig.show(&["-n", "llm", "get", "tb", "-o", "wide"])?;
+    let writes = audit::status_writes_a_minute(rig, "gpt-4o", LOAD)?;
+    println!("its status was written {writes:.1} times a minute under this load");
+    if writes > MOST_WRITES {
+        outcome.failures.push(format!("the status was written {writes:.1} times a minute"));
+    }
 
     println!("\n== 4. an HPA on CPU scales the fleet up under load, and down again");
     let early: Vec<String> = fleet.ready_pods()?.iter().map(name_of).collect();

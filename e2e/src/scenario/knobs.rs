@@ -31,7 +31,7 @@ fn generation(fleet: &Fleet<'_>, deployment: &str) -> Result<Value> {
     Ok(fleet.get("deployment", deployment)?["metadata"]["generation"].clone())
 }
 
-fn set(rig: &Rig, budget: &str, spec: &str) -> Result<()> {
+pub(super) fn set(rig: &Rig, budget: &str, spec: &str) -> Result<()> {
     rig.kubectl(&["-n", "llm", "patch", "tb", budget, "--type=merge", "-p", &format!("{{\"spec\": {spec}}}")])?;
     Ok(())
 }
@@ -42,7 +42,7 @@ fn budgets(fleet: &Fleet<'_>, budget: &str) -> Result<Vec<i64>> {
     Ok(rows.iter().filter_map(|row| row["budget"].as_i64()).collect())
 }
 
-async fn until_budget(fleet: &Fleet<'_>, wanted: i64) -> Result<Duration> {
+pub(super) async fn until_budget(fleet: &Fleet<'_>, wanted: i64) -> Result<Duration> {
     let started = Instant::now();
     while budgets(fleet, "gpt-4o")? != [wanted] {
         if started.elapsed() > SOON {

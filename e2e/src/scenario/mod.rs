@@ -18,6 +18,7 @@ mod logs;
 mod manners;
 mod manual;
 mod newcomers;
+mod observed;
 mod operator;
 mod outsider;
 mod paths;
