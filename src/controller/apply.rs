@@ -159,7 +159,7 @@ async fn attach(
         return Ok(Err(Problem { reason: Reason::LedgerUnreachable, message }));
     }
     // Another wish of ours is no removal.
-    if target.deployment.metadata.generation < entry.generation {
+    if entry.is_older(&target.deployment.metadata) {
         return Ok(Ok(()));
     }
     let contested = if entry.had(&wanted.patch) && !difference.missing.is_empty() {
@@ -186,7 +186,7 @@ async fn attach(
         entry.refused = Some((Instant::now(), message.clone()));
         return Ok(Err(Problem { reason: Reason::AttachFailed, message }));
     }
-    entry.generation = outcome?.metadata.generation;
+    entry.wrote(&outcome?.metadata);
     entry.refused = None;
     entry.has(&wanted.patch);
     info!(deployment = %name, container = %wanted.container, "added the agent to the pod template");

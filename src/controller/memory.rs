@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::events::Recorder;
 use serde_json::Value;
 
@@ -160,8 +161,8 @@ pub struct AttachMemory {
     applied: Option<u64>,
     /// When somebody took them out.
     pub removed: Vec<Timestamp>,
-    /// The Deployment's generation after our last write: a cache that is behind it says nothing.
-    pub generation: Option<i64>,
+    /// The Deployment after our last write: its UID and generation.
+    written: Option<(Option<String>, Option<i64>)>,
     /// What the last write was refused for, and when.
     pub refused: Option<(Instant, String)>,
 }
@@ -179,6 +180,17 @@ impl AttachMemory {
     #[must_use]
     pub fn had(&self, patch: &Value) -> bool {
         self.applied == Some(hash(patch))
+    }
+
+    /// Takes note of what our write answered.
+    pub fn wrote(&mut self, written: &ObjectMeta) {
+        self.written = Some((written.uid.clone(), written.generation));
+    }
+
+    /// Whether this is of before our last write: a cache that is behind says nothing of what others did since.
+    #[must_use]
+    pub fn is_older(&self, cached: &ObjectMeta) -> bool {
+        self.written.as_ref().is_some_and(|(uid, generation)| *uid == cached.uid && cached.generation < *generation)
     }
 
     /// Somebody removed the entries. Answers whether this is contested.
@@ -263,6 +275,20 @@ mod tests {
             !WithoutAgent { complete: false, ..none }.holds(&of, true, later(5)),
             "counted while some were missing"
         );
+    }
+
+    #[test]
+    fn a_cache_may_be_behind_our_own_write() {
+        let deployment = |uid: &str, generation| ObjectMeta {
+            uid: Some(uid.to_owned()),
+            generation: Some(generation),
+            ..ObjectMeta::default()
+        };
+        let mut memory = AttachMemory::default();
+        assert!(!memory.is_older(&deployment("a", 1)));
+        memory.wrote(&deployment("a", 7));
+        assert!(memory.is_older(&deployment("a", 6)) && !memory.is_older(&deployment("a", 7)));
+        assert!(!memory.is_older(&deployment("b", 1)), "it was deleted and made again");
     }
 
     #[test]
