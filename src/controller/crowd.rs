@@ -1,6 +1,7 @@
 //! How many processes share a Redis, over all TokenBudgets: what the beats of each of them go by.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,9 +62,12 @@ impl Crowd {
 impl Inner {
     fn take(&mut self, old: Option<(String, u32)>) {
         if let Some((server, processes)) = old
-            && let Some(all) = self.all.get_mut(&server)
+            && let Entry::Occupied(mut all) = self.all.entry(server)
         {
-            *all -= u64::from(processes);
+            *all.get_mut() -= u64::from(processes);
+            if *all.get() == 0 {
+                all.remove();
+            }
         }
     }
 }

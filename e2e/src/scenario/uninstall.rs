@@ -101,7 +101,7 @@ async fn again_without_helm(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     ensure!(output.status.success(), "detach: {said}");
     nothing_is_left(rig, fleet).await?;
     println!("check: detach by hand took {:.0} s, and nothing is left either", started.elapsed().as_secs_f32());
-    rig.kubectl(&["delete", "-f", &file, "--timeout=60s"])?;
+    rig.kubectl(&["delete", "-f", &file, "--ignore-not-found", "--timeout=60s"])?;
     ensure!(rig.kubectl(&["get", "tb", "-A"]).is_err(), "the CustomResourceDefinition is left");
     waits_for_its_crd(rig, &chart).await
 }
