@@ -134,11 +134,14 @@ async fn quiet(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// `kubectl tokenbudget` beside a real operator.
+/// `kubectl tokenbudget`, as kubectl's plugin, beside a real operator.
 fn terminal(rig: &Rig) -> Result<()> {
+    let bin = rig.paths.dir.join("bin");
     let run = |args: &[&str]| -> Result<String> {
-        let output =
-            Command::new(rig.paths.built("tokenbudget")).args(args).env("KUBECONFIG", rig.kubeconfig()).output()?;
+        let mut command = Command::new(bin.join("kubectl"));
+        // kubectl looks for its plugins there.
+        command.arg("tokenbudget").args(args).env("KUBECONFIG", rig.kubeconfig()).env("PATH", &bin);
+        let output = command.output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success(), "tokenbudget {}: {said}", args.join(" "));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())

@@ -189,6 +189,7 @@ impl Paths {
             ("kubectl", self.cluster_binary()),
             ("helm", self.helm()),
             ("tokenbudget", self.built("tokenbudget")),
+            ("kubectl-tokenbudget", self.built("tokenbudget")),
             ("load", self.built("load")),
         ] {
             let link = bin.join(name);

@@ -20,6 +20,11 @@ const CHARTS: [(&str, &str); 2] = [
     ("litellm-gateway", include_str!("../../../src/litellm/fixtures/litellm-gateway.yaml")),
 ];
 
+/// What the second version of a chart adds to the lists of the pod template.
+const ENV: &str = r#"{"name":"ADDED_BY_HELM","value":"1"}"#;
+const VOLUME: &str = r#"{"name":"added-by-helm","emptyDir":{}}"#;
+const MOUNT: &str = r#"{"name":"added-by-helm","mountPath":"/added"}"#;
+
 /// Runs all of it.
 ///
 /// # Errors
@@ -56,10 +61,31 @@ impl<'a> Release<'a> {
         // No node has it, so the gateway's pods stay Pending where its chart leaves the count to an HPA.
         spec["template"]["spec"]["nodeSelector"] = serde_json::json!({"nobody": "has-it"});
         spec["template"]["metadata"]["annotations"]["checksum/config"] = "{{ .Values.checksum }}".into();
+        // The second version of the chart has one more item in each of the lists that the agent's entries are in, too.
+        for (path, added) in [("containers/0/env", ENV), ("volumes", VOLUME), ("containers/0/volumeMounts", MOUNT)] {
+            let (parent, list) = path.rsplit_once('/').unwrap_or(("", path));
+            let parent = format!("/spec/template/spec/{parent}");
+            let parent = object.pointer_mut(parent.trim_end_matches('/')).context("no container")?;
+            let mut items = parent[list].as_array().cloned().unwrap_or_default();
+            items.push(added.into());
+            parent[list] = items.into();
+        }
+        let mut text = serde_json::to_string(&object)?;
+        for added in [ENV, VOLUME, MOUNT] {
+            let item = serde_json::to_string(added)?;
+            // After the last of a list that has others, or as the only one.
+            let only = format!("[{item}]");
+            let (from, to) = if text.contains(&only) {
+                (only, format!("[{{{{ if eq .Values.checksum \"second\" }}}}{added}{{{{ end }}}}]"))
+            } else {
+                (format!(",{item}"), format!("{{{{ if eq .Values.checksum \"second\" }}}},{added}{{{{ end }}}}"))
+            };
+            text = text.replace(&from, &to);
+        }
         let folder = rig.paths.dir.join(name);
         fs::create_dir_all(folder.join("templates"))?;
         fs::write(folder.join("Chart.yaml"), format!("apiVersion: v2\nname: {name}\nversion: 1.0.0\n"))?;
-        fs::write(folder.join("templates/deployment.yaml"), serde_json::to_string_pretty(&object)?)?;
+        fs::write(folder.join("templates/deployment.yaml"), text)?;
         Ok(Self { rig, name, chart: folder.to_string_lossy().into_owned(), deployment })
     }
 
@@ -68,13 +94,15 @@ impl<'a> Release<'a> {
         self.rig.helm(&["upgrade", "--install", self.name, &self.chart, "--namespace", "llm", "--set", &set])
     }
 
-    /// Helm's annotation has this value, and our entries are there beside it.
+    /// Helm's annotation has this value, its items are in the lists or not, and our entries are there beside them.
     async fn until_both(&self, checksum: &str) -> Result<Duration> {
         let fleet = Fleet::of(self.rig);
         until(&format!("{} has checksum {checksum} and the agent", self.deployment), SOON, || {
             let template = fleet.get("deployment", &self.deployment)?["spec"]["template"].clone();
             let helms = template["metadata"]["annotations"]["checksum/config"] == checksum;
-            Ok(helms && template.to_string().contains(AGENT_HOOK))
+            let text = template.to_string();
+            let added = ["ADDED_BY_HELM", "added-by-helm", "/added"].map(|item| text.contains(item));
+            Ok(helms && text.contains(AGENT_HOOK) && added == [checksum == "second"; 3])
         })
         .await
     }
