@@ -47,7 +47,8 @@ impl<'a> Outsider<'a> {
         let spec = LoadSpec {
             targets: TargetSpec::Deployment { namespace: "llm".to_owned(), name: NAME.to_owned(), port: 4000 },
             rate: 1.0,
-            duration: PATIENCE,
+            // Until it is seen: other checks come before.
+            duration: Duration::from_secs(3600),
             key: Some("sk-local".to_owned()),
             ..LoadSpec::default()
         };
