@@ -158,10 +158,10 @@ async fn attach(
         let message = format!("Deployment {name} gets the agent once the ledger answers");
         return Ok(Err(Problem { reason: Reason::LedgerUnreachable, message }));
     }
-    // Another wish of ours is no removal.
     if entry.is_older(&target.deployment.metadata) {
         return Ok(Ok(()));
     }
+    // Another wish of ours is no removal.
     let contested = if entry.had(&wanted.patch) && !difference.missing.is_empty() {
         warn!(deployment = %name, missing = ?difference.missing, "somebody took out the agent");
         entry.was_removed(observed.now)

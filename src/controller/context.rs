@@ -117,14 +117,13 @@ impl Context {
 
     /// Forgets a TokenBudget that is gone.
     pub fn forget(&self, tb: &TokenBudget) {
-        let uid = tb.uid().unwrap_or_default();
+        let (uid, namespace) = (tb.uid().unwrap_or_default(), tb.namespace().unwrap_or_default());
         self.crowd.forget(&uid);
         locked(&self.memories).remove(&uid);
         locked(&self.policies).remove(&uid);
         // Its namespace may be gone with all that is in it.
-        let namespace = tb.namespace().unwrap_or_default();
         locked(&self.applied_maps).retain(|(of, _), _| *of != namespace);
-        self.metrics.remove_budget(&tb.namespace().unwrap_or_default(), &tb.name_any());
+        self.metrics.remove_budget(&namespace, &tb.name_any());
     }
 
     /// Makes the policy known to the TokenBudgets of the same Deployment.

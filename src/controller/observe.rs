@@ -185,15 +185,15 @@ async fn target(
     let living = seen.pods.iter().filter(|p| p.is_living()).count();
     let complete = usize::try_from(replicas).is_ok_and(|replicas| replicas <= living);
     let (of, now) = ((deployment.resource_version(), living), Instant::now());
-    let counted = match memory.targets.without_agent.get(&reference.name) {
-        Some(counted) if counted.holds(&of, complete, now) => counted.clone(),
+    seen.pods_without_agent = match memory.targets.without_agent.get(&reference.name) {
+        Some(counted) if counted.holds(&of, complete, now) => counted.count,
         _ => {
             let count = pods_without_agent(deployment, namespace, ctx).await?;
-            WithoutAgent { count, at: now, of, complete }
+            let counted = WithoutAgent { count, at: now, of, complete };
+            memory.targets.without_agent.insert(reference.name.clone(), counted);
+            count
         }
     };
-    seen.pods_without_agent = counted.count;
-    memory.targets.without_agent.insert(reference.name.clone(), counted);
     if let Ok(container) = choose_container(deployment, reference.container.as_deref()) {
         let read_before = memory.targets.workers.entry(reference.name.clone()).or_default();
         let generation = deployment.metadata.generation;

@@ -59,7 +59,7 @@ impl Stored {
     /// `plan.lua`
     ///
     /// # Errors
-    /// [`LedgerError::Fenced`], also after a close.
+    /// [`LedgerError::Fenced`].
     pub fn plan(
         &mut self,
         epoch: Epoch,
