@@ -56,7 +56,7 @@ pub async fn run(options: Run, filter: ops::Filter) -> Result<(), Error> {
     if let Some(path) = options.log_file.clone() {
         tokio::spawn(ops::follow(path, filter));
     }
-    let client = client().await?;
+    let (client, _) = client().await?;
     let listener =
         TcpListener::bind(options.listen).await.map_err(|source| Error::Listen { address: options.listen, source })?;
     let (stop, stopped) = watch::channel(false);
@@ -113,14 +113,15 @@ pub async fn run(options: Run, filter: ops::Filter) -> Result<(), Error> {
     Ok(())
 }
 
-/// A client whose requests have a deadline, which kube 5 leaves out. It is for the beginning of an answer: a watch is
-/// answered at once, and lasts.
-pub(crate) async fn client() -> Result<Client, Error> {
+/// A client whose requests have a deadline, which kube 5 leaves out, and the URL of its API server. The deadline is for the
+/// beginning of an answer: a watch is answered at once, and lasts.
+pub(crate) async fn client() -> Result<(Client, String), Error> {
     let unusable = |e: kube::Error| Error::Config(Box::new(e));
     let config = kube::Config::infer().await.map_err(|e| unusable(kube::Error::InferConfig(e)))?;
-    info!(server = %config.cluster_url, "the API server");
+    let server = config.cluster_url.to_string();
+    info!(server, "the API server");
     let builder = ClientBuilder::try_from(config).map_err(unusable)?;
-    Ok(builder.with_layer(&TimeoutLayer::new(REQUEST_DEADLINE)).build())
+    Ok((builder.with_layer(&TimeoutLayer::new(REQUEST_DEADLINE)).build(), server))
 }
 
 /// What is watched: each of these namespaces, or all by one watch.

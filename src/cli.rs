@@ -8,6 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::api::SecretKeyRef;
 use crate::leader::LEASE_NAME;
+use crate::output::Format;
 use crate::simulate::cli::Simulate;
 use crate::terminal::{Attach, Check, Completion, Top};
 
@@ -140,6 +141,10 @@ pub struct Detach {
     /// Say of which TokenBudgets, in which cluster, and leave everything as it is.
     #[arg(long)]
     pub dry_run: bool,
+
+    /// How to print what was done; the log of it goes to standard error.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
 
     /// How long it may take, in seconds. Nothing that is broken holds it up for longer than 30 s.
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]

@@ -11,6 +11,7 @@ pub mod leader;
 pub mod ledger;
 pub mod litellm;
 pub mod ops;
+pub mod output;
 pub mod plan;
 pub mod plot;
 pub mod simulate;

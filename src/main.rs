@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use tokenbudget::cli::{Cli, Command, is_plugin};
+use tokenbudget::output::Format;
 use tokenbudget::{api, app, ops, uninstall};
 
 /// glibc keeps an arena for each thread that allocates, and what is freed in one is of no use to the others: with 100
@@ -51,7 +52,11 @@ fn run() -> anyhow::Result<ExitCode> {
         }
         Command::Detach(options) => {
             ops::init(options.log.as_deref())?;
-            runtime()?.block_on(uninstall::run(*options))?;
+            let output = options.output;
+            let answer = runtime()?.block_on(uninstall::run(*options))?;
+            if output == Format::Json {
+                writeln!(out(), "{}", serde_json::to_string_pretty(&answer)?)?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Run(options) => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use kube::{Api, Client, ResourceExt};
+use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
@@ -40,22 +41,41 @@ pub enum Error {
     },
 }
 
+/// What `detach` did, or would do: for `-o json`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Detached {
+    /// URL of the API server.
+    cluster: String,
+    /// Whether nothing was changed.
+    dry_run: bool,
+    /// The TokenBudgets that nothing of ours is in any more, as NAMESPACE/NAME.
+    detached: Vec<String>,
+    /// Those that something of ours is still in.
+    left: Vec<String>,
+    /// How long it took, in seconds.
+    seconds: u64,
+}
+
 /// Takes the agent out, and waits until it is done.
 ///
 /// # Errors
 /// [`Error`]: what is left, and what is in the way.
-pub async fn run(options: Detach) -> Result<(), Error> {
-    let client = app::client().await?;
+pub async fn run(options: Detach) -> Result<Detached, Error> {
+    let (client, cluster) = app::client().await?;
     let namespaces = watched(&options.namespaces);
     let left = remaining(&client, &namespaces).await?;
+    let mut answer = Detached { cluster, dry_run: options.dry_run, detached: Vec::new(), left: Vec::new(), seconds: 0 };
     if left.is_empty() {
         info!("there is nothing to take out");
-        return Ok(());
+        return Ok(answer);
     }
     if options.dry_run {
         info!("would take out what {} TokenBudgets put in: {}", left.len(), left.join(", "));
-        return Ok(());
+        answer.left = left;
+        return Ok(answer);
     }
+    answer.detached = left;
     let (stop, stopped) = watch::channel(false);
     let (ended, passed) = watch::channel(false);
     let (leadership, election) =
@@ -106,10 +126,10 @@ pub async fn run(options: Detach) -> Result<(), Error> {
     let _ = passes.await;
     let _ = ended.send(true);
     let _ = election.await;
-    if outcome.is_ok() {
-        info!(seconds = started.elapsed().as_secs(), "everything is taken out; the TokenBudgets stay");
-    }
-    outcome
+    outcome?;
+    answer.seconds = started.elapsed().as_secs();
+    info!(seconds = answer.seconds, "everything is taken out; the TokenBudgets stay");
+    Ok(answer)
 }
 
 /// The TokenBudgets that still carry something of ours, as NAMESPACE/NAME. Without the resource there are none.

@@ -340,8 +340,10 @@ class Ledger(threading.Thread):
         try:
             with open(path, encoding="utf-8") as file:
                 policies = json.load(file)["tokenBudgets"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError) as error:
             self.file_at = now + 1.0
+            if isinstance(error, FileNotFoundError):
+                self.detached.clear()
             return
         self.file_at = now + (1.0 if not policies else 5.0)
         changed = False
@@ -360,6 +362,8 @@ class Ledger(threading.Thread):
                     continue
                 changed = True
             named = {policy.get("uid") for policy in policies}
+            # What comes back to a file that was without it is meant so: of an operator that was installed again.
+            self.detached = {uid: version for uid, version in self.detached.items() if uid in named}
             for uid, governor in list(agent.governors.items()):
                 silent = now - (governor.last_good if governor.last_good is not None else governor.started)
                 if uid not in named and not self.down and silent > governor.lease + 65:

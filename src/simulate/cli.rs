@@ -13,8 +13,8 @@ use super::report::{self, Row};
 use super::scenarios;
 use super::setup::{Setup, Skew};
 use super::size::Size;
+use crate::output::Format;
 use crate::plot::{Compared, Curve, compared, thousands};
-use crate::terminal::output::Format;
 
 /// Nothing is said on stderr by runs that are shorter.
 const QUIET: Duration = Duration::from_secs(3);

@@ -7,7 +7,6 @@ mod check;
 mod cluster;
 mod completion;
 mod manifests;
-pub(crate) mod output;
 mod paint;
 mod paste;
 mod screen;

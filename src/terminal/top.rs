@@ -8,9 +8,9 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::cluster::{Cluster, ClusterError, ClusterOptions, duration};
-use super::output::Format;
 use super::screen::render;
 use crate::api::{ConditionKind, LimitStatus, Mode, PodStatus, TokenBudget};
+use crate::output::Format;
 
 const EXAMPLES: &str = "\
 The figures are the status of the TokenBudgets, at most 15 s old. The whole bar of a limit is its

@@ -31,7 +31,7 @@ fn it_lets_metrics_in_and_dns_the_api_server_and_redis_out() {
         json!([
             {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]},
             {"ports": [{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": 6443}]},
-            {"ports": [{"protocol": "TCP", "port": 6379}]},
+            {"ports": [{"protocol": "TCP", "port": 6379}, {"protocol": "TCP", "port": 26379}]},
         ])
     );
 }

@@ -99,6 +99,25 @@ def test_detached_stops_the_calls_and_the_file_does_not_bring_it_back(member, op
     assert one.agent.governors
 
 
+@pytest.mark.parametrize("way", ["no file", "not in the file"])
+def test_the_same_policy_counts_again_after_a_file_without_it(member, operator, way):
+    pol = policy([limit()], beatMs=100)
+    operator.publish(pol)
+    one = member([pol])
+    until(lambda: one.book().answered)
+    operator.detach("uid-1")
+    until(lambda: not one.agent.governors)
+    if way == "no file":
+        one.file.unlink()
+    else:
+        one.write([])
+    one.ledger.read_policies()
+    operator.publish(pol)
+    one.write([pol])
+    one.ledger.read_policies()
+    until(lambda: one.book().answered)
+
+
 def test_a_policy_file_that_comes_late_is_found_within_two_seconds(member, operator):
     pol = policy([limit()], beatMs=100)
     operator.publish(pol)

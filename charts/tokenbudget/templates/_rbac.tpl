@@ -9,7 +9,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata:
   name: {{ $.name }}
-  namespace: {{ . }}
+  namespace: {{ . | quote }}
   {{- include "tokenbudget.rbac.metadata" $meta | nindent 2 }}
 rules:
 {{ include "tokenbudget.rules" $root }}
@@ -18,7 +18,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata:
   name: {{ $.name }}
-  namespace: {{ . }}
+  namespace: {{ . | quote }}
   {{- include "tokenbudget.rbac.metadata" $meta | nindent 2 }}
 roleRef:
   apiGroup: rbac.authorization.k8s.io

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tokenbudget::api::{FIELD_MANAGER, SecretKeyRef};
 use tokenbudget::litellm::{AGENT_HOOK, ATTACH_LABEL, ATTACH_VALUE, ATTACHED_LABEL, STARTUP_HOOKS, Wanted, attachment};
 
-use super::checks::{apply_text, delete_within, manifest};
-use super::fleet::{Fleet, conditions, name_of, text, until};
+use super::checks::{delete_within, manifest};
+use super::fleet::{Fleet, message, name_of, until};
 use super::rig::Rig;
 
 /// How soon the operator answers a change.
@@ -39,8 +39,7 @@ const POLICY: [&str; 2] = ["admission.enabled=true", "admission.failurePolicy=Fa
 /// The first that is not as it should be.
 pub async fn run(rig: &Rig) -> Result<()> {
     let user = User { rig, fleet: Fleet::of(rig), name: "gitops" };
-    let url = format!("--from-literal={}={}", LEDGER.1, rig.redis_url);
-    rig.kubectl(&["-n", "llm", "create", "secret", "generic", LEDGER.0, &url])?;
+    rig.redis_secret(LEDGER.0, &rig.redis_url)?;
     rig.kubectl(&["-n", "llm", "create", "configmap", WORKERS.0, &format!("--from-literal={}=2", WORKERS.1)])?;
     user.apply(false, 0)?;
     user.budget("Admission")?;
@@ -140,8 +139,7 @@ impl User<'_> {
     }
 
     fn apply_wish(&self, wish: &Value) -> Result<()> {
-        let (accepted, answer) = apply_text(self.rig, &wish.to_string())?;
-        ensure!(accepted, "{answer}");
+        self.rig.apply_text(&wish.to_string())?;
         Ok(())
     }
 
@@ -151,8 +149,7 @@ impl User<'_> {
              limits: [{{name: a, models: [{{modelName: gpt-4o}}], tokensPerMinute: {BUDGET}}}]",
             self.name, LEDGER.0, LEDGER.1
         );
-        let (accepted, answer) = apply_text(self.rig, &manifest(self.name, &spec))?;
-        ensure!(accepted, "{answer}");
+        self.rig.apply_text(&manifest(self.name, &spec))?;
         Ok(())
     }
 
@@ -164,9 +161,7 @@ impl User<'_> {
     /// Waits until Attached is False for this reason, and answers with its message.
     async fn until_said(&self, reason: &str) -> Result<String> {
         self.fleet.until_condition(self.name, "Attached", "False", Some(reason), Duration::from_secs(60)).await?;
-        let tb = self.fleet.get("tokenbudget", self.name)?;
-        let found = conditions(&tb).into_iter().find(|c| c["type"] == "Attached");
-        Ok(found.map(|c| text(&c["message"]).to_owned()).unwrap_or_default())
+        Ok(message(&self.fleet.get("tokenbudget", self.name)?, "Attached"))
     }
 
     /// Waits for a pod of the Deployment that is like this.

@@ -45,6 +45,26 @@ pub struct Step {
     pub report: LoadReport,
 }
 
+impl Step {
+    /// What did not reach its figure: the budget is never exceeded, so much of it is used, nothing is lost.
+    #[must_use]
+    pub fn failures(&self, least_used: f64) -> Vec<String> {
+        let name = &self.name;
+        let mut failures = Vec::new();
+        if self.worst > BUDGET {
+            let worst = judge::percent_up(self.worst, BUDGET);
+            failures.push(format!("{name}: the worst 60 s were {worst} of the budget ({} tokens)", self.worst));
+        }
+        if self.used < least_used {
+            failures.push(format!("{name}: {:.1}% used, under {:.0}%", self.used * 100.0, least_used * 100.0));
+        }
+        if self.lost > 0 {
+            failures.push(format!("{name}: {} requests were lost to something else than a 429", self.lost));
+        }
+        failures
+    }
+}
+
 /// Measures steps at the provider.
 #[derive(Debug)]
 pub struct Bench<'a> {

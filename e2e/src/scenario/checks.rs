@@ -1,14 +1,14 @@
 //! What users do wrong, and how they leave: on the real control plane, each with a message that says the way out.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use super::bench::Bench;
-use super::fleet::{Fleet, conditions, text};
+use super::fleet::{Fleet, message, name_of, text};
+use super::ledgers::Ledgers;
 use super::operator::{Passes, restarts};
 use super::outsider::Outsider;
 use super::rig::{OPERATOR_NAMESPACE, Rig};
@@ -77,8 +77,10 @@ pub async fn run(rig: &Rig) -> Result<()> {
     untouched(&fleet, "plain")?;
     ensure!(restarts(rig)? == before, "the operator restarted on bad input");
     let outsider = Outsider::start(rig).await?;
+    let ledgers = Ledgers::start(rig).await?;
     manners::run(rig).await?;
     refusals::run(rig).await?;
+    ledgers.until_enforced().await?;
     knobs::run(rig).await?;
     observed::run(rig).await?;
     let vanished = killed::vanish(rig, &fleet).await?;
@@ -156,51 +158,36 @@ fn terminal(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// `kubectl apply -f -`: whether it was accepted, and what was said.
-pub(super) fn apply_text(rig: &Rig, manifest: &str) -> Result<(bool, String)> {
-    apply_with(rig, &[], manifest)
-}
-
-/// [`apply_text`] with more options.
-pub(super) fn apply_with(rig: &Rig, options: &[&str], manifest: &str) -> Result<(bool, String)> {
-    let mut child = Command::new(rig.kubectl_binary())
-        .args(["kubectl", "apply", "-f", "-"])
-        .args(options)
-        .env("KUBECONFIG", rig.kubeconfig())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    child.stdin.take().context("kubectl has no stdin")?.write_all(manifest.as_bytes())?;
-    let output = child.wait_with_output()?;
-    let said = [output.stdout, output.stderr].concat();
-    Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
-}
-
 /// Applies a TokenBudget that cannot work, and waits for what is said about it.
 async fn said(rig: &Rig, name: &str, spec: &str, (kind, reason, words): (&str, &str, &str)) -> Result<()> {
-    let (accepted, answer) = apply_text(rig, &manifest(name, spec))?;
-    ensure!(accepted, "{name} was refused: {answer}");
+    rig.apply_text(&manifest(name, spec))?;
     let fleet = Fleet::of(rig);
     let limit = if reason == "NoLimits" { Duration::from_secs(90) } else { Duration::from_secs(20) };
     fleet.until_condition(name, kind, "False", Some(reason), limit).await?;
     let object = fleet.get("tokenbudget", name)?;
-    let found = conditions(&object);
-    let message = found.iter().find(|c| c["type"] == kind).map(|c| text(&c["message"]).to_owned()).unwrap_or_default();
+    let message = message(&object, kind);
     ensure!(message.contains(words), "{name}: expected {words:?} in: {message}");
     ensure!(!serde_json::to_string(&object)?.contains("hunter2"), "{name}: the password is in the object");
 
-    let events = rig.kubectl(&["-n", "llm", "get", "events", "-o", "json"])?;
-    let events: Value = serde_json::from_str(&events)?;
-    let told = |event: &Value| event["involvedObject"]["name"] == name && event["reason"] == reason;
-    ensure!(events["items"].as_array().is_some_and(|all| all.iter().any(told)), "{name}: there is no event {reason}");
     let before = Passes::so_far(rig)?;
     let started = Instant::now();
     tokio::time::sleep(Duration::from_secs(2)).await;
     let rate = Passes::so_far(rig)?.since(&before).count / started.elapsed().as_secs_f64();
     let known = rig.kubectl(&["get", "tb", "-A", "-o", "name"])?.lines().count();
     ensure!(rate <= MOST_PASSES * known as f64, "{name}: {rate:.1} passes a second with {known} TokenBudgets");
+    told_once(rig, &object, reason)?;
     println!("check: {name}: {reason}: {message}");
+    Ok(())
+}
+
+/// However many passes came since, the API server has one event of this reason about the object, and it was told once.
+pub(super) fn told_once(rig: &Rig, object: &Value, reason: &str) -> Result<()> {
+    let of = format!("involvedObject.uid={},reason={reason}", text(&object["metadata"]["uid"]));
+    let events = rig.kubectl(&["-n", "llm", "get", "events", "--field-selector", &of, "-o", "json"])?;
+    let events: Value = serde_json::from_str(&events)?;
+    let once = |event: &Value| event["series"].is_null() && event["count"].as_i64().unwrap_or(1) <= 1;
+    let told = events["items"].as_array().is_some_and(|all| all.len() == 1 && all.iter().all(once));
+    ensure!(told, "{}: event {reason} was not told once: {}", name_of(object), events["items"]);
     Ok(())
 }
 

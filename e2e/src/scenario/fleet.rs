@@ -29,6 +29,20 @@ impl<'a> Fleet<'a> {
         Ok(if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text)? })
     }
 
+    /// Makes a Deployment like `plain` under another name, changed in this way.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn copy_plain(&self, name: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let mut object = self.get("deployment", "plain")?;
+        object["metadata"] = serde_json::json!({"name": name, "namespace": "llm"});
+        object["status"] = Value::Null;
+        object["spec"]["selector"]["matchLabels"]["app"] = name.into();
+        object["spec"]["template"]["metadata"]["labels"]["app"] = name.into();
+        change(&mut object);
+        self.rig.apply_text(&object.to_string())
+    }
+
     /// How often the Deployment's pod template has changed.
     ///
     /// # Errors
@@ -164,6 +178,12 @@ pub async fn until(what: &str, limit: Duration, mut found: impl FnMut() -> Resul
 #[must_use]
 pub fn conditions(object: &Value) -> Vec<Value> {
     object["status"]["conditions"].as_array().cloned().unwrap_or_default()
+}
+
+/// The message of a condition; empty when there is no such condition.
+#[must_use]
+pub fn message(object: &Value, kind: &str) -> String {
+    conditions(object).iter().find(|c| c["type"] == kind).map(|c| text(&c["message"]).to_owned()).unwrap_or_default()
 }
 
 /// A string field, or nothing.

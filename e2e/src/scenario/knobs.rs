@@ -7,8 +7,8 @@ use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 use tokenbudget::litellm::AGENT_HOOK;
 
-use super::checks::{apply_text, delete_within, manifest, untouched};
-use super::fleet::{Fleet, conditions, text, until};
+use super::checks::{delete_within, manifest, untouched};
+use super::fleet::{Fleet, message, until};
 use super::rig::Rig;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -54,19 +54,16 @@ pub(super) async fn until_budget(fleet: &Fleet<'_>, wanted: i64) -> Result<Durat
 }
 
 async fn overlap(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
-    let (accepted, answer) = apply_text(rig, &manifest("younger", "mode: Observe"))?;
-    ensure!(accepted, "{answer}");
+    rig.apply_text(&manifest("younger", "mode: Observe"))?;
     fleet.until_condition("younger", "Accepted", "False", Some("Overlap"), SOON).await?;
-    let younger = fleet.get("tokenbudget", "younger")?;
-    let found = conditions(&younger);
-    let message = found.iter().find(|c| c["type"] == "Accepted").map(|c| text(&c["message"]).to_owned());
-    ensure!(message.as_ref().is_some_and(|m| m.contains("TokenBudget gpt-4o")), "{message:?} names no other");
+    let message = message(&fleet.get("tokenbudget", "younger")?, "Accepted");
+    ensure!(message.contains("TokenBudget gpt-4o"), "{message:?} names no other");
     ensure!(budgets(fleet, "younger")?.is_empty(), "the younger keeps a limit");
     fleet.until_condition("gpt-4o", "Accepted", "True", None, SOON).await?;
     delete_within(rig, "younger", Duration::from_secs(30))?;
     let template = fleet.get("deployment", "litellm")?["spec"]["template"].to_string();
     ensure!(template.contains(AGENT_HOOK), "the end of the younger took the agent out");
-    println!("check: a second TokenBudget for the same deployments: Overlap: {}", message.unwrap_or_default());
+    println!("check: a second TokenBudget for the same deployments: Overlap: {message}");
     Ok(())
 }
 
@@ -89,8 +86,7 @@ async fn headroom_and_pause(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
 async fn rolling_update(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     let spec = "targetRefs: [{name: plain}]\n  paused: true\n  agentUpdatePolicy: RollingUpdate\n  \
                 limits: [{name: a, models: [{modelName: gpt-4o}], tokensPerMinute: 600}]";
-    let (accepted, answer) = apply_text(rig, &manifest("rolling", spec))?;
-    ensure!(accepted, "{answer}");
+    rig.apply_text(&manifest("rolling", spec))?;
     fleet.until_condition("rolling", "Ready", "False", Some("Paused"), SOON).await?;
     untouched(fleet, "plain")?;
     set(rig, "rolling", r#"{"paused": false}"#)?;
@@ -124,9 +120,8 @@ async fn rolling_update(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
 
 /// With a Role in one namespace instead of a ClusterRole the operator does the same; what it is refused, `rights` finds.
 async fn one_namespace(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
-    let url = format!("--from-literal=url={}", rig.redis_url);
     for name in ["named-redis", "other-redis"] {
-        rig.kubectl(&["-n", "llm", "create", "secret", "generic", name, &url])?;
+        rig.redis_secret(name, &rig.redis_url)?;
     }
     rig.helm_install(&["watchNamespaces={llm}", "rbac.secretNames={named-redis,litellm}"])?;
     let roles = rig.kubectl(&["get", "clusterroles", "-l", "app.kubernetes.io/name=tokenbudget", "-o", "name"])?;
@@ -140,8 +135,7 @@ async fn one_namespace(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
             "targetRefs: [{{name: pair, container: one}}]\n  paused: true\n  redis: {{urlSecretRef: {{name: {name}, key: url}}}}\n  \
              limits: [{{name: a, models: [{{modelName: m}}], tokensPerMinute: 600}}]"
         );
-        let (applied, answer) = apply_text(rig, &manifest(name, &spec))?;
-        ensure!(applied, "{answer}");
+        rig.apply_text(&manifest(name, &spec))?;
         fleet.until_condition(name, "Accepted", accepted, None, SOON).await?;
         delete_within(rig, name, Duration::from_secs(30))?;
         rig.kubectl(&["-n", "llm", "delete", "secret", name])?;

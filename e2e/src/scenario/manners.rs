@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use tokenbudget::api::FIELD_MANAGER;
 use tokenbudget::litellm::{AGENT_HOOK, STARTUP_HOOKS};
 
-use super::checks::{apply_text, delete_within, manifest, untouched};
-use super::fleet::{Fleet, conditions, text};
+use super::checks::{delete_within, manifest, untouched};
+use super::fleet::{Fleet, message, text};
 use super::rig::Rig;
 
 /// How soon the operator answers a change.
@@ -29,8 +29,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
             "targetRefs: [{{name: {name}}}]\n  limits: [{{name: a, models: [{{modelName: m}}], tokensPerMinute: 600}}]",
             name = user.name
         );
-        let (accepted, answer) = apply_text(rig, &manifest(user.name, &spec))?;
-        ensure!(accepted, "{answer}");
+        rig.apply_text(&manifest(user.name, &spec))?;
     }
     for user in &users {
         user.until(true).await?;
@@ -74,8 +73,7 @@ impl User<'_> {
     }
 
     fn apply(&self, argument: &str) -> Result<()> {
-        let (accepted, answer) = apply_text(self.rig, &self.wish(argument).to_string())?;
-        ensure!(accepted, "{answer}");
+        self.rig.apply_text(&self.wish(argument).to_string())?;
         Ok(())
     }
 
@@ -148,11 +146,9 @@ impl User<'_> {
         set("flags:init")?;
         let fleet = Fleet::of(self.rig);
         fleet.until_condition(self.name, "Attached", "False", Some("HooksOwnedByUser"), SOON).await?;
-        let tb = fleet.get("tokenbudget", self.name)?;
-        let found = conditions(&tb);
-        let message = found.iter().find(|c| c["type"] == "Attached").map(|c| text(&c["message"]).to_owned());
+        let message = message(&fleet.get("tokenbudget", self.name)?, "Attached");
         let both = format!("flags:init,{AGENT_HOOK}");
-        ensure!(message.as_ref().is_some_and(|message| message.contains(&both)), "{message:?} does not say {both}");
+        ensure!(message.contains(&both), "{message:?} does not say {both}");
         self.has_hooks("flags:init")?;
         set(&both)?;
         fleet.until_condition(self.name, "Attached", "False", Some("NoPods"), SOON).await?;

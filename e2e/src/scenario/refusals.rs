@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::checks::{apply_text, delete_within, manifest, untouched};
-use super::fleet::{Fleet, conditions, text, until};
+use super::checks::{delete_within, manifest, untouched};
+use super::fleet::{Fleet, message, until};
 use super::operator::Passes;
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 
@@ -25,14 +25,11 @@ pub async fn run(rig: &Rig) -> Result<()> {
     let fleet = Fleet::of(rig);
     let spec = "targetRefs: [{name: pair, container: one}]\n  redis: {urlSecretRef: {name: open-redis, key: url}}\n  \
                 limits: [{name: a, models: [{modelName: m}], tokensPerMinute: 600}]";
-    let url = format!("--from-literal=url={}", rig.redis_url);
-    rig.kubectl(&["-n", "llm", "create", "secret", "generic", "open-redis", &url])?;
+    rig.redis_secret("open-redis", &rig.redis_url)?;
     deny(rig).await?;
-    let (accepted, answer) = apply_text(rig, &manifest(NAME, spec))?;
-    ensure!(accepted, "{answer}");
+    rig.apply_text(&manifest(NAME, spec))?;
     fleet.until_condition(NAME, "Attached", "False", Some("AttachFailed"), SOON).await?;
-    let found = conditions(&fleet.get("tokenbudget", NAME)?);
-    let message = found.iter().find(|c| c["type"] == "Attached").map(|c| text(&c["message"])).unwrap_or_default();
+    let message = message(&fleet.get("tokenbudget", NAME)?, "Attached");
     ensure!(message.contains("not while we look"), "Attached says: {message}");
     allow(rig)?;
     let took = until("it is attached once it may be", SOON, || Ok(untouched(&fleet, "pair").is_err())).await?;
@@ -57,10 +54,8 @@ pub async fn run(rig: &Rig) -> Result<()> {
 /// else waits for it, and its deletion ends, too.
 async fn hangs(rig: &Rig, fleet: &Fleet<'_>, spec: &str) -> Result<()> {
     let silent = TcpListener::bind("127.0.0.1:0")?;
-    let url = format!("--from-literal=url=redis://{}", silent.local_addr()?);
-    rig.kubectl(&["-n", "llm", "create", "secret", "generic", "silent-redis", &url])?;
-    let (accepted, answer) = apply_text(rig, &manifest("silent", &spec.replace("open-redis", "silent-redis")))?;
-    ensure!(accepted, "{answer}");
+    rig.redis_secret("silent-redis", &format!("redis://{}", silent.local_addr()?))?;
+    rig.apply_text(&manifest("silent", &spec.replace("open-redis", "silent-redis")))?;
     fleet.until_condition("silent", "LedgerReachable", "False", Some("LedgerUnreachable"), SOON).await?;
     let before = Passes::so_far(rig)?;
     let counted = Instant::now();
@@ -88,8 +83,7 @@ async fn deny(rig: &Rig) -> Result<()> {
          message: not while we look\n---\napiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingAdmissionPolicyBinding\n\
          metadata: {{name: freeze}}\nspec: {{policyName: freeze, validationActions: [Deny]}}\n"
     );
-    let (accepted, answer) = apply_text(rig, &policy)?;
-    ensure!(accepted, "{answer}");
+    rig.apply_text(&policy)?;
     // The API server takes a new policy in within a second or two.
     let tried = ["-n", "llm", "annotate", "deployment", "pair", "frozen=yes", "--overwrite", "--dry-run=server"];
     until("the policy holds", SOON, || Ok(rig.kubectl(&tried).is_err())).await.map(drop)

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokenbudget::litellm::AGENT_HOOK;
 
-use super::checks::{apply_text, apply_with, delete_within, manifest, untouched};
+use super::checks::{delete_within, manifest, untouched};
 use super::fleet::{Fleet, text, until};
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 
@@ -31,8 +31,8 @@ const MOUNT: &str = r#"{"name":"added-by-helm","mountPath":"/added"}"#;
 /// The first that is not as it should be.
 pub async fn run(rig: &Rig) -> Result<()> {
     everything_rendered_is_accepted(rig)?;
-    let url = format!("--from-literal=url={}", rig.redis_url);
-    rig.kubectl(&["-n", "llm", "create", "secret", "generic", "live-redis", &url])?;
+    notes_are_right(rig)?;
+    rig.redis_secret("live-redis", &rig.redis_url)?;
     for (name, fixture) in CHARTS {
         Release::new(rig, name, fixture)?.run().await?;
     }
@@ -114,8 +114,7 @@ impl<'a> Release<'a> {
              limits: [{{name: a, models: [{{modelName: m}}], tokensPerMinute: 600}}]",
             self.deployment
         );
-        let (accepted, answer) = apply_text(self.rig, &manifest(self.name, &spec))?;
-        ensure!(accepted, "{answer}");
+        self.rig.apply_text(&manifest(self.name, &spec))?;
         self.until_both("first").await?;
         self.upgrade("second")?;
         self.stays("second", "an upgrade").await?;
@@ -144,7 +143,7 @@ impl<'a> Release<'a> {
 fn everything_rendered_is_accepted(rig: &Rig) -> Result<()> {
     let crds = rig.paths.prometheus_operator_crds();
     rig.kubectl(&["apply", "--server-side", "-f", &crds.to_string_lossy()])?;
-    let chart = rig.paths.root.join("charts/tokenbudget").to_string_lossy().into_owned();
+    let chart = rig.chart();
     let all = [
         "serviceMonitor.enabled=true",
         "prometheusRule.enabled=true",
@@ -165,9 +164,31 @@ fn everything_rendered_is_accepted(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
+/// What Helm says after an installation can be done as it is written.
+fn notes_are_right(rig: &Rig) -> Result<()> {
+    let notes = rig.helm_output(&["get", "notes", "tokenbudget", "--namespace", OPERATOR_NAMESPACE])?;
+    let (before, rest) = notes.split_once("kubectl apply -f - <<YAML\n").context("the notes apply no TokenBudget")?;
+    let (manifest, after) = rest.split_once("   YAML\n").context("the manifest in the notes has no end")?;
+    let manifest: String =
+        manifest.lines().map(|line| format!("{}\n", line.strip_prefix("   ").unwrap_or(line))).collect();
+    let (accepted, said) = rig.try_apply(&["--dry-run=server", "--validate=strict"], &manifest)?;
+    ensure!(accepted && said.contains("tokenbudget.tokenbudget.dev/litellm"), "the manifest in the notes: {said}");
+    let commands: Vec<&str> = [before, after]
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter_map(|l| l.trim().strip_prefix("kubectl "))
+        .collect();
+    ensure!(commands.len() == 2, "the notes have these commands: {commands:?}");
+    for command in &commands {
+        rig.kubectl(&command.split(' ').collect::<Vec<_>>())?;
+    }
+    println!("check: the manifest and the {} commands of the chart's notes work", commands.len());
+    Ok(())
+}
+
 fn dry_run(rig: &Rig, manifests: &str) -> Result<()> {
     let options = ["--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict"];
-    let (accepted, said) = apply_with(rig, &options, manifests)?;
+    let (accepted, said) = rig.try_apply(&options, manifests)?;
     ensure!(accepted, "the API server does not accept what the chart renders: {}", said.trim());
     Ok(())
 }

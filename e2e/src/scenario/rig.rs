@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -200,8 +200,7 @@ impl Rig {
     /// # Errors
     /// When the URL has no port.
     pub fn redis_port(&self) -> Result<u16> {
-        let port = self.redis_url.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        port.context("no port in the URL of Redis")
+        port_of(&self.redis_url)
     }
 
     /// The provider's books.
@@ -211,86 +210,12 @@ impl Rig {
     pub fn provider(&self) -> Result<Remote> {
         Remote::new(&self.provider_url)
     }
+}
 
-    /// Runs kubectl and answers with what it printed.
-    ///
-    /// # Errors
-    /// When it fails, with what it said.
-    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
-        let output = Command::new(self.paths.cluster_binary())
-            .arg("kubectl")
-            .args(args)
-            .env("KUBECONFIG", self.kubeconfig())
-            .stdin(Stdio::null())
-            .output()?;
-        if !output.status.success() {
-            bail!("kubectl {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// Applies a manifest of `e2e/manifests`.
-    ///
-    /// # Errors
-    /// When kubectl fails.
-    pub fn apply(&self, manifest: &str) -> Result<String> {
-        self.kubectl(&["apply", "-f", &self.paths.manifest(manifest).to_string_lossy()])
-    }
-
-    /// Runs a command as a user would, shown with what it prints.
-    ///
-    /// # Errors
-    /// When kubectl fails.
-    pub fn show(&self, args: &[&str]) -> Result<()> {
-        println!("$ kubectl {}", args.join(" "));
-        let text = self.kubectl(args)?;
-        println!("{}", if text.trim().is_empty() { "No resources found" } else { text.trim_end() });
-        Ok(())
-    }
-
-    /// Runs Helm.
-    ///
-    /// # Errors
-    /// When it fails, with the state of the operator's pods and what it said.
-    pub fn helm(&self, args: &[&str]) -> Result<()> {
-        self.helm_output(args).map(|_| ())
-    }
-
-    /// Runs Helm and answers with what it printed.
-    ///
-    /// # Errors
-    /// As [`Self::helm`].
-    pub fn helm_output(&self, args: &[&str]) -> Result<String> {
-        let output = Command::new(self.paths.helm()).args(args).env("KUBECONFIG", self.kubeconfig()).output()?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let pods = self.kubectl(&["-n", OPERATOR_NAMESPACE, "describe", "pods"]).unwrap_or_default();
-            bail!("{pods}\nhelm {}: {}", args.join(" "), said.trim());
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// Installs or upgrades the operator by its chart, with these values.
-    ///
-    /// # Errors
-    /// When Helm fails, with what it said.
-    pub fn helm_install(&self, values: &[&str]) -> Result<()> {
-        self.helm_install_from(&self.paths.root, values)
-    }
-
-    /// [`Self::helm_install`] with the chart of another checkout.
-    ///
-    /// # Errors
-    /// As [`Self::helm_install`].
-    pub fn helm_install_from(&self, checkout: &Path, values: &[&str]) -> Result<()> {
-        let chart = checkout.join("charts/tokenbudget").to_string_lossy().into_owned();
-        let mut args = vec!["upgrade", "--install", "tokenbudget", &chart, "--namespace", OPERATOR_NAMESPACE];
-        args.extend(["--wait", "--timeout", "60s"]);
-        // On this machine all pods share one network, and each has an address of its own.
-        args.extend(["--set", "listen=$(POD_IP):8080"]);
-        args.extend(values.iter().flat_map(|value| ["--set", value]));
-        self.helm(&args)
-    }
+/// The port at the end of a URL.
+pub(super) fn port_of(url: &str) -> Result<u16> {
+    let port = url.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    port.with_context(|| format!("no port in {url}"))
 }
 
 pub(super) fn free_port() -> Result<u16> {

@@ -31,13 +31,16 @@ const REFUSED_ON_PURPOSE: [&str; 1] = ["other-redis"];
 pub fn run(rig: &Rig) -> Result<()> {
     let (used, refused) = audit::used(rig, "tokenbudget", &REFUSED_ON_PURPOSE)?;
     ensure!(refused.is_empty(), "the operator was refused {}", list(&refused));
+    let of_release = ["-l", "app.kubernetes.io/instance=tokenbudget", "-o", "json"];
     let granted: BTreeSet<Right> = [
-        rules(rig, &["get", "clusterrole", "tokenbudget", "-o", "json"])?,
-        rules(rig, &["-n", OPERATOR_NAMESPACE, "get", "role", "tokenbudget-leader", "-o", "json"])?,
+        rules(rig, &[&["get", "clusterroles"][..], &of_release].concat())?,
+        rules(rig, &[&["-n", OPERATOR_NAMESPACE, "get", "roles"][..], &of_release].concat())?,
     ]
     .concat()
     .into_iter()
     .collect();
+    let admission = Right::of("admissionregistration.k8s.io", "mutatingadmissionpolicies", "get");
+    ensure!(granted.contains(&admission), "the role of attach: Admission is not looked at");
     let excused = |right: &Right| ASKED_BY_OTHERS.iter().any(|(g, r, v, _)| *right == Right::of(g, r, v));
     let idle: BTreeSet<Right> =
         granted.iter().filter(|right| !used.contains(right) && !excused(right)).cloned().collect();
@@ -50,12 +53,13 @@ pub fn run(rig: &Rig) -> Result<()> {
 }
 
 fn rules(rig: &Rig, get: &[&str]) -> Result<Vec<Right>> {
-    let role: Value = serde_json::from_str(&rig.kubectl(get)?)?;
+    let roles: Value = serde_json::from_str(&rig.kubectl(get)?)?;
     let strings = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().map(|item| text(item).to_owned()).collect()
     };
     let mut rights = Vec::new();
-    for rule in role["rules"].as_array().into_iter().flatten() {
+    let roles = roles["items"].as_array().into_iter().flatten();
+    for rule in roles.flat_map(|role| role["rules"].as_array().into_iter().flatten()) {
         for group in strings(&rule["apiGroups"]) {
             for resource in strings(&rule["resources"]) {
                 rights.extend(strings(&rule["verbs"]).iter().map(|verb| Right::of(&group, &resource, verb)));

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::checks::{apply_with, manifest};
+use super::checks::manifest;
 use super::rig::Rig;
 
 /// What is refused at once: a spec, and words of the answer.
@@ -60,7 +60,7 @@ const TAKEN: [&str; 11] = [
 /// # Errors
 /// The first that is not answered as it should be.
 pub fn run(rig: &Rig) -> Result<()> {
-    let ask = |name: &str, spec: &str| apply_with(rig, &["--dry-run=server"], &manifest(name, spec));
+    let ask = |name: &str, spec: &str| rig.try_apply(&["--dry-run=server"], &manifest(name, spec));
     for (what, spec, words) in REFUSED {
         let (accepted, said) = ask("refused", spec)?;
         ensure!(!accepted, "{what} was accepted");

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokenbudget::litellm::AGENT_HOOK;
 
-use super::checks::{apply_text, delete_within, manifest};
+use super::checks::{delete_within, manifest};
 use super::fleet::{Fleet, text, until};
 use super::rig::Rig;
 
@@ -27,8 +27,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     let spec = format!(
         "targetRefs: [{{name: plain}}]\n  limits: [{{name: a, models: [{{modelName: gpt-4o}}], tokensPerMinute: {BUDGET}}}]"
     );
-    let (accepted, answer) = apply_text(rig, &manifest(NAME, &spec))?;
-    ensure!(accepted, "{answer}");
+    rig.apply_text(&manifest(NAME, &spec))?;
     let case = Case { rig, fleet };
     case.until_whole(1).await?;
 

@@ -1,19 +1,21 @@
 //! `helm uninstall` while a TokenBudget is still there: nothing hangs, nothing is left.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use super::checks::{apply_text, manifest, untouched};
-use super::fleet::{Fleet, until};
+use super::checks::{manifest, untouched};
+use super::fleet::{Fleet, text, until};
 use super::operator::restarts;
 use super::redis::{ask, connect};
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 
 const NAME: &str = "stays";
+
+/// One that is deleted while there is no operator.
+const LEAVING: &str = "leaving";
 
 /// What Redis answers to TTL when there is no such key.
 const GONE: i64 = -2;
@@ -43,8 +45,7 @@ pub async fn alone(rig: &Rig) -> Result<()> {
 pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     let spec =
         "targetRefs: [{name: plain}]\n  limits: [{name: a, models: [{modelName: gpt-4o}], tokensPerMinute: 600}]";
-    let (accepted, answer) = apply_text(rig, &manifest(NAME, spec))?;
-    ensure!(accepted, "{answer}");
+    rig.apply_text(&manifest(NAME, spec))?;
     enforces(fleet).await?;
     ensure!(!keys(rig).await?.is_empty(), "a TokenBudget that enforces has no key in Redis: the check below is void");
 
@@ -79,7 +80,7 @@ async fn enforces(fleet: &Fleet<'_>) -> Result<Duration> {
 /// Installed again at once it goes on with the TokenBudget that stayed; here by `kubectl apply` of what `make install-yaml`
 /// writes. And removed by hand, as docs/operations.md says, it leaves nothing either.
 async fn again_without_helm(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
-    let chart = rig.paths.root.join("charts/tokenbudget").to_string_lossy().into_owned();
+    let chart = rig.chart();
     let template = ["template", "tokenbudget", &chart, "--namespace", OPERATOR_NAMESPACE, "--kube-version", "1.36.0"];
     let rendered = rig.helm_output(&[&template[..], &["--no-hooks", "--set", "listen=$(POD_IP):8080"]].concat())?;
     let file = rig.paths.dir.join("install.yaml");
@@ -87,20 +88,37 @@ async fn again_without_helm(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     let file = file.to_string_lossy().into_owned();
     rig.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &file])?;
     let took = enforces(fleet).await?;
+    let spec = "targetRefs: [{name: plain}]\n  limits: [{name: b, models: [{modelName: other}], tokensPerMinute: 600}]";
+    rig.apply_text(&manifest(LEAVING, spec))?;
+    // The other strategy of the Deployment may not have the fields of the one that is there.
+    let alone = rig.helm_output(&[&template[..], &["--no-hooks", "--set", "leaderElection=false"]].concat())?;
+    let (accepted, said) = rig.try_apply(&["--server-side", "--dry-run=server"], &alone)?;
+    ensure!(accepted, "leaderElection=false over what is there: {said}");
+    let has = |fleet: &Fleet<'_>| Ok(!fleet.get("tokenbudget", LEAVING)?["metadata"]["finalizers"].is_null());
+    until("it has the finalizer", Duration::from_secs(20), || has(fleet)).await?;
     println!(
         "check: installed again by kubectl apply, it serves the TokenBudget that stayed after {:.0} s",
         took.as_secs_f32()
     );
 
     rig.kubectl(&["-n", OPERATOR_NAMESPACE, "delete", "deployment", "tokenbudget"])?;
+    // Deleted while nobody is there to clean up: `detach` lets it go.
+    rig.kubectl(&["-n", "llm", "delete", "tb", LEAVING, "--wait=false"])?;
+    ensure!(
+        !fleet.get("tokenbudget", LEAVING)?.is_null(),
+        "without an operator a TokenBudget went: this check is void"
+    );
     let started = Instant::now();
-    let mut command = Command::new(rig.paths.built("tokenbudget"));
-    command.args(["detach", "--all-namespaces", "--lease-namespace", OPERATOR_NAMESPACE]);
-    let output = command.env("KUBECONFIG", rig.kubeconfig()).output()?;
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    ensure!(output.status.success(), "detach: {said}");
+    let detach = ["detach", "--all-namespaces", "--lease-namespace", OPERATOR_NAMESPACE, "-o", "json"];
+    let answer: Value = serde_json::from_str(&rig.tokenbudget(&detach)?)?;
+    let taken = serde_json::json!([format!("llm/{LEAVING}"), format!("llm/{NAME}")]);
+    ensure!(answer["detached"] == taken && answer["dryRun"] == false, "detach -o json: {answer}");
     nothing_is_left(rig, fleet).await?;
-    println!("check: detach by hand took {:.0} s, and nothing is left either", started.elapsed().as_secs_f32());
+    ensure!(fleet.get("tokenbudget", LEAVING)?.is_null(), "TokenBudget {LEAVING} still hangs in Terminating");
+    println!(
+        "check: detach by hand took {:.0} s, a TokenBudget that hung in Terminating is gone, and nothing is left either",
+        started.elapsed().as_secs_f32()
+    );
     rig.kubectl(&["delete", "-f", &file, "--ignore-not-found", "--timeout=60s"])?;
     ensure!(rig.kubectl(&["get", "tb", "-A"]).is_err(), "the CustomResourceDefinition is left");
     waits_for_its_crd(rig, &chart).await
@@ -140,11 +158,9 @@ async fn nothing_is_left(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
 fn would_detach(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     let generation = || Ok::<_, anyhow::Error>(fleet.get("deployment", "plain")?["metadata"]["generation"].clone());
     let before = generation()?;
-    let mut command = Command::new(rig.paths.built("tokenbudget"));
-    let output = command.args(["detach", "-A", "--dry-run"]).env("KUBECONFIG", rig.kubeconfig()).output()?;
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    let named = said.contains(&format!("llm/{NAME}")) && said.contains("https://127.0.0.1");
-    ensure!(output.status.success() && named, "detach --dry-run: {said}");
+    let said: Value = serde_json::from_str(&rig.tokenbudget(&["detach", "-A", "--dry-run", "-o", "json"])?)?;
+    let named = said["left"] == serde_json::json!([format!("llm/{NAME}")]) && said["dryRun"] == true;
+    ensure!(named && text(&said["cluster"]).contains("https://127.0.0.1"), "detach --dry-run: {said}");
     ensure!(generation()? == before, "detach --dry-run changed the Deployment");
     let finalizers = fleet.get("tokenbudget", NAME)?["metadata"]["finalizers"].clone();
     ensure!(!finalizers.is_null(), "detach --dry-run took the finalizer");

@@ -1,18 +1,19 @@
-//! `helm upgrade` from an earlier commit's operator to this one under load, new agents by a rollout, and `helm rollback`.
+//! `helm upgrade` from an earlier commit's operator to this one under load, new agents by `agentUpdatePolicy`, and
+//! `helm rollback`, after which the older agents come back by themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use super::bench::{BUDGET, Bench, LOAD, Step};
-use super::fleet::{Fleet, name_of, until};
+use super::bench::{Bench, LOAD};
+use super::fleet::{Fleet, name_of, text, until};
+use super::knobs::set;
 use super::operator::{holder, pod_of};
 use super::paths::PREVIOUS_TAG;
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 use crate::clock::unix_ms;
-use crate::judge;
 use crate::load::LoadSpec;
 
 /// What is used while the operator is replaced, and while every LiteLLM process is.
@@ -50,15 +51,21 @@ pub async fn run(rig: &Rig) -> Result<Vec<String>> {
     case.judged("before", 1, LEAST_USE, &mut missed, async { Ok(()) }).await?;
     let upgrade = case.replaces("helm upgrade", || rig.helm_install(&[]));
     case.judged("helm upgrade", 2, LEAST_USE, &mut missed, upgrade).await?;
-    let rollout = async {
-        rig.kubectl(&["-n", "llm", "rollout", "restart", "deployment/litellm"])?;
-        rolled_out(rig)
-    };
-    case.judged("rollout of LiteLLM, old and new agents", 3, LEAST_USE_ROLLOUT, &mut missed, rollout).await?;
-    let rollback = case.replaces("helm rollback", || {
+    let old = case.agents()?;
+    let rollout = case.rolls_by_itself(|| set(rig, "gpt-4o", r#"{"agentUpdatePolicy": "RollingUpdate"}"#));
+    case.judged("agentUpdatePolicy RollingUpdate", 3, LEAST_USE_ROLLOUT, &mut missed, rollout).await?;
+    let new = case.agents()?;
+    ensure!(
+        old != new,
+        "the two commits have the same agent, {old:?}: name another PREVIOUS_COMMIT in e2e/versions.env"
+    );
+    let rollback = case.rolls_by_itself(|| {
         rig.helm(&["rollback", "tokenbudget", "--namespace", OPERATOR_NAMESPACE, "--wait", "--timeout", "60s"])
     });
-    case.judged("helm rollback, with the new agents", 4, LEAST_USE, &mut missed, rollback).await?;
+    case.judged("helm rollback", 4, LEAST_USE_ROLLOUT, &mut missed, rollback).await?;
+    let back = case.agents()?;
+    ensure!(back == old, "after the rollback the agents are {back:?}, and were {old:?}");
+    println!("agents: {old:?}, rolled to {new:?} by the policy, and back by the rollback");
     Ok(missed)
 }
 
@@ -94,7 +101,7 @@ impl Case<'_> {
         let (report, ()) = self.bench.meanwhile(spec, work).await?;
         let step = self.bench.measure(name, report, from_ms, self.since_ms).await?;
         self.rig.show(&["-n", "llm", "get", "tb"])?;
-        missed.extend(failures(&step, least));
+        missed.extend(step.failures(least));
         Ok(())
     }
 
@@ -117,6 +124,23 @@ impl Case<'_> {
         Ok(())
     }
 
+    /// With `agentUpdatePolicy: RollingUpdate` another agent is a rollout, and nobody has to ask for it.
+    async fn rolls_by_itself(&self, done: impl FnOnce() -> Result<()>) -> Result<()> {
+        let revision = || Fleet::of(self.rig).rollouts("litellm");
+        let before = revision()?;
+        done()?;
+        let took = until("LiteLLM rolls over", LEADS, || Ok(revision()? != before)).await?;
+        println!("the rollout begins after {:.1} s", took.as_secs_f32());
+        rolled_out(self.rig)
+    }
+
+    /// The agents of the processes, by their own reports.
+    fn agents(&self) -> Result<BTreeSet<String>> {
+        let object = Fleet::of(self.rig).get("tokenbudget", "gpt-4o")?;
+        let rows = object["status"]["pods"].as_array().into_iter().flatten();
+        Ok(rows.filter(|row| row["state"] == "Enforcing").map(|row| text(&row["agent"]).to_owned()).collect())
+    }
+
     /// Of each pod how often it restarted, and the Deployment's generation.
     fn litellm(&self) -> Result<(BTreeMap<String, Value>, Value)> {
         let fleet = Fleet::of(self.rig);
@@ -124,19 +148,4 @@ impl Case<'_> {
         let pods = fleet.ready_pods()?.iter().map(restarts).collect();
         Ok((pods, fleet.get("deployment", "litellm")?["metadata"]["generation"].clone()))
     }
-}
-
-fn failures(step: &Step, least: f64) -> Vec<String> {
-    let name = &step.name;
-    let mut failures = Vec::new();
-    if step.worst > BUDGET {
-        failures.push(format!("{name}: the worst 60 s were {} of the budget", judge::percent_up(step.worst, BUDGET)));
-    }
-    if step.used < least {
-        failures.push(format!("{name}: {:.1}% used, under {:.0}%", step.used * 100.0, least * 100.0));
-    }
-    if step.lost > 0 {
-        failures.push(format!("{name}: {} requests were lost to something else than a 429", step.lost));
-    }
-    failures
 }

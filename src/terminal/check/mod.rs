@@ -16,11 +16,11 @@ use kube::{CustomResourceExt, ResourceExt};
 use self::overlap::{Overlap, overlap};
 use self::report::{Checked, Finding, Report, SafeShare, Severity};
 use super::manifests::{self, Document};
-use super::output::Format;
 use crate::api::{AttachPolicy, TokenBudget};
 use crate::litellm::{
     RedisSource, Setting, Wanted, admission, asks_for_agent, attachment, choose_container, image_of_unknown_directory,
 };
+use crate::output::Format;
 use crate::plan::FleetSize;
 
 const EXAMPLES: &str = "\

@@ -27,6 +27,8 @@ const LATE_MS: u64 = 200;
 /// Relays to the rig's Redis. The processes that start from now on go through it, and so does the operator.
 #[derive(Debug)]
 pub struct Relay {
+    /// Where it listens.
+    pub port: u16,
     ways: Arc<Ways>,
     task: AbortHandle,
 }
@@ -46,12 +48,13 @@ impl Relay {
     /// When it cannot listen, or the ConfigMap is not there.
     pub async fn start(rig: &Rig) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let patch = json!({"data": {"REDIS_PORT": listener.local_addr()?.port().to_string()}}).to_string();
+        let port = listener.local_addr()?.port();
+        let patch = json!({"data": {"REDIS_PORT": port.to_string()}}).to_string();
         rig.kubectl(&["-n", "llm", "patch", "configmap", "local", "-p", &patch])?;
         let ways = Arc::new(Ways { late_ms: AtomicU64::new(0), cut: watch::channel(None).0 });
         let redis = format!("127.0.0.1:{}", rig.redis_port()?);
         let task = tokio::spawn(accept(listener, redis, Arc::clone(&ways))).abort_handle();
-        Ok(Self { ways, task })
+        Ok(Self { port, ways, task })
     }
 
     /// Answers arrive 200 ms later for so long.

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::cluster::{BOOT, budget};
 use crate::scenario::bench::BUDGET;
-use crate::scenario::checks::apply_text;
 use crate::scenario::fleet::{Fleet, conditions, until};
 use crate::scenario::rig::Rig;
 
@@ -36,8 +35,7 @@ pub async fn take(rig: &Rig, shape: Shape) -> Result<()> {
     match shape {
         Shape::TwoWorkers => workers(rig, 2)?,
         Shape::TwoDeployments => {
-            let (accepted, said) = apply_text(rig, &second(rig)?)?;
-            ensure!(accepted, "{said}");
+            rig.apply_text(&second(rig)?)?;
             let before = Fleet::of(rig).ready_pods()?.len();
             budget(rig, &json!({"targetRefs": [{"name": "litellm"}, {"name": "second"}]}))?;
             Fleet::of(rig).until_ready(before + SECOND, BOOT).await?;

@@ -17,9 +17,10 @@ use crate::load::LoadSpec;
 use crate::scenario::bench::{BUDGET, Bench};
 use crate::scenario::checks;
 use crate::scenario::fleet::Fleet;
+use crate::scenario::open_files;
 use crate::scenario::operator::Footprint;
 use crate::scenario::redis::{command, figure};
-use crate::scenario::rig::Rig;
+use crate::scenario::rig::{Rig, port_of};
 use crate::size::SplitMix64;
 
 /// Demand as a multiple of the budget.
@@ -73,7 +74,7 @@ pub async fn run(rig: &Rig, time: Duration, seed: u64) -> Result<Vec<String>> {
     let spec = LoadSpec { progress: None, timeout: Duration::from_secs(45), seed, ..bench.spec().await? };
     let spec = spec.tokens_per_minute(BUDGET as f64 * DEMAND);
     bench.run("warming up", LoadSpec { duration: WARM, ..spec.clone() }, Some(enforcing_ms)).await?;
-    let before = at_rest(rig).await?;
+    let before = at_rest(rig, &relay).await?;
     println!("at rest before: {before}");
 
     let from_ms = unix_ms();
@@ -81,7 +82,7 @@ pub async fn run(rig: &Rig, time: Duration, seed: u64) -> Result<Vec<String>> {
     let step = bench.measure("soak", report, from_ms, enforcing_ms).await?;
     println!("{blows} blows in {:.0} minutes of seed {seed}", time.as_secs_f64() / 60.0);
     settle(rig).await?;
-    let after = at_rest(rig).await?;
+    let after = at_rest(rig, &relay).await?;
     println!("at rest after: {after}");
 
     let mut missed = after.more_than(&before);
@@ -130,11 +131,15 @@ async fn strike(rig: &Rig, relay: &Relay, blow: Blow, pod: usize) -> Result<()> 
 }
 
 /// Looks at all parts when nothing is left in any window.
-async fn at_rest(rig: &Rig) -> Result<Held> {
+async fn at_rest(rig: &Rig, relay: &Relay) -> Result<Held> {
     Fleet::of(rig).until_idle("gpt-4o", Duration::from_secs(240)).await?;
     let mut process = Footprint { cpu_s: 0.0, rss_mb: 0.0, files: 0 };
+    let servers = [("to Redis", relay.port), ("to the provider", port_of(&rig.provider_url)?)];
     for index in 0..Fleet::of(rig).ready_pods()?.len() {
-        let one = Footprint::of_process(&a_pod(rig, index)?.1.id().to_string())?;
+        let (pod, one) = a_pod(rig, index)?;
+        let one = one.id().to_string();
+        println!("  {pod} has open: {:?}", open_files::of(&one, &servers)?);
+        let one = Footprint::of_process(&one)?;
         process.rss_mb = process.rss_mb.max(one.rss_mb);
         process.files = process.files.max(one.files);
     }
