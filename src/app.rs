@@ -6,7 +6,6 @@ use std::time::Duration;
 use futures::future::join_all;
 use kube::client::ClientBuilder;
 use kube::{Api, Client};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower::timeout::TimeoutLayer;
 use tracing::{info, warn};
@@ -58,7 +57,7 @@ pub async fn run(options: Run, filter: ops::Filter) -> Result<(), Error> {
     }
     let (client, _) = client().await?;
     let listener =
-        TcpListener::bind(options.listen).await.map_err(|source| Error::Listen { address: options.listen, source })?;
+        ops::listen(options.listen).await.map_err(|source| Error::Listen { address: options.listen, source })?;
     let (stop, stopped) = watch::channel(false);
     let signals = signals().map_err(Error::Signals)?;
     tokio::spawn(async move {

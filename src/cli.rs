@@ -84,8 +84,8 @@ pub fn is_plugin(file: Option<&OsStr>) -> bool {
 /// Options of `run`.
 #[derive(Debug, clap::Args)]
 pub struct Run {
-    /// Address of /livez, /readyz and /metrics.
-    #[arg(long, env = "TOKENBUDGET_LISTEN", default_value = "0.0.0.0:8080")]
+    /// Address of /livez, /readyz and /metrics. `[::]` is every address of the pod, of IPv4 too.
+    #[arg(long, env = "TOKENBUDGET_LISTEN", default_value = "[::]:8080")]
     pub listen: SocketAddr,
 
     /// Namespace to watch; repeat it for several. Left out: all.

@@ -362,7 +362,7 @@ class Ledger(threading.Thread):
                     continue
                 changed = True
             named = {policy.get("uid") for policy in policies}
-            # What comes back to a file that was without it is meant so: of an operator that was installed again.
+            # What comes back to a file that was without it is meant so: its operator was installed again.
             self.detached = {uid: version for uid, version in self.detached.items() if uid in named}
             for uid, governor in list(agent.governors.items()):
                 silent = now - (governor.last_good if governor.last_good is not None else governor.started)

@@ -112,11 +112,7 @@ fn essence(status: &TokenBudgetStatus) -> TokenBudgetStatus {
 
 /// The events that a change of the status is worth.
 fn transitions(old: &TokenBudgetStatus, new: &TokenBudgetStatus) -> Vec<Event> {
-    let mut events: Vec<Event> = new
-        .conditions
-        .iter()
-        .filter(|c| c.type_ != ConditionKind::Ready.as_str() && c.type_ != ConditionKind::WithinBudget.as_str())
-        .filter(|c| c.status != "Unknown" && !same(old.conditions.iter().find(|o| o.type_ == c.type_), c))
+    let mut events: Vec<Event> = changed(old, new)
         .map(|c| {
             let mends = c.status == "True" || is_waiting(&c.reason);
             event(if mends { EventType::Normal } else { EventType::Warning }, &c.reason, &c.type_, &c.message)
@@ -136,6 +132,21 @@ fn transitions(old: &TokenBudgetStatus, new: &TokenBudgetStatus) -> Vec<Event> {
     }
     events.extend(rebalanced(old, new));
     events
+}
+
+/// The conditions with another status or reason, one of each reason: others say why they wait for the ledger, and its own what
+/// is wrong with it. `WithinBudget` comes and goes with the load, and `Ready` with the others.
+fn changed<'a>(old: &TokenBudgetStatus, new: &'a TokenBudgetStatus) -> impl Iterator<Item = &'a Condition> {
+    let untold = [ConditionKind::Ready, ConditionKind::WithinBudget].map(ConditionKind::as_str);
+    let ledgers = |c: &&Condition| c.type_ == ConditionKind::LedgerReachable.as_str();
+    let (ledgers, others): (Vec<_>, Vec<_>) = new
+        .conditions
+        .iter()
+        .filter(|c| !untold.contains(&c.type_.as_str()) && c.status != "Unknown")
+        .filter(|c| !same(old.conditions.iter().find(|o| o.type_ == c.type_), c))
+        .partition(ledgers);
+    let mut told = BTreeSet::new();
+    ledgers.into_iter().chain(others).filter(move |c| told.insert(&c.reason))
 }
 
 /// The row of the same limit and unit in another status.
@@ -284,6 +295,21 @@ mod tests {
             reasons(&first, &status(1, 5, 3, "AttachContested")),
             ["AttachContested", "BudgetCut", "Rebalanced"]
         );
+    }
+
+    #[test]
+    fn conditions_of_one_reason_are_one_event_with_the_ledgers_own_message() {
+        let condition = |kind: ConditionKind, message: &str| Condition {
+            type_: kind.as_str().to_owned(),
+            message: message.to_owned(),
+            ..status(1, 10, 1, "LedgerUnreachable").conditions[0].clone()
+        };
+        let mut new = status(1, 10, 1, "LedgerUnreachable");
+        new.conditions =
+            vec![condition(ConditionKind::Attached, "waits"), condition(ConditionKind::LedgerReachable, "is gone")];
+        let events = transitions(&TokenBudgetStatus::default(), &new);
+        assert_eq!(events.iter().map(|e| e.note.as_deref()).collect::<Vec<_>>(), [Some("is gone")]);
+        assert!(transitions(&new, &new).is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Probes and metrics over HTTP.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
@@ -56,6 +57,19 @@ pub fn router(metrics: Metrics, readiness: Readiness) -> Router {
         .route("/metrics", get(metrics_text).with_state(metrics))
 }
 
+/// Listens at an address. `[::]` takes both families of addresses; where the kernel has no IPv6, it means `0.0.0.0`.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    }
+}
+
 /// Serves until `shutdown`, and then finishes what is under way.
 ///
 /// # Errors
@@ -97,6 +111,15 @@ mod tests {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         answer
+    }
+
+    #[tokio::test]
+    async fn every_address_is_listened_on_with_or_without_ipv6() {
+        let listener = listen("[::]:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        // That one is taken says so, in either family.
+        assert!(listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await.is_err());
     }
 
     #[tokio::test]

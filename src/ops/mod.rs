@@ -4,7 +4,7 @@ mod http;
 mod metrics;
 mod telemetry;
 
-pub use http::{Readiness, router, serve};
+pub use http::{Readiness, listen, router, serve};
 pub use metrics::{
     BookLabels, ConditionStatus, FleetReading, LedgerErrorKind, Metrics, Outcome, ProcessState, Reading, Unit,
 };

@@ -120,7 +120,7 @@ fn the_command_line_follows_the_values() {
         [
             "run",
             "--listen",
-            "0.0.0.0:8080",
+            "[::]:8080",
             "--leader-election",
             "true",
             "--lease-namespace",

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokenbudget::litellm::AGENT_HOOK;
 
 use super::checks::{delete_within, manifest, untouched};
@@ -19,11 +19,6 @@ const CHARTS: [(&str, &str); 2] = [
     ("litellm-helm", include_str!("../../../src/litellm/fixtures/litellm-helm.yaml")),
     ("litellm-gateway", include_str!("../../../src/litellm/fixtures/litellm-gateway.yaml")),
 ];
-
-/// What the second version of a chart adds to the lists of the pod template.
-const ENV: &str = r#"{"name":"ADDED_BY_HELM","value":"1"}"#;
-const VOLUME: &str = r#"{"name":"added-by-helm","emptyDir":{}}"#;
-const MOUNT: &str = r#"{"name":"added-by-helm","mountPath":"/added"}"#;
 
 /// Runs all of it.
 ///
@@ -59,33 +54,16 @@ impl<'a> Release<'a> {
             spec["replicas"] = 0.into();
         }
         // No node has it, so the gateway's pods stay Pending where its chart leaves the count to an HPA.
-        spec["template"]["spec"]["nodeSelector"] = serde_json::json!({"nobody": "has-it"});
+        spec["template"]["spec"]["nodeSelector"] = json!({"nobody": "has-it"});
         spec["template"]["metadata"]["annotations"]["checksum/config"] = "{{ .Values.checksum }}".into();
-        // The second version of the chart has one more item in each of the lists that the agent's entries are in, too.
-        for (path, added) in [("containers/0/env", ENV), ("volumes", VOLUME), ("containers/0/volumeMounts", MOUNT)] {
-            let (parent, list) = path.rsplit_once('/').unwrap_or(("", path));
-            let parent = format!("/spec/template/spec/{parent}");
-            let parent = object.pointer_mut(parent.trim_end_matches('/')).context("no container")?;
-            let mut items = parent[list].as_array().cloned().unwrap_or_default();
-            items.push(added.into());
-            parent[list] = items.into();
-        }
-        let mut text = serde_json::to_string(&object)?;
-        for added in [ENV, VOLUME, MOUNT] {
-            let item = serde_json::to_string(added)?;
-            // After the last of a list that has others, or as the only one.
-            let only = format!("[{item}]");
-            let (from, to) = if text.contains(&only) {
-                (only, format!("[{{{{ if eq .Values.checksum \"second\" }}}}{added}{{{{ end }}}}]"))
-            } else {
-                (format!(",{item}"), format!("{{{{ if eq .Values.checksum \"second\" }}}},{added}{{{{ end }}}}"))
-            };
-            text = text.replace(&from, &to);
-        }
+        let template = format!(
+            "{{{{ if eq .Values.checksum \"second\" }}}}{}{{{{ else }}}}{object}{{{{ end }}}}\n",
+            with_more(object.clone())?
+        );
         let folder = rig.paths.dir.join(name);
         fs::create_dir_all(folder.join("templates"))?;
         fs::write(folder.join("Chart.yaml"), format!("apiVersion: v2\nname: {name}\nversion: 1.0.0\n"))?;
-        fs::write(folder.join("templates/deployment.yaml"), text)?;
+        fs::write(folder.join("templates/deployment.yaml"), template)?;
         Ok(Self { rig, name, chart: folder.to_string_lossy().into_owned(), deployment })
     }
 
@@ -137,6 +115,22 @@ impl<'a> Release<'a> {
         ensure!(generation == after, "{what} of {} cost a second rollout: {generation} -> {after}", self.name);
         Ok(())
     }
+}
+
+/// The second version of a chart has one more item in each of the lists that the agent's entries are in, too.
+fn with_more(mut deployment: Value) -> Result<Value> {
+    for (parent, list, item) in [
+        ("/spec/template/spec/containers/0", "env", json!({"name": "ADDED_BY_HELM", "value": "1"})),
+        ("/spec/template/spec/containers/0", "volumeMounts", json!({"name": "added-by-helm", "mountPath": "/added"})),
+        ("/spec/template/spec", "volumes", json!({"name": "added-by-helm", "emptyDir": {}})),
+    ] {
+        let items = &mut deployment.pointer_mut(parent).context("no container")?[list];
+        if items.is_null() {
+            *items = json!([]);
+        }
+        items.as_array_mut().context("not a list")?.push(item);
+    }
+    Ok(deployment)
 }
 
 /// Every object of the chart with everything on, by a server-side dry run.
