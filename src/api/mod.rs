@@ -11,7 +11,9 @@ pub use spec::{
     AgentUpdatePolicy, AttachPolicy, DeploymentSelector, LedgerLossPolicy, Limit, Mode, RedisSource, ReservePolicy,
     SecretKeyRef, TargetRef, TokenBudget, TokenBudgetSpec,
 };
-pub use status::{LimitOutside, LimitStatus, OutsideTraffic, PodStatus, ReservedPercent, TokenBudgetStatus};
+pub use status::{
+    LimitObserved, LimitOutside, LimitStatus, OutsideTraffic, PodStatus, ReservedPercent, TokenBudgetStatus,
+};
 
 use kube::CustomResourceExt;
 use serde::ser::Error as _;

@@ -89,6 +89,10 @@ pub struct LimitStatus {
     /// usage of a call is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reserved_percent: Option<ReservedPercent>,
+    /// What LiteLLM's own counters in Redis have, beside what the processes reported: of the last whole minute in which both
+    /// are known. In the limit's first row; missing when that is 5 minutes ago.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<LimitObserved>,
     /// What others than these processes spend of the same quota, a minute. In the limit's first row; missing while
     /// nothing is known of such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,6 +108,16 @@ pub struct ReservedPercent {
     pub p50: i64,
     /// The largest of the processes' 99th percentiles: of all calls together, 99 of 100 had at most that.
     pub p99: i64,
+}
+
+/// Two counts of the same minute. A call that ends at the edge of a minute may be in the next one of either.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitObserved {
+    /// Tokens that LiteLLM's own counters have, of whatever process has this Redis.
+    pub tokens: i64,
+    /// Tokens that the processes of the fleet reported.
+    pub reported: i64,
 }
 
 /// LiteLLM's own counters in Redis less what the processes reported, of the last minute that showed a difference: above

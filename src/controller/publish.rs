@@ -96,7 +96,7 @@ fn essence(status: &TokenBudgetStatus) -> TokenBudgetStatus {
     (status.used, status.denied, status.utilization) = (None, None, None);
     status.outside.clear();
     for row in &mut status.limits {
-        (row.spent, row.worst, row.denied, row.reserved_percent) = (0, 0, 0, None);
+        (row.spent, row.worst, row.denied, row.reserved_percent, row.observed) = (0, 0, 0, None, None);
         (row.pool, row.pressure_percent) = (0, 0);
         // That there is something is no figure.
         row.outside = row.outside.as_ref().map(|_| LimitOutside::default());

@@ -94,6 +94,7 @@ fn limit_rows(
                 members: signed(u64::try_from(living().count()).unwrap_or(u64::MAX)),
                 derived: derived(&write.book.limit),
                 reserved_percent: None,
+                observed: None,
                 outside: None,
             }
         })
@@ -102,6 +103,7 @@ fn limit_rows(
     for row in &mut rows {
         if before.as_ref() != Some(&row.name) {
             row.reserved_percent = traffic.reserved.get(&row.name).cloned();
+            row.observed = traffic.observed.get(&row.name).cloned();
             row.outside = traffic.outside.get(&row.name).cloned();
         }
         before = Some(row.name.clone());

@@ -10,7 +10,7 @@ use super::memory::Memory;
 use super::observe::Observed;
 use super::signed;
 use super::validate::Validated;
-use crate::api::{LimitOutside, OutsideTraffic, ReservedPercent};
+use crate::api::{LimitObserved, LimitOutside, OutsideTraffic, ReservedPercent};
 use crate::ledger::{Observation, Report, outside_of_router, reserved_by, seen_by};
 use crate::plan::Amounts;
 
@@ -19,6 +19,8 @@ use crate::plan::Amounts;
 pub struct Traffic {
     /// By the limit's name: what was reserved as a percentage of what was used.
     pub reserved: BTreeMap<String, ReservedPercent>,
+    /// By the limit's name: LiteLLM's own counters beside the reports.
+    pub observed: BTreeMap<String, LimitObserved>,
     /// By the limit's name: what its quota is spent for outside, a minute.
     pub outside: BTreeMap<String, LimitOutside>,
     /// What the processes themselves sent past the router in the last 5 minutes.
@@ -60,6 +62,10 @@ pub fn traffic(observed: &Observed, valid: &Validated, evidence: &Evidence, memo
         if let Some(sum) = reserved_by(reports(), &limit.name) {
             let percent = ReservedPercent { p50: signed(sum.p50), p99: signed(sum.p99) };
             traffic.reserved.insert(limit.name.clone(), percent);
+        }
+        if let Some(both) = audit.compared(&limit.name) {
+            let (tokens, reported) = (signed(both.counted.tokens), signed(both.reported.tokens));
+            traffic.observed.insert(limit.name.clone(), LimitObserved { tokens, reported });
         }
         if let Some(sum) = audit.of(&limit.name) {
             let outside = LimitOutside { tokens: signed(sum.tokens), requests: signed(sum.requests) };
@@ -153,6 +159,15 @@ mod tests {
         assert_eq!(minute(START + 1, 10_000, fine, &mut memory), None);
         let outside = Some(LimitOutside { tokens: 7_000, requests: 7 });
         assert_eq!(minute(START + 2, 10_000, fine, &mut memory), outside);
+    }
+
+    #[test]
+    fn both_counts_of_a_minute_are_told() {
+        let mut memory = Memory::default();
+        let _ = pass(&observed(START * 60 - 1, [0, 0]), &mut memory);
+        let _ = minute(START + 1, 3_100, |_| {}, &mut memory);
+        let told = pass(&observed((START + 1) * 60 + 20, [1_000, 2_000]), &mut memory).observed;
+        assert_eq!(told["gpt"], LimitObserved { tokens: 3_100, reported: 3_000 });
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use departed::{Departed, HOLD_MS};
 use fair::Level;
 pub use fair::max_min;
 pub use fleet::{FleetSize, Target};
-pub use outside::{Amounts, Outside};
+pub use outside::{Amounts, Compared, Outside};
 pub use slack::{FULL, pressure_percent, slack};
 use stay::Move;
 pub use worst::Worst;

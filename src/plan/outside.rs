@@ -27,6 +27,15 @@ pub struct Amounts {
     pub requests: u64,
 }
 
+/// Both counts of one minute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compared {
+    /// By LiteLLM's own counters.
+    pub counted: Amounts,
+    /// By the reports of all members.
+    pub reported: Amounts,
+}
+
 /// What one minute shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Finding {
@@ -61,6 +70,8 @@ fn finding(counted: Amounts, reported: Amounts) -> Finding {
 struct Limit {
     /// What is said.
     said: Option<Amounts>,
+    /// Of the last minute that could be compared.
+    compared: Option<Compared>,
     /// The last minute that could be compared, and whether it showed traffic.
     last: Option<(u64, bool)>,
     /// The first minute that was looked at: what was said before that is as old as the minute before.
@@ -75,7 +86,7 @@ impl Limit {
             Finding::Unknown => {
                 let known = self.last.map_or(first.saturating_sub(1), |(last, _)| last);
                 if minute.saturating_sub(known) >= STALE_MINUTES {
-                    self.said = None;
+                    (self.said, self.compared) = (None, None);
                 }
                 return;
             }
@@ -156,7 +167,9 @@ impl Outside {
         let same = since < *minute;
         open.retain(|limit, counted| {
             let Some(reported) = reported(limit, *minute).filter(|_| same) else { return true };
-            self.limits.entry(limit.clone()).or_default().minute(*minute, finding(*counted, reported));
+            let known = self.limits.entry(limit.clone()).or_default();
+            known.compared = Some(Compared { counted: *counted, reported });
+            known.minute(*minute, finding(*counted, reported));
             false
         });
     }
@@ -173,6 +186,12 @@ impl Outside {
     #[must_use]
     pub fn of(&self, limit: &str) -> Option<Amounts> {
         self.limits.get(limit)?.said
+    }
+
+    /// Both counts of the last minute that could be compared; none when that is five minutes ago.
+    #[must_use]
+    pub fn compared(&self, limit: &str) -> Option<Compared> {
+        self.limits.get(limit)?.compared
     }
 }
 
@@ -233,6 +252,23 @@ mod tests {
         assert_eq!(audit.minute(Some(tokens(9_000)), Some(tokens(1_000))), Some(tokens(8_000)));
         assert_eq!(audit.clean(), Some(tokens(8_000)));
         assert_eq!(audit.clean(), None);
+    }
+
+    #[test]
+    fn both_counts_of_a_minute_are_there_until_nothing_could_be_compared_for_five() {
+        let mut audit = Audit::started();
+        let both = |counted, reported| Some(Compared { counted: tokens(counted), reported: tokens(reported) });
+        assert_eq!(audit.outside.compared("gpt"), None, "nobody was there from the minute's beginning");
+        audit.dirty();
+        assert_eq!(audit.outside.compared("gpt"), both(12_000, 2_000));
+        audit.minute(Some(tokens(1_000)), Some(tokens(9_000)));
+        assert_eq!(audit.outside.compared("gpt"), both(1_000, 9_000), "of another Redis, too");
+        for _ in 0..STALE_MINUTES {
+            assert_ne!(audit.outside.compared("gpt"), None);
+            audit.unknown();
+        }
+        audit.unknown();
+        assert_eq!(audit.outside.compared("gpt"), None);
     }
 
     #[test]

@@ -93,13 +93,13 @@ impl<'a> Ledgers<'a> {
     pub async fn until_enforced(mut self) -> Result<()> {
         let fleet = Fleet::of(self.rig);
         for kind in &self.kinds {
-            let took = until(&format!("the pod of {} enforces", kind.name), BOOT, || {
+            until(&format!("the pod of {} enforces", kind.name), BOOT, || {
                 let rows = fleet.get("tokenbudget", kind.name)?["status"]["pods"].as_array().cloned();
                 Ok(rows.is_some_and(|rows| rows.len() == 1 && rows[0]["state"] == "Enforcing"))
             })
             .await?;
             fleet.until_condition(kind.name, "LedgerReachable", "True", None, SOON).await?;
-            println!("check: with a ledger of kind {} a pod enforces ({:.0} s)", kind.name, took.as_secs_f32());
+            println!("check: with a ledger of kind {} a pod enforces", kind.name);
         }
         self.promotes().await?;
         for kind in &self.kinds {
@@ -116,20 +116,20 @@ impl<'a> Ledgers<'a> {
     async fn promotes(&mut self) -> Result<()> {
         let kind = self.kinds.iter_mut().find(|kind| kind.name == SENTINEL).context("there is no Sentinel")?;
         drop(kind.servers.remove(0));
-        let mut redis = connect_to(&kind.servers[0].url).await?;
         let started = std::time::Instant::now();
         loop {
-            // Both call scripts. What a replica gets from its primary are the scripts' effects.
-            let clients: String = ask(&mut redis, "CLIENT LIST").await?;
+            // Both call scripts; what a replica gets from its primary are the scripts' effects. Promoted, it closes all connections.
+            let clients = kind.servers[0].tell("CLIENT LIST").await.unwrap_or_default();
             if clients.lines().filter(|client| client.contains(" cmd=evalsha")).count() >= 2 {
                 break;
             }
             ensure!(started.elapsed() < PROMOTED, "who calls the promoted server: {clients}");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        Fleet::of(self.rig).until_condition(SENTINEL, "LedgerReachable", "True", None, SOON).await?;
+        // What the former primary lent at the end may be missing here, so nothing is lent for a while.
+        Fleet::of(self.rig).until_condition(SENTINEL, "LedgerReachable", "False", Some("Learning"), SOON).await?;
         println!(
-            "check: {:.1} s after a primary's end the operator and the agent call the server that the Sentinel promoted",
+            "check: {:.1} s after a primary's end the operator and the agent call the server that the Sentinel promoted, which learns",
             started.elapsed().as_secs_f32()
         );
         Ok(())

@@ -59,6 +59,12 @@ impl<'a> Outsider<'a> {
         fleet.until_condition("gpt-4o", "WithinBudget", "False", Some("TrafficOutside"), PATIENCE).await?;
         let object = fleet.get("tokenbudget", "gpt-4o")?;
         let outside = object["status"]["limits"][0]["outside"]["tokens"].as_i64().unwrap_or(0);
+        let observed = &object["status"]["limits"][0]["observed"];
+        let [counted, reported] = ["tokens", "reported"].map(|count| observed[count].as_i64().unwrap_or(-1));
+        ensure!(
+            reported >= 0 && counted >= reported + outside / 2,
+            "LiteLLM's counters beside the reports: {observed}"
+        );
         told_once(self.rig, &object, "TrafficOutside")?;
         self.stop.cancel();
         self.load.await??;

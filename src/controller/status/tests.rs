@@ -1,7 +1,7 @@
 //! The rows of the status.
 
 use super::*;
-use crate::api::{LimitOutside, ReservedPercent};
+use crate::api::{LimitObserved, LimitOutside, ReservedPercent};
 use crate::controller::limits::Limits;
 use crate::controller::validate::Member;
 use crate::ledger::{BookId, PlanWrite, Planned, PlannedBook, Policy, Report};
@@ -52,15 +52,18 @@ fn what_is_of_the_limit_stands_in_its_first_row() {
     let applied = planned(&writes);
     let intent = intent(writes);
     let percent = ReservedPercent { p50: 118, p99: 640 };
+    let observed = LimitObserved { tokens: 30_000, reported: 18_000 };
     let outside = LimitOutside { tokens: 12_000, requests: 9 };
     let traffic = Traffic {
         reserved: [("gpt".to_owned(), percent.clone()), ("o".to_owned(), percent.clone())].into(),
+        observed: [("gpt".to_owned(), observed.clone())].into(),
         outside: [("gpt".to_owned(), outside.clone())].into(),
         past_router: Vec::new(),
     };
     let rows = rows(&intent, &applied, &traffic, &Books::new());
-    let shown: Vec<_> = rows.into_iter().map(|row| (row.reserved_percent, row.outside)).collect();
-    assert_eq!(shown, [(Some(percent.clone()), Some(outside)), (None, None), (Some(percent), None), (None, None)]);
+    let shown: Vec<_> = rows.into_iter().map(|row| (row.reserved_percent, row.observed, row.outside)).collect();
+    let first = (Some(percent.clone()), Some(observed), Some(outside));
+    assert_eq!(shown, [first, (None, None, None), (Some(percent), None, None), (None, None, None)]);
 }
 
 #[test]
