@@ -130,12 +130,12 @@ costs: prepare ## What the agent costs beside LiteLLM without it: writes the tab
 HELM ?= $(TOKENBUDGET_HELM)
 INSTALL_YAML ?= dist/install.yaml
 .PHONY: install-yaml
-install-yaml: ## The chart in one file for kubectl apply -f: dist/install.yaml
+install-yaml: ## The chart in one file for kubectl apply -f: dist/install.yaml; HELM_ARGS has its values, as --set image.repository=...
 	@[ -x "$(HELM)" ] || e2e/prepare helm
 	@mkdir -p $(dir $(INSTALL_YAML))
 	@printf '%s\n' 'apiVersion: v1' 'kind: Namespace' 'metadata:' '  name: tokenbudget-system' '  labels:' \
 	  '    pod-security.kubernetes.io/enforce: restricted' > $(INSTALL_YAML).new
-	@$(HELM) template tokenbudget charts/tokenbudget --namespace tokenbudget-system --kube-version $(KUBERNETES_VERSION) --no-hooks >> $(INSTALL_YAML).new
+	@$(HELM) template tokenbudget charts/tokenbudget --namespace tokenbudget-system --kube-version $(KUBERNETES_VERSION) --no-hooks $(HELM_ARGS) >> $(INSTALL_YAML).new
 	@mv $(INSTALL_YAML).new $(INSTALL_YAML)
 
 .PHONY: build

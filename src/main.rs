@@ -57,6 +57,7 @@ fn run() -> anyhow::Result<ExitCode> {
             if output == Format::Json {
                 writeln!(out(), "{}", serde_json::to_string_pretty(&answer)?)?;
             }
+            answer.outcome()?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Run(options) => {

@@ -55,17 +55,31 @@ pub struct Detached {
     left: Vec<String>,
     /// How long it took, in seconds.
     seconds: u64,
+    /// Why something is left.
+    #[serde(skip)]
+    problem: Option<Error>,
 }
 
-/// Takes the agent out, and waits until it is done.
+impl Detached {
+    /// Whether all that was to be taken out is.
+    ///
+    /// # Errors
+    /// [`Error::Left`]
+    pub fn outcome(self) -> Result<(), Error> {
+        self.problem.map_or(Ok(()), Err)
+    }
+}
+
+/// Takes the agent out, and waits until it is done, or the time is over.
 ///
 /// # Errors
-/// [`Error`]: what is left, and what is in the way.
+/// [`Error`]: when it cannot be begun.
 pub async fn run(options: Detach) -> Result<Detached, Error> {
     let (client, cluster) = app::client().await?;
     let namespaces = watched(&options.namespaces);
     let left = remaining(&client, &namespaces).await?;
-    let mut answer = Detached { cluster, dry_run: options.dry_run, detached: Vec::new(), left: Vec::new(), seconds: 0 };
+    let (dry_run, none) = (options.dry_run, Vec::new);
+    let mut answer = Detached { cluster, dry_run, detached: none(), left: none(), seconds: 0, problem: None };
     if left.is_empty() {
         info!("there is nothing to take out");
         return Ok(answer);
@@ -126,9 +140,17 @@ pub async fn run(options: Detach) -> Result<Detached, Error> {
     let _ = passes.await;
     let _ = ended.send(true);
     let _ = election.await;
-    outcome?;
     answer.seconds = started.elapsed().as_secs();
-    info!(seconds = answer.seconds, "everything is taken out; the TokenBudgets stay");
+    match outcome {
+        Ok(()) => info!(seconds = answer.seconds, "everything is taken out; the TokenBudgets stay"),
+        Err(problem) => {
+            if let Error::Left { left, .. } = &problem {
+                answer.detached.retain(|tb| !left.contains(tb));
+                answer.left.clone_from(left);
+            }
+            answer.problem = Some(problem);
+        }
+    }
     Ok(answer)
 }
 

@@ -54,7 +54,8 @@ pub struct TokenBudgetSpec {
     pub mode: Mode,
 
     /// What a request is charged before its real usage is known: `MaxTokens` its prompt and the most it may answer (the
-    /// budget is never exceeded), `Estimate` its prompt and the mean answer (more use, and a bounded excess).
+    /// budget is never exceeded by calls that name their max_tokens; others are charged a guess), `Estimate` its prompt and
+    /// the mean answer (more use, and a bounded excess).
     #[serde(default)]
     pub reserve: ReservePolicy,
 

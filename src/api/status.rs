@@ -110,7 +110,8 @@ pub struct ReservedPercent {
     pub p99: i64,
 }
 
-/// Two counts of the same minute. A call that ends at the edge of a minute may be in the next one of either.
+/// Two counts of the same minute. A call that ends at the edge of a minute may be in the next one of either; of a limit with
+/// more than 20 deployments, or that shares one with another limit, the counters tell a part.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitObserved {

@@ -162,16 +162,14 @@ async fn attach(
         return Ok(Ok(()));
     }
     // Another wish of ours is no removal.
-    let contested = if entry.had(&wanted.patch) && !difference.missing.is_empty() {
+    if entry.had(&wanted.patch) && !difference.missing.is_empty() {
         warn!(deployment = %name, missing = ?difference.missing, "somebody took out the agent");
-        entry.was_removed(observed.now)
-    } else {
-        entry.contested(observed.now)
-    };
-    if contested {
+        entry.was_removed(observed.now, tb.metadata.generation);
+    }
+    if entry.contested(tb.metadata.generation) {
         let message = format!(
-            "the agent was taken out of Deployment {name} twice in ten minutes, and is left alone now: whatever applies the \
-             Deployment must leave fields of others (kubectl replace does not), or use attach: Manual"
+            "the agent was taken out of Deployment {name} twice in ten minutes, and is left alone until the TokenBudget's spec \
+             changes: whatever applies the Deployment must leave fields of others (kubectl replace does not), or use attach: Manual"
         );
         return Ok(Err(Problem { reason: Reason::AttachContested, message }));
     }

@@ -155,16 +155,18 @@ fn another_names(tb: &TokenBudget, world: &World, deployment: &str) -> bool {
     world.budgets_of(&tb.namespace().unwrap_or_default(), deployment).iter().any(|b| stays(b))
 }
 
-/// Leaves nothing of ours in a Deployment and beside it.
+/// Leaves nothing of ours in a Deployment and beside it. The policy goes first: where the pod template may not be written, pods
+/// that start later would wait for a ledger that is closed, and refuse everything.
 async fn release(tb: &TokenBudget, ctx: &Context, world: &World, target: &TargetRef) -> Result<(), Error> {
     let namespace = tb.namespace().unwrap_or_default();
+    let name = policy_config_map_name(&target.name);
+    let deleted = config_maps::delete(ctx, &namespace, &name).await;
     if let Some(deployment) = world.deployment(&namespace, &target.name)?
         && is_attached(&deployment)
     {
         take_out(ctx, &namespace, &deployment, target.container.as_deref()).await?;
     }
-    let name = policy_config_map_name(&target.name);
-    config_maps::delete(ctx, &namespace, &name).await
+    deleted
 }
 
 /// Takes the whole status away, as if no operator had ever seen this TokenBudget.
@@ -242,13 +244,15 @@ mod tests {
         let service = tower::service_fn(move |request: axum::http::Request<kube::client::Body>| {
             let told = told.clone();
             async move {
-                let path = request.uri().path().to_owned();
+                let path = format!("{} {}", request.method(), request.uri().path());
                 if path.contains("/deployments/") {
                     std::future::pending::<()>().await;
                 }
                 let body = request.into_body().collect_bytes().await.unwrap();
                 let _ = told.send(format!("{path} {}", String::from_utf8_lossy(&body)));
-                let answer = serde_json::to_vec(&budget("litellm")).unwrap();
+                let mut answer = json!(budget("litellm"));
+                answer["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "tokenbudget"});
+                let answer = serde_json::to_vec(&answer).unwrap();
                 Ok::<_, std::convert::Infallible>(axum::http::Response::new(kube::client::Body::from(answer)))
             }
         });
@@ -262,6 +266,9 @@ mod tests {
         let soon = Duration::from_millis(100);
         let tb = budget("litellm");
         assert!(tokio::time::timeout(soon, detach(&tb, &ctx, &world, &mut memory)).await.is_err(), "it is tried");
+        let told: Vec<String> = std::iter::from_fn(|| heard.try_recv().ok()).collect();
+        let deleted = |told: &String| told.starts_with("DELETE") && told.contains("/configmaps/tokenbudget-litellm");
+        assert!(told.iter().any(deleted), "its policy is gone by then: {told:?}");
         memory.targets.detaches_since = Timestamp::now().checked_sub(PATIENCE).ok();
         detach(&tb, &ctx, &world, &mut memory).await.unwrap();
         let sent = heard.recv().await.unwrap();

@@ -160,7 +160,9 @@ pub struct AttachMemory {
     /// The hash of what of ours was there when we looked last: it takes 20 kB itself.
     applied: Option<u64>,
     /// When somebody took them out.
-    pub removed: Vec<Timestamp>,
+    removed: Vec<Timestamp>,
+    /// The generation of the TokenBudget at which that was too often.
+    contested_at: Option<Option<i64>>,
     /// The Deployment after our last write: its UID and generation.
     written: Option<(Option<String>, Option<i64>)>,
     /// What the last write was refused for, and when.
@@ -174,6 +176,7 @@ impl AttachMemory {
     /// Takes note that this patch is in the Deployment.
     pub fn has(&mut self, patch: &Value) {
         self.applied = Some(hash(patch));
+        self.contested_at = None;
     }
 
     /// Whether this very patch was there when we looked last.
@@ -193,17 +196,23 @@ impl AttachMemory {
         self.written.as_ref().is_some_and(|(uid, generation)| *uid == cached.uid && cached.generation < *generation)
     }
 
-    /// Somebody removed the entries. Answers whether this is contested.
-    pub fn was_removed(&mut self, now: Timestamp) -> bool {
+    /// Somebody removed the entries, while the TokenBudget had this generation.
+    pub fn was_removed(&mut self, now: Timestamp, generation: Option<i64>) {
         self.applied = None;
+        self.removed.retain(|at| now.duration_since(*at) < Self::CONTEST);
         self.removed.push(now);
-        self.contested(now)
+        if self.removed.len() >= 2 {
+            self.contested_at = Some(generation);
+        }
     }
 
-    /// Whether the entries were removed twice in ten minutes.
-    pub fn contested(&mut self, now: Timestamp) -> bool {
-        self.removed.retain(|at| now.duration_since(*at) < Self::CONTEST);
-        self.removed.len() >= 2
+    /// Whether the entries were removed twice in ten minutes. It stays so until somebody puts them back or changes the
+    /// TokenBudget: each attempt of ours would be two rollouts.
+    pub fn contested(&mut self, generation: Option<i64>) -> bool {
+        if self.contested_at.is_some_and(|at| at != generation) {
+            (self.contested_at, self.removed) = (None, Vec::new());
+        }
+        self.contested_at.is_some()
     }
 }
 
@@ -298,9 +307,20 @@ mod tests {
         let patch = serde_json::json!({"spec": {}});
         memory.has(&patch);
         assert!(memory.had(&patch) && !memory.had(&Value::Null), "another wish is no removal");
-        assert!(!memory.was_removed(at(0)));
-        assert!(!memory.was_removed(at(11)));
-        assert!(memory.was_removed(at(20)));
-        assert!(!memory.contested(at(31)));
+        let mut removed = |minute| {
+            memory.was_removed(at(minute), Some(1));
+            memory.contested(Some(1))
+        };
+        assert!(!removed(0));
+        assert!(!removed(11));
+        assert!(removed(20));
+        assert!(removed(300), "it stays so");
+        assert!(!memory.contested(Some(2)), "another spec");
+        memory.was_removed(at(301), Some(2));
+        assert!(!memory.contested(Some(2)), "which has two attempts of its own");
+        memory.was_removed(at(302), Some(2));
+        assert!(memory.contested(Some(2)));
+        memory.has(&patch);
+        assert!(!memory.contested(Some(2)), "somebody put it back");
     }
 }

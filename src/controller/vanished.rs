@@ -158,8 +158,7 @@ async fn ask(namespace: &str, report: &Report, ctx: &Context) -> Result<Option<N
     if pods.list_metadata(&this).await?.iter().any(|pod| pod.uid().as_deref() == Some(&report.pod_uid)) {
         return Ok(None);
     }
-    // With rights in some namespaces only there is none to read nodes.
-    if report.node.is_empty() || !ctx.settings.namespaces.is_empty() {
+    if report.node.is_empty() {
         return Ok(Some(NodeSeen::Unknown));
     }
     let nodes: Api<Node> = Api::all(ctx.client.clone());

@@ -196,7 +196,7 @@ pub fn within(status: &TokenBudgetStatus, applied: &Applied) -> Verdict {
             Reason::OverBudget,
             format!(
                 "limit {} spent {} of {} {} in the last 60 s: after a cut it is over in a minute; else answers are longer than what \
-                 was reserved (reserve: MaxTokens, or headroomPercent)",
+                 was reserved (name max_tokens in the calls or in litellm_params, reserve: MaxTokens, or headroomPercent)",
                 row.name, row.spent, row.budget, row.unit
             ),
         );

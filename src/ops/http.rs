@@ -57,7 +57,8 @@ pub fn router(metrics: Metrics, readiness: Readiness) -> Router {
         .route("/metrics", get(metrics_text).with_state(metrics))
 }
 
-/// Listens at an address. `[::]` takes both families of addresses; where the kernel has no IPv6, it means `0.0.0.0`.
+/// Listens at an address. `[::]` takes both families of addresses, unless the node has `net.ipv6.bindv6only` set; where the
+/// kernel has no IPv6, it means `0.0.0.0`.
 ///
 /// # Errors
 /// When the address cannot be listened on.
@@ -118,6 +119,9 @@ mod tests {
         let listener = listen("[::]:0".parse().unwrap()).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        if TcpListener::bind("[::1]:0").await.is_ok() {
+            tokio::net::TcpStream::connect(("::1", port)).await.unwrap();
+        }
         // That one is taken says so, in either family.
         assert!(listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await.is_err());
     }

@@ -70,8 +70,8 @@ fn finding(counted: Amounts, reported: Amounts) -> Finding {
 struct Limit {
     /// What is said.
     said: Option<Amounts>,
-    /// Of the last minute that could be compared.
-    compared: Option<Compared>,
+    /// The last minute of which both counts were known, whatever they show.
+    compared: Option<(u64, Compared)>,
     /// The last minute that could be compared, and whether it showed traffic.
     last: Option<(u64, bool)>,
     /// The first minute that was looked at: what was said before that is as old as the minute before.
@@ -82,11 +82,12 @@ impl Limit {
     /// Takes in a minute. Two in a row make what is said, and take it back.
     fn minute(&mut self, minute: u64, finding: Finding) {
         let first = *self.first.get_or_insert(minute);
+        self.compared = self.compared.filter(|(at, _)| minute.saturating_sub(*at) < STALE_MINUTES);
         let shows = match finding {
             Finding::Unknown => {
                 let known = self.last.map_or(first.saturating_sub(1), |(last, _)| last);
                 if minute.saturating_sub(known) >= STALE_MINUTES {
-                    (self.said, self.compared) = (None, None);
+                    self.said = None;
                 }
                 return;
             }
@@ -168,7 +169,7 @@ impl Outside {
         open.retain(|limit, counted| {
             let Some(reported) = reported(limit, *minute).filter(|_| same) else { return true };
             let known = self.limits.entry(limit.clone()).or_default();
-            known.compared = Some(Compared { counted: *counted, reported });
+            known.compared = Some((*minute, Compared { counted: *counted, reported }));
             known.minute(*minute, finding(*counted, reported));
             false
         });
@@ -188,10 +189,10 @@ impl Outside {
         self.limits.get(limit)?.said
     }
 
-    /// Both counts of the last minute that could be compared; none when that is five minutes ago.
+    /// Both counts of the last minute of which both are known; none when that is five minutes ago.
     #[must_use]
     pub fn compared(&self, limit: &str) -> Option<Compared> {
-        self.limits.get(limit)?.compared
+        self.limits.get(limit)?.compared.map(|(_, both)| both)
     }
 }
 
@@ -261,8 +262,10 @@ mod tests {
         assert_eq!(audit.outside.compared("gpt"), None, "nobody was there from the minute's beginning");
         audit.dirty();
         assert_eq!(audit.outside.compared("gpt"), both(12_000, 2_000));
-        audit.minute(Some(tokens(1_000)), Some(tokens(9_000)));
-        assert_eq!(audit.outside.compared("gpt"), both(1_000, 9_000), "of another Redis, too");
+        for _ in 0..STALE_MINUTES + 2 {
+            audit.minute(Some(tokens(1_000)), Some(tokens(9_000)));
+            assert_eq!(audit.outside.compared("gpt"), both(1_000, 9_000), "LiteLLM has another Redis");
+        }
         for _ in 0..STALE_MINUTES {
             assert_ne!(audit.outside.compared("gpt"), None);
             audit.unknown();

@@ -97,7 +97,7 @@ pub fn args(objects: &[Value]) -> Vec<String> {
 }
 
 /// Every value that is off or empty by default.
-pub const EVERYTHING: [&str; 19] = [
+pub const EVERYTHING: [&str; 20] = [
     "replicas=2",
     "admission.enabled=true",
     "watchNamespaces={a,b}",
@@ -117,4 +117,5 @@ pub const EVERYTHING: [&str; 19] = [
     "serviceAccount.annotations.role=r",
     "imagePullSecrets[0].name=pull",
     "rbac.secretNames={r}",
+    "rbac.nodes=true",
 ];

@@ -13,6 +13,7 @@ fn one_file_has_all_that_kubectl_needs() {
             "install-yaml",
             &format!("INSTALL_YAML={}", path.display()),
             &format!("HELM={}", helm_path().display()),
+            "HELM_ARGS=--set image.repository=REGISTRY/tokenbudget,image.tag=abc",
         ])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
@@ -28,6 +29,7 @@ fn one_file_has_all_that_kubectl_needs() {
     assert!(at("CustomResourceDefinition") < at("Deployment"));
     let deployment = only(&objects, "Deployment");
     assert_eq!(deployment["metadata"]["name"], "tokenbudget");
+    assert_eq!(deployment["spec"]["template"]["spec"]["containers"][0]["image"], "REGISTRY/tokenbudget:abc");
     let mut namespaced = objects.iter().filter_map(|object| object["metadata"].get("namespace"));
     assert!(namespaced.all(|namespace| namespace == "tokenbudget-system"));
     let subject = &of_kind(&objects, "ClusterRoleBinding")[0]["subjects"][0];

@@ -94,6 +94,9 @@ fn namespaces_make_roles_and_flags() {
     assert_eq!((of_kind(&all, "ClusterRole").len(), of_kind(&all, "Role").len()), (1, 1));
     let some = objects(&render(&["watchNamespaces={a,b}"]));
     assert_eq!((of_kind(&some, "ClusterRole").len(), of_kind(&some, "Role").len()), (0, 3));
+    let nodes = objects(&render_with_hooks(&["watchNamespaces={a,b}", "rbac.nodes=true"]));
+    let rule = serde_json::json!({"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]});
+    assert_eq!(only(&nodes, "ClusterRole")["rules"], serde_json::json!([rule]), "of the operator, and nothing else");
     let text = args(&some).join(" ");
     assert!(text.contains("--namespace a --namespace b"), "{text}");
     assert!(!args(&all).contains(&"--namespace".to_owned()));

@@ -123,10 +123,7 @@ securityContext:
   resources: [pods]
   verbs: [list, watch]
 {{- if not .Values.watchNamespaces }}
-# The node of a pod that vanished without its kubelet's word: gone, or ready ever since, it says that the processes have ended.
-- apiGroups: [""]
-  resources: [nodes]
-  verbs: [get]
+{{ include "tokenbudget.nodesRule" . }}
 {{- end }}
 # The most replicas that a target can come to, for the safe share.
 - apiGroups: [autoscaling]
@@ -148,6 +145,13 @@ securityContext:
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+{{- end -}}
+
+{{- define "tokenbudget.nodesRule" -}}
+# The node of a pod that vanished without its kubelet's word: gone, or ready ever since, it says that the processes have ended.
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [get]
 {{- end -}}
 
 {{/* Values that each are right and together are not. */}}

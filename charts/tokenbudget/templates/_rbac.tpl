@@ -29,6 +29,31 @@ subjects:
   name: {{ $.subject }}
   namespace: {{ $root.Release.Namespace }}
 {{- end }}
+{{- if and .lease $root.Values.rbac.nodes (not .hook) }}
+---
+# Nodes are in no namespace: nothing but this one rule is cluster-wide.
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: {{ .name }}-nodes
+  {{- include "tokenbudget.rbac.metadata" $meta | nindent 2 }}
+rules:
+{{ include "tokenbudget.nodesRule" $root }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  name: {{ .name }}-nodes
+  {{- include "tokenbudget.rbac.metadata" $meta | nindent 2 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: {{ .name }}-nodes
+subjects:
+- kind: ServiceAccount
+  name: {{ .subject }}
+  namespace: {{ $root.Release.Namespace }}
+{{- end }}
 {{- else }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1

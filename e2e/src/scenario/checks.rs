@@ -128,6 +128,8 @@ pub(super) fn manifest(name: &str, spec: &str) -> String {
 /// Nothing is written about a fleet that does nothing.
 async fn quiet(rig: &Rig) -> Result<()> {
     Fleet::of(rig).until_idle("gpt-4o", Duration::from_secs(150)).await?;
+    // A process that was replaced has a window behind it.
+    Fleet::of(rig).until_condition("gpt-4o", "Enforcing", "True", None, Duration::from_secs(120)).await?;
     // The last whole minute with traffic is compared with LiteLLM's counters later.
     let compared =
         || Ok(Fleet::of(rig).get("tokenbudget", "gpt-4o")?["status"]["limits"][0]["observed"]["tokens"] == 0);

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use tokio_util::sync::CancellationToken;
 
 use super::checks::told_once;
-use super::fleet::{Fleet, message};
+use super::fleet::{Fleet, message, until};
 use super::rig::Rig;
 use crate::load::{self, LoadSpec, TargetSpec};
 
@@ -57,6 +57,9 @@ impl<'a> Outsider<'a> {
     pub async fn until_seen(self) -> Result<()> {
         let fleet = Fleet::of(self.rig);
         fleet.until_condition("gpt-4o", "WithinBudget", "False", Some("TrafficOutside"), PATIENCE).await?;
+        // An operator that has just started says at once what the one before said, and has to compare for itself.
+        let limit = || Ok::<_, anyhow::Error>(fleet.get("tokenbudget", "gpt-4o")?["status"]["limits"][0].clone());
+        until("both counts are shown", PATIENCE, || Ok(limit()?["observed"]["reported"].is_i64())).await?;
         let object = fleet.get("tokenbudget", "gpt-4o")?;
         let outside = object["status"]["limits"][0]["outside"]["tokens"].as_i64().unwrap_or(0);
         let observed = &object["status"]["limits"][0]["observed"];

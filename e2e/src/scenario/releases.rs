@@ -166,7 +166,7 @@ fn notes_are_right(rig: &Rig) -> Result<()> {
     let manifest: String =
         manifest.lines().map(|line| format!("{}\n", line.strip_prefix("   ").unwrap_or(line))).collect();
     let (accepted, said) = rig.try_apply(&["--dry-run=server", "--validate=strict"], &manifest)?;
-    ensure!(accepted && said.contains("tokenbudget.tokenbudget.dev/litellm"), "the manifest in the notes: {said}");
+    ensure!(accepted && said.contains("tokenbudget.tokenbudget.dev/gpt-4o"), "the manifest in the notes: {said}");
     let commands: Vec<&str> = [before, after]
         .iter()
         .flat_map(|text| text.lines())

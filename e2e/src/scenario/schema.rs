@@ -73,6 +73,9 @@ pub fn run(rig: &Rig) -> Result<()> {
         let (accepted, said) = ask(&"n".repeat(52), spec)?;
         ensure!(accepted, "{spec} was refused: {said}");
     }
+    let examples = rig.paths.root.join("crds/examples").to_string_lossy().into_owned();
+    let taken = rig.kubectl(&["apply", "--dry-run=server", "--validate=strict", "-f", &examples])?;
+    println!("check: the {} examples of crds/examples are taken", taken.lines().count());
     let explained = rig.kubectl(&["explain", "tokenbudget.spec"])?;
     ensure!(
         explained.contains("targetRefs") && !explained.contains("<no description>"),

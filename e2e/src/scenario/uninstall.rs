@@ -101,7 +101,7 @@ async fn again_without_helm(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
         took.as_secs_f32()
     );
 
-    rig.kubectl(&["-n", OPERATOR_NAMESPACE, "delete", "deployment", "tokenbudget"])?;
+    rig.kubectl(&["-n", OPERATOR_NAMESPACE, "delete", "deployment", "tokenbudget", "--cascade=foreground"])?;
     // Deleted while nobody is there to clean up: `detach` lets it go.
     rig.kubectl(&["-n", "llm", "delete", "tb", LEAVING, "--wait=false"])?;
     ensure!(
