@@ -42,7 +42,7 @@ pub enum Error {
 }
 
 /// What `detach` did, or would do: for `-o json`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Detached {
     /// URL of the API server.
@@ -78,8 +78,7 @@ pub async fn run(options: Detach) -> Result<Detached, Error> {
     let (client, cluster) = app::client().await?;
     let namespaces = watched(&options.namespaces);
     let left = remaining(&client, &namespaces).await?;
-    let (dry_run, none) = (options.dry_run, Vec::new);
-    let mut answer = Detached { cluster, dry_run, detached: none(), left: none(), seconds: 0, problem: None };
+    let mut answer = Detached { cluster, dry_run: options.dry_run, ..Detached::default() };
     if left.is_empty() {
         info!("there is nothing to take out");
         return Ok(answer);

@@ -85,13 +85,19 @@ def test_a_new_policy_comes_with_a_beat(member, operator):
     until(lambda: operator.reports()[one.agent.member]["policy"] == "2")
 
 
-def test_detached_stops_the_calls_and_the_file_does_not_bring_it_back(member, operator):
+def detached(member, operator):
+    """A member whose TokenBudget was closed, and the policy that its file still has."""
     pol = policy([limit()], beatMs=100)
     operator.publish(pol)
     one = member([pol])
     until(lambda: one.book().answered)
     operator.detach("uid-1")
     until(lambda: not one.agent.governors)
+    return one, pol
+
+
+def test_detached_stops_the_calls_and_the_file_does_not_bring_it_back(member, operator):
+    one, _ = detached(member, operator)
     one.ledger.read_policies()
     assert not one.agent.governors
     one.write([policy([limit()], version="3")])
@@ -101,12 +107,7 @@ def test_detached_stops_the_calls_and_the_file_does_not_bring_it_back(member, op
 
 @pytest.mark.parametrize("way", ["no file", "not in the file"])
 def test_the_same_policy_counts_again_after_a_file_without_it(member, operator, way):
-    pol = policy([limit()], beatMs=100)
-    operator.publish(pol)
-    one = member([pol])
-    until(lambda: one.book().answered)
-    operator.detach("uid-1")
-    until(lambda: not one.agent.governors)
+    one, pol = detached(member, operator)
     if way == "no file":
         one.file.unlink()
     else:

@@ -139,8 +139,7 @@ impl User<'_> {
     }
 
     fn apply_wish(&self, wish: &Value) -> Result<()> {
-        self.rig.apply_text(&wish.to_string())?;
-        Ok(())
+        self.rig.apply_text(&wish.to_string())
     }
 
     fn budget(&self, attach: &str) -> Result<()> {
@@ -149,8 +148,7 @@ impl User<'_> {
              limits: [{{name: a, models: [{{modelName: gpt-4o}}], tokensPerMinute: {BUDGET}}}]",
             self.name, LEDGER.0, LEDGER.1
         );
-        self.rig.apply_text(&manifest(self.name, &spec))?;
-        Ok(())
+        self.rig.apply_text(&manifest(self.name, &spec))
     }
 
     fn deployment(&self) -> Result<Value> {

@@ -164,8 +164,20 @@ impl<'a> Fleet<'a> {
 /// # Errors
 /// When it is not found in time, or cannot be looked for.
 pub async fn until(what: &str, limit: Duration, mut found: impl FnMut() -> Result<bool>) -> Result<Duration> {
+    until_async(what, limit, async || found()).await
+}
+
+/// [`until`] where looking takes a while itself.
+///
+/// # Errors
+/// As [`until`].
+pub async fn until_async(
+    what: &str,
+    limit: Duration,
+    mut found: impl AsyncFnMut() -> Result<bool>,
+) -> Result<Duration> {
     let started = Instant::now();
-    while !found()? {
+    while !found().await? {
         if started.elapsed() > limit {
             bail!("not so after {} s: {what}", limit.as_secs());
         }

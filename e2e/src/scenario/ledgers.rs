@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::checks::{delete_within, manifest, untouched};
-use super::fleet::{Fleet, until};
+use super::fleet::{Fleet, until, until_async};
 use super::redis::{ask, connect_to, serve};
 use super::rig::{Rig, free_port};
 
@@ -70,7 +70,7 @@ impl<'a> Ledgers<'a> {
         }
         let fleet = Fleet::of(rig);
         for kind in &kinds {
-            kind.secret(rig)?;
+            rig.redis_secret_with_ca(kind.name, &kind.url, kind.ca.as_deref())?;
             fleet.copy_plain(kind.name, |deployment| deployment["spec"]["replicas"] = 0.into())?;
             let spec = format!(
                 "targetRefs: [{{name: {name}}}]\n  redis: {{urlSecretRef: {{name: {name}, key: url}}}}\n  \
@@ -137,14 +137,6 @@ impl<'a> Ledgers<'a> {
 }
 
 impl Kind {
-    fn secret(&self, rig: &Rig) -> Result<()> {
-        let url = format!("--from-literal=url={}", self.url);
-        let ca = self.ca.as_ref().map(|ca| format!("--from-literal=ca.crt={ca}"));
-        let mut args = vec!["-n", "llm", "create", "secret", "generic", self.name, &url];
-        args.extend(ca.as_deref());
-        rig.kubectl(&args).map(drop)
-    }
-
     /// How many keys are in its servers, but for those that we cannot ask without TLS.
     async fn keys(&self) -> Result<u64> {
         let mut keys = 0;
@@ -197,11 +189,8 @@ async fn cluster(rig: &Rig) -> Result<Kind> {
         servers.push(node);
     }
     for node in &servers {
-        let started = std::time::Instant::now();
-        while !node.tell("CLUSTER INFO").await?.contains("cluster_state:ok") {
-            ensure!(started.elapsed() < SOON, "the nodes do not come together");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        let whole = async || Ok(node.tell("CLUSTER INFO").await?.contains("cluster_state:ok"));
+        until_async("the nodes come together", SOON, whole).await?;
     }
     Ok(Kind { name: CLUSTER, url: servers[0].url.clone(), ca: None, servers, _sentinel: None })
 }
@@ -223,12 +212,9 @@ async fn sentinel(rig: &Rig) -> Result<Kind> {
     command.args(["--set-proc-title", "no"]);
     let watch = Server { child: rig.paths.start(SENTINEL, command)?, url: format!("redis://127.0.0.1:{port}") };
     until("the Sentinel listens", SOON, || Ok(TcpStream::connect(("127.0.0.1", port)).is_ok())).await?;
-    let started = std::time::Instant::now();
     // Its line of the primary: `...,status=ok,address=127.0.0.1:6379,slaves=1,...`
-    while !watch.tell("INFO sentinel").await?.contains(",slaves=1") {
-        ensure!(started.elapsed() < SOON, "the Sentinel does not know the replica");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    let knows = async || Ok(watch.tell("INFO sentinel").await?.contains(",slaves=1"));
+    until_async("the Sentinel knows the replica", SOON, knows).await?;
     let url = format!("redis+sentinel://:{PASSWORD}@127.0.0.1:{port}/ledger");
     Ok(Kind { name: SENTINEL, url, ca: None, servers: vec![primary, replica], _sentinel: Some(watch) })
 }

@@ -73,8 +73,7 @@ impl User<'_> {
     }
 
     fn apply(&self, argument: &str) -> Result<()> {
-        self.rig.apply_text(&self.wish(argument).to_string())?;
-        Ok(())
+        self.rig.apply_text(&self.wish(argument).to_string())
     }
 
     fn get(&self) -> Result<Value> {

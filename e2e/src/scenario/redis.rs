@@ -1,12 +1,13 @@
 //! The rig's Redis, and commands to it as one types them.
 
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, FromRedisValue};
 
+use super::fleet::until_async;
 use super::paths::Paths;
 use super::rig::{Rig, free_port};
 
@@ -96,14 +97,9 @@ impl Replica {
     /// # Errors
     /// When it has not in time.
     pub async fn until_in_step(&self, limit: Duration) -> Result<()> {
-        let began = Instant::now();
-        loop {
-            if self.tell("INFO replication").await.is_ok_and(|info| info.contains("master_link_status:up")) {
-                return Ok(());
-            }
-            ensure!(began.elapsed() < limit, "the replica is not in step after {limit:?}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        let follows =
+            async || Ok(self.tell("INFO replication").await.is_ok_and(|info| info.contains("master_link_status:up")));
+        until_async("the replica is in step", limit, follows).await.map(drop)
     }
 
     /// The answer to a command.

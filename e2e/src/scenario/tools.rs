@@ -68,8 +68,19 @@ impl Rig {
     /// # Errors
     /// When kubectl fails.
     pub fn redis_secret(&self, name: &str, url: &str) -> Result<()> {
+        self.redis_secret_with_ca(name, url, None)
+    }
+
+    /// [`Self::redis_secret`] with the certificate (PEM) of a CA in key `ca.crt`, if there is one.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn redis_secret_with_ca(&self, name: &str, url: &str, ca: Option<&str>) -> Result<()> {
         let url = format!("--from-literal=url={url}");
-        self.kubectl(&["-n", "llm", "create", "secret", "generic", name, &url]).map(drop)
+        let ca = ca.map(|ca| format!("--from-literal=ca.crt={ca}"));
+        let mut args = vec!["-n", "llm", "create", "secret", "generic", name, &url];
+        args.extend(ca.as_deref());
+        self.kubectl(&args).map(drop)
     }
 
     /// Runs our binary as the cluster-admin, and answers with what it printed on standard output.
