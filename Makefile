@@ -24,6 +24,7 @@ test: check prepare prepare-litellm build ## Everything: make check, the agent i
 	@echo "the agent in LiteLLM $(OLDER), and beside it in $(LITELLM_VERSION) (6 minutes)"
 	@$(MAKE) --no-print-directory -j2 -Otarget test-agent-older test-agent-newest
 	cd agent && $(TOOLS)/python -m pytest -q $(MEASURING)
+	target/release/scenario older
 	target/release/scenario test
 
 OLDER := $(filter-out 1.92.0 $(LITELLM_VERSION),$(LITELLM_VERSIONS))

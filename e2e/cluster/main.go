@@ -25,7 +25,8 @@ import (
 )
 
 const usage = `usage:
-  tb-cluster run --dir DIR --image-map FILE [--metrics-server PATH] [--audit-policy FILE] [--name NAME]
+  tb-cluster run --dir DIR --image-map FILE [--metrics-server PATH] [--audit-policy FILE]
+          [--api-server-arg FLAG]... [--name NAME]
       run a cluster below DIR until SIGTERM; DIR/ready appears when it is ready
   tb-cluster down --dir DIR
       end the cluster of DIR, whatever state it is in
@@ -80,6 +81,10 @@ func run(args []string) error {
 	flags.StringVar(&options.Dir, "dir", "", "folder of the cluster")
 	flags.StringVar(&options.ImageMap, "image-map", "", "file that maps images to programs")
 	flags.StringVar(&options.AuditPolicy, "audit-policy", "", "file of an audit policy; what it asks for is written to DIR/logs/audit.log")
+	flags.Func("api-server-arg", "one more flag of the API server; may be given again", func(arg string) error {
+		options.APIServerArgs = append(options.APIServerArgs, arg)
+		return nil
+	})
 	flags.StringVar(&options.MetricsServer, "metrics-server", "", "path of a metrics-server program to run as well")
 	flags.StringVar(&options.Name, "name", "tokenbudget", "name of the node")
 	if err := flags.Parse(args); err != nil {

@@ -24,7 +24,7 @@ func etcdFlags(l layout, p ports) []string {
 	}
 }
 
-func apiServerFlags(l layout, p ports, auditPolicy string) []string {
+func apiServerFlags(l layout, p ports, o Options) []string {
 	flags := []string{
 		"--etcd-servers=http://" + loopback(p.EtcdClient),
 		"--bind-address=127.0.0.1",
@@ -49,10 +49,10 @@ func apiServerFlags(l layout, p ports, auditPolicy string) []string {
 		"--proxy-client-cert-file=" + l.cert(frontProxy),
 		"--proxy-client-key-file=" + l.key(frontProxy),
 	}
-	if auditPolicy != "" {
-		flags = append(flags, "--audit-policy-file="+auditPolicy, "--audit-log-path="+l.log("audit"))
+	if o.AuditPolicy != "" {
+		flags = append(flags, "--audit-policy-file="+o.AuditPolicy, "--audit-log-path="+l.log("audit"))
 	}
-	return flags
+	return append(flags, o.APIServerArgs...)
 }
 
 // delegated are the flags of a component that asks the API server who may use

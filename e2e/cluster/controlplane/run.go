@@ -30,8 +30,9 @@ type Options struct {
 	Dir           string
 	Name          string
 	ImageMap      string
-	MetricsServer string // the program's path; empty for none
-	AuditPolicy   string // a file; empty for no audit
+	MetricsServer string   // the program's path; empty for none
+	AuditPolicy   string   // a file; empty for no audit
+	APIServerArgs []string // more of its flags
 }
 
 // state is what the ready file says.
@@ -147,7 +148,7 @@ func (s *supervisor) launch(ctx context.Context) error {
 	if err := s.start(components.Etcd, self, append([]string{components.Etcd}, etcdFlags(l, p)...)...); err != nil {
 		return err
 	}
-	if err := s.start(components.APIServer, self, append([]string{components.APIServer}, apiServerFlags(l, p, s.options.AuditPolicy)...)...); err != nil {
+	if err := s.start(components.APIServer, self, append([]string{components.APIServer}, apiServerFlags(l, p, s.options)...)...); err != nil {
 		return err
 	}
 	checks, err := newChecks(l.componentKubeconfig(adminName))

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use rig::clock::interrupted;
 use rig::scenario::chaos::{self, Fault};
 use rig::scenario::compare::{self, Arm, Comparison, Demand};
-use rig::scenario::{Paths, Rig, checks, demo, footprint, scale, uninstall, upgrade};
+use rig::scenario::{Paths, Rig, checks, demo, footprint, older, scale, uninstall, upgrade};
 
 /// The local cluster and the scenarios on it. `make up`, `make down`, `make demo` and `make test` call it.
 #[derive(Debug, Parser)]
@@ -31,6 +31,8 @@ enum Command {
     Test,
     /// Only `helm uninstall` while a TokenBudget is there (a minute).
     Uninstall,
+    /// What is said on a cluster that is too old for `attach: Admission` (20 seconds).
+    Older,
     /// The operator of an earlier commit upgraded to this one under load, and back (8 minutes).
     Upgrade,
     /// What breaks in production, broken on purpose under load, and judged by the provider's count (80 minutes).
@@ -89,10 +91,8 @@ async fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Up => up().await,
         Command::Down => {
-            for name in
-                ["up", "demo", "checks", "test", "chaos", "soak", "bench", "scale", "uninstall", "upgrade", "footprint"]
-            {
-                Rig::down(&Paths::new(name)?)?;
+            for paths in Paths::all()? {
+                Rig::down(&paths)?;
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -111,8 +111,9 @@ async fn run(command: Command) -> Result<ExitCode> {
             on_a_cluster("bench", async |rig: &Rig| compare::run(rig, &of).await).await
         }
         Command::Uninstall => on_a_cluster("uninstall", async |rig: &Rig| uninstall::alone(rig).await).await,
+        Command::Older => on_a_cluster_by("older", older::up, async |rig: &Rig| older::run(rig).await).await,
         Command::Upgrade => {
-            let up = async |paths: &Paths| Rig::up_with(paths, upgrade::install_previous).await;
+            let up = async |paths: &Paths| Rig::up_with(paths, &[], upgrade::install_previous).await;
             on_a_cluster_by("upgrade", up, async |rig: &Rig| none_missed(&upgrade::run(rig).await?)).await
         }
         Command::Scale { parts } => {

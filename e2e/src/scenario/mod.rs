@@ -20,6 +20,7 @@ mod manners;
 mod manual;
 mod newcomers;
 mod observed;
+pub mod older;
 mod open_files;
 mod operator;
 mod outsider;

@@ -59,6 +59,25 @@ impl Paths {
         Ok(Self { root, cache, dir, binaries })
     }
 
+    /// Paths of each cluster that there is in the checkout, whatever state it is in.
+    ///
+    /// # Errors
+    /// As [`Self::new`], or when the folder cannot be read.
+    pub fn all() -> Result<Vec<Self>> {
+        let local = Self::new("")?.root.join(".local");
+        if !local.exists() {
+            return Ok(Vec::new());
+        }
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&local).with_context(|| local.display().to_string())? {
+            let paths = Self::new(&entry?.file_name().to_string_lossy())?;
+            if paths.state().exists() {
+                all.push(paths);
+            }
+        }
+        Ok(all)
+    }
+
     pub(super) fn cluster_binary(&self) -> PathBuf {
         self.cache.join("cluster/tb-cluster")
     }

@@ -45,14 +45,18 @@ impl Rig {
     /// # Errors
     /// When a part does not start; the text names its log.
     pub async fn up(paths: &Paths) -> Result<Self> {
-        Self::up_with(paths, |rig| rig.helm_install(&[])).await
+        Self::up_with(paths, &[], |rig| rig.helm_install(&[])).await
     }
 
-    /// [`Self::up`] with the operator installed in another way.
+    /// [`Self::up`] with more flags of the API server, and the operator installed in another way.
     ///
     /// # Errors
     /// As [`Self::up`].
-    pub async fn up_with(paths: &Paths, install: impl FnOnce(&Self) -> Result<()>) -> Result<Self> {
+    pub async fn up_with(
+        paths: &Paths,
+        api_server_args: &[&str],
+        install: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Self> {
         let started = Instant::now();
         let say = |what: &str| eprintln!("up: {what} ({:.0} s)", started.elapsed().as_secs_f32());
         for (needed, from) in [
@@ -79,6 +83,9 @@ impl Rig {
         command.args(["run", "--dir"]).arg(paths.state()).arg("--image-map").arg(&image_map);
         command.arg("--metrics-server").arg(paths.metrics_server());
         command.arg("--audit-policy").arg(paths.manifest("audit-policy.yaml"));
+        for arg in api_server_args {
+            command.args(["--api-server-arg", arg]);
+        }
         let mut cluster = paths.start("cluster", command)?;
         let waiting = Instant::now();
         while !paths.state().join("ready").exists() {
