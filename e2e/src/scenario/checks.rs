@@ -61,16 +61,19 @@ pub async fn run(rig: &Rig) -> Result<()> {
     let fleet = Fleet::of(rig);
     rig.apply("plain.yaml")?;
     schema::run(rig)?;
+    // These start the operator anew, which then knows less of what it has seen.
+    knobs::one_namespace(rig, &fleet).await?;
     bad_input(rig, &fleet).await?;
+
+    // What takes minutes to be seen goes on beside the rest.
+    let vanished = killed::vanish(rig).await?;
+    let lost = killed::lose_node(rig).await?;
     releases::run(rig).await?;
     manual::run(rig).await?;
     quiet(rig).await?;
     knobs::run(rig).await?;
 
-    // What takes minutes to be seen goes on beside the rest. A restart, a pause and a lost process would each spoil a minute of
-    // LiteLLM's counters for the outsider, so they are before it.
-    let vanished = killed::vanish(rig, &fleet).await?;
-    let lost = killed::lose_node(rig).await?;
+    // A pause would have spoiled a minute of LiteLLM's counters.
     let outsider = Outsider::start(rig).await?;
     let ledgers = Ledgers::start(rig).await?;
     // It waits for kubectl most of the time, which holds up its thread.
@@ -87,10 +90,10 @@ pub async fn run(rig: &Rig) -> Result<()> {
     terminal(rig)?;
     refused.await??;
     outsider.until_seen().await?;
-    admission::run(rig).await?;
     lost.until_given_up(rig).await?;
-    vanished.until_given_up().await?;
+    vanished.until_given_up(rig).await?;
 
+    admission::run(rig).await?;
     failover::run(rig).await?;
     killed::run(rig, &fleet).await?;
     leaves_no_trace(rig, &fleet).await?;

@@ -11,7 +11,8 @@ use tokenbudget::ledger::{BookId, Ledger, RedisLedger, Timeouts, Unit};
 use tokio::task::JoinHandle;
 
 use super::chaos;
-use super::fleet::{Fleet, text};
+use super::checks::{delete_within, manifest, untouched};
+use super::fleet::{Fleet, text, until};
 use super::rig::Rig;
 use super::scale::members::Members;
 use super::scale::{self, pods};
@@ -25,11 +26,17 @@ const BOOT: Duration = Duration::from_secs(120);
 /// A lease is over, and the node has been ready for 3 minutes since.
 const VANISHED: Duration = Duration::from_secs(240);
 
+/// The least time until a process that cannot say a word is known to have ended, on a node that lives.
+const HELD: Duration = Duration::from_secs(180);
+
 /// The TokenBudget of [`lose_node`].
 const ON_LOST_NODE: &str = "on-lost-node";
 
+/// The Deployment and the TokenBudget of [`vanish`].
+const VANISHING: &str = "vanishing";
+
 /// A process that ended, and when.
-pub struct Ended {
+struct Ended {
     ledger: RedisLedger,
     /// Of the fleet's TokenBudget, and its book.
     uid: String,
@@ -41,6 +48,9 @@ pub struct Ended {
 /// A node that is gone: how long it took until the ledger knew that its pod has ended.
 pub struct LostNode(JoinHandle<Result<Duration>>);
 
+/// A pod that vanished from a node that lives: the same.
+pub struct Vanished(JoinHandle<Result<Duration>>);
+
 /// Kills a process of the fleet, and waits for its pod to be ready again.
 ///
 /// # Errors
@@ -48,23 +58,46 @@ pub struct LostNode(JoinHandle<Result<Duration>>);
 pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     let ready = fleet.ready_pods()?.len();
     let pod = chaos::kill_process(rig)?;
-    let ended = Ended::of(rig, fleet, &pod).await?;
+    let ended = Ended::of(rig, fleet, "gpt-4o", &pod).await?;
     let took = ended.until_known(SOON).await?;
     println!("check: the ledger knows of a killed process after {:.1} s", took.as_secs_f32());
     fleet.until_ready(ready, BOOT).await.map(drop)
 }
 
-/// Deletes a pod of the fleet by force: its kubelet has nowhere to say that it ended.
+/// Deletes a pod by force whose process stands still: its kubelet has nowhere to say that it ended, and the agent cannot.
 ///
 /// # Errors
-/// When no pod is Ready, or no other comes in its place.
-pub async fn vanish(rig: &Rig, fleet: &Fleet<'_>) -> Result<Ended> {
-    let ready = fleet.ready_pods()?;
-    let pod = text(&ready.first().context("no pod is Ready")?["metadata"]["name"]);
-    let ended = Ended::of(rig, fleet, pod).await?;
-    rig.kubectl(&["-n", "llm", "delete", "pod", pod, "--grace-period=0", "--force"])?;
-    fleet.until_ready(ready.len(), BOOT).await?;
-    Ok(ended)
+/// When its process does not come up.
+pub async fn vanish(rig: &Rig) -> Result<Vanished> {
+    let fleet = Fleet::of(rig);
+    fleet.copy_plain(VANISHING, |deployment| deployment["spec"]["replicas"] = 0.into())?;
+    let spec = format!(
+        "targetRefs: [{{name: {VANISHING}}}]\n  limits: [{{name: a, models: [{{modelName: gpt-4o}}], tokensPerMinute: 6000}}]"
+    );
+    rig.apply_text(&manifest(VANISHING, &spec))?;
+    until("it has the agent", SOON, || Ok(untouched(&fleet, VANISHING).is_err())).await?;
+    rig.kubectl(&["-n", "llm", "scale", "deployment", VANISHING, "--replicas=1"])?;
+    let row = || Ok::<_, anyhow::Error>(fleet.get("tokenbudget", VANISHING)?["status"]["pods"][0].clone());
+    until("its pod enforces", BOOT, || Ok(row()?["state"] == "Enforcing")).await?;
+    let pod = text(&row()?["pod"]).to_owned();
+    let ended = Ended::of(rig, &fleet, VANISHING, &pod).await?;
+    chaos::freeze(rig, &pod)?;
+    rig.kubectl(&["-n", "llm", "delete", "pod", &pod, "--grace-period=0", "--force"])?;
+    Ok(Vanished(tokio::spawn(async move { ended.until_known(VANISHED).await })))
+}
+
+impl Vanished {
+    /// Waits until the ledger knows that the pod has ended, and cleans up.
+    ///
+    /// # Errors
+    /// When it does not in time, or did too early.
+    pub async fn until_given_up(self, rig: &Rig) -> Result<()> {
+        let took = self.0.await??;
+        ensure!(took >= HELD, "a frozen process counted as ended after {took:?}: this check is void");
+        println!("check: a pod that vanished on a healthy node holds nothing back after {:.0} s", took.as_secs_f32());
+        delete_within(rig, VANISHING, Duration::from_secs(30))?;
+        rig.kubectl(&["-n", "llm", "delete", "deployment", VANISHING]).map(drop)
+    }
 }
 
 /// Loses a node with a pod on it, as a cloud takes one away: the process ends, the kubelet is silent, the Node is deleted.
@@ -112,8 +145,8 @@ impl LostNode {
 }
 
 impl Ended {
-    async fn of(rig: &Rig, fleet: &Fleet<'_>, pod: &str) -> Result<Self> {
-        let budget = fleet.get("tokenbudget", "gpt-4o")?;
+    async fn of(rig: &Rig, fleet: &Fleet<'_>, budget: &str, pod: &str) -> Result<Self> {
+        let budget = fleet.get("tokenbudget", budget)?;
         let ended = Self {
             ledger: RedisLedger::connect(&rig.redis_url, Timeouts::default())?,
             uid: text(&budget["metadata"]["uid"]).to_owned(),
@@ -123,16 +156,6 @@ impl Ended {
         };
         ensure!(!ended.records().await?.is_empty(), "the ledger has no record of pod {pod}");
         Ok(ended)
-    }
-
-    /// Waits until the ledger knows that the pod that vanished has ended.
-    ///
-    /// # Errors
-    /// When it does not in time.
-    pub async fn until_given_up(&self) -> Result<()> {
-        let took = self.until_known(VANISHED).await?;
-        println!("check: a pod that vanished on a healthy node holds nothing back after {:.0} s", took.as_secs_f32());
-        Ok(())
     }
 
     /// Of each record of its processes in the ledger, since when they are known to have ended.

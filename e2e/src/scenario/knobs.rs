@@ -23,8 +23,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     overlap(rig, &fleet).await?;
     headroom_and_pause(rig, &fleet).await?;
     ensure!(self::generation(&fleet, "litellm")? == generation, "a field that is no rollout changed the Deployment");
-    rolling_update(rig, &fleet).await?;
-    one_namespace(rig, &fleet).await
+    rolling_update(rig, &fleet).await
 }
 
 fn generation(fleet: &Fleet<'_>, deployment: &str) -> Result<Value> {
@@ -119,7 +118,10 @@ async fn rolling_update(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
 }
 
 /// With a Role in one namespace instead of a ClusterRole the operator does the same; what it is refused, `rights` finds.
-async fn one_namespace(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
+///
+/// # Errors
+/// The first that is not as it should be.
+pub async fn one_namespace(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     for name in ["named-redis", "other-redis"] {
         rig.redis_secret(name, &rig.redis_url)?;
     }

@@ -5,13 +5,17 @@ use std::fs;
 
 use anyhow::Result;
 
-/// How many of each kind, of a process: connections to these ports, other connections (those of its own clients too), and the
-/// rest.
+/// In `/proc/net/tcp`: the other side has closed, this one has not (`CLOSE_WAIT`). A pool of connections leaves one so until
+/// it takes it out again.
+const CLOSE_WAIT: &str = "08";
+
+/// How many of each kind, of a process: connections to these ports, other connections (those of its own clients too), those that
+/// only this process still holds, and the rest.
 ///
 /// # Errors
 /// When the process is gone.
 pub fn of(process: &str, servers: &[(&'static str, u16)]) -> Result<BTreeMap<&'static str, usize>> {
-    let connections: BTreeMap<String, (u16, u16)> = ["tcp", "tcp6"]
+    let connections: BTreeMap<String, Connection> = ["tcp", "tcp6"]
         .iter()
         .filter_map(|table| fs::read_to_string(format!("/proc/{process}/net/{table}")).ok())
         .flat_map(|text| text.lines().skip(1).filter_map(connection).collect::<Vec<_>>())
@@ -25,24 +29,34 @@ pub fn of(process: &str, servers: &[(&'static str, u16)]) -> Result<BTreeMap<&'s
     Ok(open)
 }
 
-fn kind(target: &str, connections: &BTreeMap<String, (u16, u16)>, servers: &[(&'static str, u16)]) -> &'static str {
+fn kind(target: &str, connections: &BTreeMap<String, Connection>, servers: &[(&'static str, u16)]) -> &'static str {
     let Some(inode) = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')) else {
         return if target.starts_with('/') { "files" } else { "pipes and events" };
     };
     match connections.get(inode) {
-        Some((_, 0)) => "listening",
-        Some((_, remote)) => {
+        Some(Connection { remote: 0, .. }) => "listening",
+        Some(Connection { is_closed: true, .. }) => "connections that the other side has closed",
+        Some(Connection { remote, .. }) => {
             servers.iter().find(|(_, port)| port == remote).map_or("other connections", |(name, _)| name)
         }
         None => "other sockets",
     }
 }
 
-/// The inode, the local port and the remote port of a line of `/proc/net/tcp`.
-fn connection(line: &str) -> Option<(String, (u16, u16))> {
+/// A TCP socket.
+struct Connection {
+    /// Port of the other side; 0 of one that listens.
+    remote: u16,
+    /// Whether the other side has closed it.
+    is_closed: bool,
+}
+
+/// The inode and the connection of a line of `/proc/net/tcp`.
+fn connection(line: &str) -> Option<(String, Connection)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let port = |address: &str| u16::from_str_radix(address.rsplit_once(':')?.1, 16).ok();
-    Some((fields.get(9)?.to_string(), (port(fields.get(1)?)?, port(fields.get(2)?)?)))
+    let connection = Connection { remote: port(fields.get(2)?)?, is_closed: *fields.get(3)? == CLOSE_WAIT };
+    Some((fields.get(9)?.to_string(), connection))
 }
 
 #[cfg(test)]
@@ -51,12 +65,16 @@ mod tests {
 
     #[test]
     fn connections_are_told_apart_by_whom_they_are_with() {
-        let line = "   2: 0100007F:9C40 0100007F:18EB 01 00000000:00000000 00:00000000 00000000  1000        0 4711 1 0 20 4 30 10 -1";
-        let connections = BTreeMap::from([connection(line).unwrap()]);
-        assert_eq!(connections["4711"], (40_000, 6379));
-        let kinds = ["socket:[4711]", "socket:[1]", "/dev/null", "anon_inode:[eventpoll]"];
+        let line = |state: &str, inode: &str| {
+            connection(&format!("2: 0100007F:9C40 0100007F:18EB {state} 00000000:00000000 00:0 0 1000 0 {inode} 1 0"))
+                .unwrap()
+        };
+        let connections = BTreeMap::from([line("01", "4711"), line("08", "4712")]);
+        assert_eq!(connections["4711"].remote, 6379);
+        let kinds = ["socket:[4711]", "socket:[4712]", "socket:[1]", "/dev/null", "anon_inode:[eventpoll]"];
         let found = kinds.map(|target| kind(target, &connections, &[("redis", 6379)]));
-        assert_eq!(found, ["redis", "other sockets", "files", "pipes and events"]);
+        let closed = "connections that the other side has closed";
+        assert_eq!(found, ["redis", closed, "other sockets", "files", "pipes and events"]);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub use soak::run as soak;
 
 use super::bench::{BUDGET, Bench, Step};
 use super::checks;
+use super::fleet::{Fleet, text};
 use super::rig::Rig;
 use crate::clock::unix_ms;
 use crate::judge::{self, Arrival};
@@ -114,6 +115,16 @@ pub fn kill_process(rig: &Rig) -> Result<String> {
     let (pod, process) = cluster::a_pod(rig, 0)?;
     process.signal(process::Signal::Kill)?;
     Ok(pod)
+}
+
+/// Stops the process of a pod of namespace `llm`, which stays stopped.
+///
+/// # Errors
+/// When the pod has none.
+pub fn freeze(rig: &Rig, pod: &str) -> Result<()> {
+    let object = Fleet::of(rig).get("pod", pod)?;
+    let container = text(&object["status"]["containerStatuses"][0]["containerID"]);
+    process::Process::of_container(container)?.signal(process::Signal::Stop)
 }
 
 async fn one(

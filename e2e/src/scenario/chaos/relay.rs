@@ -131,7 +131,9 @@ fn has_port(process: Process, port: u16) -> bool {
         let table = std::fs::read_to_string(root.join("net/tcp")).unwrap_or_default();
         table.lines().find_map(|line| {
             let mut fields = line.split_whitespace().skip(1);
-            (fields.next() == Some(&local)).then(|| fields.nth(7).unwrap_or_default().to_owned())
+            let inode = (fields.next() == Some(&local)).then(|| fields.nth(7))?;
+            // A connection that was closed a minute ago may have had the same port; nobody has it open.
+            inode.filter(|inode| *inode != "0").map(str::to_owned)
         })
     };
     let found = (0..LOOKS).find_map(|_| inode());
