@@ -11,8 +11,9 @@ use tower::timeout::TimeoutLayer;
 use tracing::{info, warn};
 
 use crate::api::TokenBudget;
+use crate::causes::Causes;
 use crate::cli::Run;
-use crate::controller::{self, Context, Settings};
+use crate::controller::{self, Context, Role, Settings};
 use crate::leader::{self, Leadership};
 use crate::ops::{self, Metrics, Readiness};
 
@@ -26,6 +27,10 @@ const CRD_RETRY: Duration = Duration::from_secs(1);
 
 /// How long the API server may take to begin an answer.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(8);
+
+/// How long an answer that has begun may bring nothing. A watch that nothing happens in is ended by the API server after 290 s,
+/// as kube-runtime asks for (`watcher::Config`), and begun again.
+const SILENCE_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Why the operator ended.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +89,7 @@ pub async fn run(options: Run, filter: ops::Filter) -> Result<(), Error> {
         default_redis: options.default_redis_secret,
         admission_policy: options.admission_policy,
         identity: options.identity,
-        detaches_all: false,
+        role: Role::Operate,
     };
     let namespaces = watched(&settings.namespaces);
     let ctx = Arc::new(Context::new(client, settings, leadership.clone(), metrics.clone()));
@@ -112,11 +117,14 @@ pub async fn run(options: Run, filter: ops::Filter) -> Result<(), Error> {
     Ok(())
 }
 
-/// A client whose requests have a deadline, which kube 5 leaves out, and the URL of its API server. The deadline is for the
-/// beginning of an answer: a watch is answered at once, and lasts.
+/// A client whose requests have deadlines, which kube 5 leaves out, and the URL of its API server: one for the beginning of an
+/// answer, and a longer one for its pauses, as a watch is answered at once and lasts. Without the second a list whose server
+/// went away in the middle would never end, and its cache never change again.
 pub(crate) async fn client() -> Result<(Client, String), Error> {
     let unusable = |e: kube::Error| Error::Config(Box::new(e));
-    let config = kube::Config::infer().await.map_err(|e| unusable(kube::Error::InferConfig(e)))?;
+    let mut config = kube::Config::infer().await.map_err(|e| unusable(kube::Error::InferConfig(e)))?;
+    config.read_timeout = Some(SILENCE_DEADLINE);
+    config.reset_reader_on_write = true;
     let server = config.cluster_url.to_string();
     info!(server, "the API server");
     let builder = ClientBuilder::try_from(config).map_err(unusable)?;
@@ -184,19 +192,21 @@ async fn wait_for_crd(client: &Client, namespaces: &[String]) {
     let name = <TokenBudget as kube::CustomResourceExt>::crd_name();
     // Listing where it watches needs no more rights than it has anyway.
     let api: Api<TokenBudget> = controller::api_in(client, namespaces.first().map(String::as_str));
-    let mut said = false;
+    let mut said = String::new();
     loop {
         let one = kube::api::ListParams::default().limit(1);
-        match api.list(&one).await {
-            Ok(_) => return,
-            Err(error) if !std::mem::replace(&mut said, true) => {
-                let hint = match &error {
-                    kube::Error::Api(status) if status.is_forbidden() => "give its ServiceAccount the chart's roles",
-                    _ => "install it with the chart, or `tokenbudget crd | kubectl apply -f -`",
-                };
-                warn!(crd = name, %error, "waiting for the CustomResourceDefinition: {hint}");
-            }
-            Err(_) => {}
+        let Err(error) = api.list(&one).await else { return };
+        let text = Causes(&error).to_string();
+        if text != said {
+            let hint = match &error {
+                kube::Error::Api(status) if status.is_not_found() => {
+                    ": install it with the chart, or `tokenbudget crd | kubectl apply -f -`"
+                }
+                kube::Error::Api(status) if status.is_forbidden() => ": give its ServiceAccount the chart's roles",
+                _ => "",
+            };
+            warn!(crd = name, error = text, "waiting for the CustomResourceDefinition{hint}");
+            said = text;
         }
         tokio::time::sleep(CRD_RETRY).await;
     }

@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod app;
+mod causes;
 pub mod cli;
 pub mod controller;
 mod digest;

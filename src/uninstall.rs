@@ -13,8 +13,9 @@ use tracing::{info, warn};
 
 use crate::api::{FINALIZER, TokenBudget};
 use crate::app::{self, candidate, wait, watched};
+use crate::causes::Causes;
 use crate::cli::Detach;
-use crate::controller::{self, Context, Settings};
+use crate::controller::{self, Context, Role, Settings};
 use crate::ops::Metrics;
 
 /// How often it is looked whether all are done.
@@ -88,6 +89,7 @@ pub async fn run(options: Detach) -> Result<Detached, Error> {
         answer.left = left;
         return Ok(answer);
     }
+    let mut said = left.clone();
     answer.detached = left;
     let (stop, stopped) = watch::channel(false);
     let (ended, passed) = watch::channel(false);
@@ -98,7 +100,7 @@ pub async fn run(options: Detach) -> Result<Detached, Error> {
         default_redis: options.default_redis_secret,
         identity: options.identity,
         admission_policy: None,
-        detaches_all: true,
+        role: Role::DetachAll,
     };
     let ctx = Arc::new(Context::new(client.clone(), settings, leadership.clone(), Metrics::new()));
     let passes = tokio::spawn(join_all(
@@ -110,12 +112,13 @@ pub async fn run(options: Detach) -> Result<Detached, Error> {
 
     let started = Instant::now();
     let deadline = Duration::from_secs(options.timeout);
-    let mut said = Vec::new();
     let outcome = loop {
         // An API server that is away for a moment is waited for.
-        let left = remaining(&client, &namespaces).await.inspect_err(|error| warn!(%error, "looking for what is left"));
+        let left = remaining(&client, &namespaces)
+            .await
+            .inspect_err(|error| warn!(error = %Causes(error), "looking for what is left"));
         match left {
-            Ok(left) if left.is_empty() => break Ok(()),
+            Ok(left) if left.is_empty() => break gave_up(&ctx, started.elapsed()),
             Ok(left) if left != said => {
                 info!(leads = leadership.leads(), "{} left: {}", left.len(), left.join(", "));
                 said = left;
@@ -151,6 +154,17 @@ pub async fn run(options: Detach) -> Result<Detached, Error> {
         }
     }
     Ok(answer)
+}
+
+/// The TokenBudgets are free of us; what was given up on may not be.
+fn gave_up(ctx: &Context, took: Duration) -> Result<(), Error> {
+    let left = ctx.given_up();
+    if left.is_empty() {
+        return Ok(());
+    }
+    let hint = "Their finalizers are gone, but the agent may still be in their Deployments, or their keys in Redis, where both do \
+                nothing: the log above says what was in the way";
+    Err(Error::Left { left, seconds: took.as_secs(), hint: hint.to_owned() })
 }
 
 /// The TokenBudgets that still carry something of ours, as NAMESPACE/NAME. Without the resource there are none.

@@ -1,10 +1,12 @@
 //! The TokenBudget resource: what users write, what the operator answers. Pure: no client, no clock.
 
+mod clash;
 mod conditions;
 mod relation;
 mod spec;
 mod status;
 
+pub use clash::Clash;
 pub use conditions::{ConditionKind, Conditions, Reason};
 pub use relation::Relation;
 pub use spec::{

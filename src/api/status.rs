@@ -53,7 +53,7 @@ pub struct TokenBudgetStatus {
     pub outside: Vec<OutsideTraffic>,
 }
 
-/// One limit in one unit.
+/// One limit in one unit, in which all its amounts are.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitStatus {
@@ -70,7 +70,7 @@ pub struct LimitStatus {
     pub worst: i64,
     /// What was refused in the last 60 s.
     pub denied: i64,
-    /// Budget that is neither lent nor set aside; negative after a budget cut.
+    /// What is neither lent nor set aside; negative after a budget cut.
     pub pool: i64,
     /// How hard members are pressed to give back what they do not use, in percent: 0 while a fifth of the budget is in the
     /// pool, 100 when less than 4 % is.
@@ -144,7 +144,7 @@ pub struct OutsideTraffic {
     pub tokens: i64,
 }
 
-/// One pod's part of one limit, summed over its worker processes.
+/// One pod's part of one limit, summed over its worker processes; its amounts are in its unit.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct PodStatus {
@@ -154,7 +154,7 @@ pub struct PodStatus {
     pub limit: String,
     /// `tokens` or `requests`.
     pub unit: String,
-    /// What it is entitled to.
+    /// What it is entitled to in any 60 s.
     pub share: i64,
     /// What it may spend now.
     pub grant: i64,
@@ -164,7 +164,7 @@ pub struct PodStatus {
     pub denied: i64,
     /// Its worker processes in the ledger.
     pub workers: i64,
-    /// `Enforcing`, `Observing`, `Starting`, `Degraded` or `Offline`.
+    /// `Enforcing`, `Observing`, `Starting`, `Degraded` or `Offline`; `Unknown` of an agent that is newer than the operator.
     pub state: String,
     /// Version of its agent.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::admissionregistration::v1::MutatingAdmissionPolicy;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client, Resource, ResourceExt};
 
 use super::context::Context;
 use super::observe::Observed;
+use super::overlap::standing;
 use super::validate::{Problem, Target};
 use super::{Error, World, detach};
 use crate::api::{AttachPolicy, Reason, TokenBudget};
@@ -38,7 +40,15 @@ pub async fn unavailable(ctx: &Context) -> Result<Option<Problem>, Error> {
     {
         return Ok(answer.clone());
     }
-    let what = what_is_missing(&ctx.client, ctx.settings.admission_policy.as_deref()).await?;
+    let what = match what_is_missing(&ctx.client, ctx.settings.admission_policy.as_deref()).await {
+        Ok(what) => what,
+        Err(error) => {
+            // What it said before it went away counts for as long again.
+            let Some((at, answer)) = last.as_mut() else { return Err(error) };
+            *at = Instant::now();
+            return Ok(answer.clone());
+        }
+    };
     let problem = what.map(|what| Problem {
         reason: Reason::AdmissionUnavailable,
         message: format!("{what}, or use attach: Automatic or Manual"),
@@ -79,10 +89,9 @@ async fn what_is_missing(client: &Client, policy: Option<&str>) -> Result<Option
 
 /// Whether these TokenBudgets of a Deployment leave it to the policy. Where one has the operator add the agent, it is there.
 #[must_use]
-pub fn is_wanted(budgets: &[Arc<TokenBudget>]) -> bool {
-    let live = || budgets.iter().filter(|b| b.metadata.deletion_timestamp.is_none());
-    live().any(|b| b.spec.attach == AttachPolicy::Admission)
-        && !live().any(|b| b.spec.attach == AttachPolicy::Automatic)
+pub fn is_wanted(budgets: &[Arc<TokenBudget>], deployment: &Deployment) -> bool {
+    let wants = |policy| standing(budgets, deployment).any(|tb| tb.spec.attach == policy);
+    wants(AttachPolicy::Admission) && !wants(AttachPolicy::Automatic)
 }
 
 /// Makes the Deployment's ConfigMap one that the policy reads.
@@ -107,7 +116,7 @@ pub async fn leave_to_policy(
     planned: bool,
 ) -> Result<Result<(), Problem>, Error> {
     let (namespace, name) = (tb.namespace().unwrap_or_default(), target.name());
-    if !is_wanted(&world.budgets_of(&namespace, &name)) {
+    if !is_wanted(&world.budgets_of(&namespace, &name), &target.deployment) {
         return Ok(Ok(()));
     }
     let refused = |refusal: Refusal| Ok(Err(Problem { reason: refusal.reason(), message: refusal.to_string() }));
@@ -150,13 +159,14 @@ mod tests {
 
     #[test]
     fn the_operators_own_patch_comes_first() {
-        let wanted = |attach: &[&str]| is_wanted(&attach.iter().map(|a| budget(a)).collect::<Vec<_>>());
+        let wanted =
+            |attach: &[&str]| is_wanted(&attach.iter().map(|a| budget(a)).collect::<Vec<_>>(), &Deployment::default());
         assert!(wanted(&["Admission"]) && wanted(&["Admission", "Manual"]));
         assert!(!wanted(&["Manual"]) && !wanted(&[]) && !wanted(&["Admission", "Automatic"]));
         let mut leaving = budget("Automatic");
         Arc::make_mut(&mut leaving).metadata.deletion_timestamp =
             Some(serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap());
-        assert!(is_wanted(&[budget("Admission"), leaving]));
+        assert!(is_wanted(&[budget("Admission"), leaving], &Deployment::default()));
     }
 
     /// What is missing where the API server answers each path like this.

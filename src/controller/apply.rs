@@ -49,6 +49,7 @@ pub async fn apply(
     if matches!(ledger, Some(Ok(_))) {
         memory.ledger.books = intent.writes.iter().map(|w| w.book.clone()).collect();
         memory.ledger.planned = true;
+        memory.ledger.planned_now = true;
         ctx.publish_policy(tb, &intent.policy);
     }
     let mut unattached = Vec::new();
@@ -178,6 +179,7 @@ async fn attach(
     }
     let api: Api<Deployment> = Api::namespaced(ctx.client.clone(), &tb.namespace().unwrap_or_default());
     let params = PatchParams::apply(FIELD_MANAGER);
+    ctx.ensure_leads()?;
     let outcome = api.patch(&name, &params, &Patch::Apply(&wanted.patch)).await.map_err(Error::from);
     if let Some(why) = outcome.as_ref().err().and_then(Error::refusal) {
         let message = format!("the agent could not be added to Deployment {name}: {why}");

@@ -50,7 +50,8 @@ pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: 
         .iter()
         .flat_map(|limit| limit.books().map(move |(unit, budget)| (limit, BookId::new(&limit.name, unit), budget)))
         .map(|(limit, book, budget)| {
-            let first = before.is_first(limit, book.unit);
+            // Also one that no status could name yet.
+            let first = before.is_first(limit, book.unit) && !known.contains(&book);
             write(observed, &fleet, book, budget, first)
         })
         .collect();

@@ -66,7 +66,7 @@ fn policies(ctx: &Context, world: &World, namespace: &str, target: &Target) -> O
     map.metadata.labels = Some([(MANAGED_BY.to_owned(), OURS.to_owned())].into());
     map.metadata.owner_references = Some(live.iter().filter_map(|b| b.owner_ref(&())).collect());
     map.data = Some([("policy.json".to_owned(), serde_json::to_string_pretty(&file).ok()?)].into());
-    if admission::is_wanted(&budgets) {
+    if admission::is_wanted(&budgets, &target.deployment) {
         admission::add_param(&mut map, target);
     }
     Some(map)
@@ -109,6 +109,7 @@ async fn apply(
     }
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let api = Api::<ConfigMap>::namespaced(ctx.client.clone(), namespace);
+    ctx.ensure_leads()?;
     api.patch(name, &params, &Patch::Apply(&make())).await?;
     ctx.applied_maps().insert(key, (digest, Instant::now()));
     Ok(())

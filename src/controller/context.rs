@@ -1,13 +1,15 @@
 //! What all passes share.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Client, ResourceExt};
 use tokio::sync::Mutex as AsyncMutex;
 
+use super::Error;
 use super::admission::LastAnswer;
 use super::config_maps::AppliedMaps;
 use super::crowd::Crowd;
@@ -30,8 +32,18 @@ pub struct Settings {
     pub admission_policy: Option<String>,
     /// Who this process is, for events.
     pub identity: String,
-    /// `tokenbudget detach`: every TokenBudget is treated as one that is being deleted, and stays.
-    pub detaches_all: bool,
+    /// What it is there for.
+    pub role: Role,
+}
+
+/// What a process does with the TokenBudgets that it watches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Plans them, until they are deleted.
+    #[default]
+    Operate,
+    /// `tokenbudget detach`: cleans up after each as if it were deleted, and leaves it there.
+    DetachAll,
 }
 
 /// Clients, settings and memory.
@@ -53,6 +65,8 @@ pub struct Context {
     policies: Mutex<BTreeMap<String, Policy>>,
     applied_maps: Mutex<AppliedMaps>,
     searches: Mutex<Pace>,
+    /// TokenBudgets that were let go before all of ours was taken out, as NAMESPACE/NAME.
+    given_up: Mutex<BTreeSet<String>>,
     /// By URL and CA; those that somebody uses.
     ledgers: Mutex<HashMap<(String, Option<String>), RedisLedger>>,
 }
@@ -74,12 +88,13 @@ impl Context {
             policies: Mutex::default(),
             applied_maps: Mutex::default(),
             searches: Mutex::default(),
+            given_up: Mutex::default(),
             ledgers: Mutex::default(),
         }
     }
 
-    /// Publishes events that say the same, as one that is counted. It tells them apart by reason and action, not by what they
-    /// say: the first note would stay.
+    /// A publisher of events. kube's takes two events of the same reason and action for one, which it counts, whatever they say:
+    /// so one publisher is for one text only.
     pub fn recorder(&self) -> Recorder {
         Recorder::new(self.client.clone(), self.reporter.clone())
     }
@@ -87,6 +102,20 @@ impl Context {
     /// The memory of this TokenBudget.
     pub fn memory(&self, tb: &TokenBudget) -> Arc<AsyncMutex<Memory>> {
         locked(&self.memories).entry(tb.uid().unwrap_or_default()).or_default().clone()
+    }
+
+    /// The memory of this TokenBudget, if there is one.
+    pub fn known_memory(&self, tb: &TokenBudget) -> Option<Arc<AsyncMutex<Memory>>> {
+        locked(&self.memories).get(tb.uid().as_deref().unwrap_or_default()).cloned()
+    }
+
+    /// Asked before each write to the API server: a pass is dropped when the lease is over, but only at a wait, and a suspended
+    /// machine does not wait. (The ledger has the epoch for that.)
+    ///
+    /// # Errors
+    /// [`Error::NotLeading`]
+    pub fn ensure_leads(&self) -> Result<(), Error> {
+        if self.leadership.leads() { Ok(()) } else { Err(Error::NotLeading) }
     }
 
     /// The ledger at a location, whose calls are measured. TokenBudgets with the same Redis share its connections.
@@ -116,14 +145,15 @@ impl Context {
     }
 
     /// Forgets a TokenBudget that is gone.
-    pub fn forget(&self, tb: &TokenBudget) {
-        let (uid, namespace) = (tb.uid().unwrap_or_default(), tb.namespace().unwrap_or_default());
+    pub fn forget(&self, tb: &ObjectRef<TokenBudget>) {
+        let uid = tb.extra.uid.clone().unwrap_or_default();
+        let namespace = tb.namespace.clone().unwrap_or_default();
         self.crowd.forget(&uid);
         locked(&self.memories).remove(&uid);
         locked(&self.policies).remove(&uid);
         // Its namespace may be gone with all that is in it.
         locked(&self.applied_maps).retain(|(of, _), _| *of != namespace);
-        self.metrics.remove_budget(&namespace, &tb.name_any());
+        self.metrics.remove_budget(&namespace, &tb.name);
     }
 
     /// Makes the policy known to the TokenBudgets of the same Deployment.
@@ -134,6 +164,19 @@ impl Context {
     /// The policy that was planned for the TokenBudget of this UID.
     pub fn policy(&self, uid: &str) -> Option<Policy> {
         locked(&self.policies).get(uid).cloned()
+    }
+
+    /// Takes note of a TokenBudget that is let go before all of ours was taken out.
+    pub fn give_up(&self, tb: &TokenBudget) {
+        // Only `detach` asks, which ends.
+        if self.settings.role == Role::DetachAll {
+            locked(&self.given_up).insert(format!("{}/{}", tb.namespace().unwrap_or_default(), tb.name_any()));
+        }
+    }
+
+    /// The TokenBudgets that `detach` let go before all of ours was taken out, as NAMESPACE/NAME.
+    pub fn given_up(&self) -> Vec<String> {
+        locked(&self.given_up).iter().cloned().collect()
     }
 
     /// How many pods that vanished were asked for lately.

@@ -10,6 +10,7 @@ use super::evidence::Evidence;
 use super::memory::Memory;
 use super::traffic::{alive, minute_of};
 use crate::api::TokenBudget;
+use crate::causes::Causes;
 use crate::ledger::Observation;
 use crate::litellm::counters;
 
@@ -46,12 +47,11 @@ pub async fn read(tb: &TokenBudget, seen: &Observation, evidence: &Evidence, mem
     let counted = match texts {
         Ok(texts) => Some(counters::sums(&named, &texts)),
         Err(error) => {
-            let cause = std::error::Error::source(&error).map(tracing::field::display);
             // Said once: a user of Redis who may not read them stays so.
             if std::mem::replace(&mut memory.fleet.counters_failed, true) {
-                debug!(name = tb.name_any(), %error, cause, "LiteLLM's counters could not be read");
+                debug!(name = tb.name_any(), error = %Causes(&error), "LiteLLM's counters could not be read");
             } else {
-                warn!(name = tb.name_any(), %error, cause, "LiteLLM's counters could not be read: traffic outside is not seen");
+                warn!(name = tb.name_any(), error = %Causes(&error), "LiteLLM's counters could not be read: traffic outside is not seen");
             }
             None
         }

@@ -7,17 +7,19 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use tracing::{info, warn};
 
 use super::config_maps;
-use super::context::Context;
+use super::context::{Context, Role};
 use super::memory::Memory;
 use super::{Error, World};
 use crate::api::{FIELD_MANAGER, FINALIZER, TargetRef, TokenBudget};
+use crate::causes::Causes;
 use crate::ledger::Ledger;
-use crate::litellm::{detachment, is_attached, policy_config_map_name};
+use crate::litellm::{choose_container, detachment, is_attached, policy_config_map_name};
 
 /// How long the clean-up is tried before the finalizer goes without it.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(20);
@@ -25,7 +27,7 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(20);
 /// How soon a failed clean-up is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// And that of a Deployment that is no target any more.
+/// How soon the agent is taken again out of a Deployment that is no target any more, where that failed.
 const RELEASE_AGAIN: Duration = Duration::from_secs(15);
 
 /// Sets our finalizer, so that the ledger and the Deployments can be cleaned up. Answers whether it was there.
@@ -51,7 +53,7 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
             // Nobody keeps it up to date any more.
             clear_status(tb, ctx).await?;
         }
-        ctx.forget(tb);
+        ctx.forget(&ObjectRef::from_obj(tb));
         return Ok(Action::await_change());
     }
     // Not since its deletion: no operator may have been there.
@@ -67,19 +69,20 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
             warn!(%error, "the ledger could not be closed yet");
         }
         if let Err(error) = &taken_out {
-            warn!(%error, "the agent could not be taken out of every Deployment yet");
+            warn!(error = %Causes(error), "the agent could not be taken out of every Deployment yet");
         }
         if closed.is_err() || taken_out.is_err() {
             return Ok(Action::requeue(AGAIN));
         }
     } else {
+        ctx.give_up(tb);
         warn!(
             "given up: what is left of the ledger goes by itself within a day, and what is left of the agent does nothing"
         );
     }
     let rest: Vec<&str> = tb.finalizers().iter().map(String::as_str).filter(|f| *f != FINALIZER).collect();
     write_finalizers(tb, ctx, &rest).await?;
-    ctx.forget(tb);
+    ctx.forget(&ObjectRef::from_obj(tb));
     info!("detached");
     Ok(Action::await_change())
 }
@@ -87,9 +90,9 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
 async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(), String> {
     let had_ledger = tb.status.as_ref().is_some_and(|s| !s.limits.is_empty()) || memory.ledger.planned;
     if memory.ledger.connection.is_none() && had_ledger {
-        let observed = super::observe::observe(tb, ctx, world, memory).await.map_err(|e| e.to_string())?;
+        let observed = super::observe::observe(tb, ctx, world, memory).await.map_err(|e| Causes(&e).to_string())?;
         if let Some(Ok(location)) = observed.redis {
-            let ledger = ctx.connect(&location).map_err(|e| e.to_string())?;
+            let ledger = ctx.connect(&location).map_err(|e| Causes(&e).to_string())?;
             memory.ledger.connection = Some((location, ledger));
         }
     }
@@ -98,8 +101,8 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
     };
     let uid = tb.uid().unwrap_or_default();
     let books: Vec<_> = memory.ledger.books.iter().cloned().collect();
-    let epoch = ledger.claim(&uid).await.map_err(|e| e.to_string())?;
-    ledger.close(&uid, epoch, &books).await.map_err(|e| e.to_string())
+    let epoch = ledger.claim(&uid).await.map_err(|e| Causes(&e).to_string())?;
+    ledger.close(&uid, epoch, &books).await.map_err(|e| Causes(&e).to_string())
 }
 
 /// Takes the agent out of each Deployment that no other TokenBudget names, also of former targets. One that cannot be written
@@ -107,7 +110,7 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
 async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World, memory: &Memory) -> Result<(), Error> {
     let mut outcome = Ok(());
     for target in tb.spec.target_refs.iter().chain(&memory.targets.formers) {
-        if ctx.settings.detaches_all || !another_names(tb, world, &target.name) {
+        if ctx.settings.role == Role::DetachAll || !another_names(tb, world, &target.name) {
             outcome = outcome.and(release(tb, ctx, world, target).await);
         }
     }
@@ -122,7 +125,9 @@ pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memo
     let is_named = |name: &str| tb.spec.target_refs.iter().any(|target| target.name == name);
     let strays = || {
         let strays = world.strays(&tb.namespace().unwrap_or_default());
-        strays.inspect_err(|error| warn!(%error, "what nobody names any more is not looked for")).unwrap_or_default()
+        strays
+            .inspect_err(|error| warn!(error = %Causes(error), "what nobody names any more is not looked for"))
+            .unwrap_or_default()
     };
     let named = memory.targets.named.take().unwrap_or_else(strays);
     memory.targets.formers.extend(named.into_iter().filter(|target| !is_named(&target.name)));
@@ -136,7 +141,7 @@ pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memo
     for former in memory.targets.formers.clone() {
         if !is_named(&former.name) && !another_names(tb, world, &former.name) {
             if let Err(error) = release(tb, ctx, world, &former).await {
-                warn!(deployment = %former.name, %error, "the agent could not be taken out of a former target yet");
+                warn!(deployment = %former.name, error = %Causes(&error), "the agent could not be taken out of a former target yet");
                 continue;
             }
             // That it is gone now is no removal by somebody.
@@ -191,13 +196,17 @@ pub async fn take_out(
     container: Option<&str>,
 ) -> Result<(), Error> {
     let name = deployment.name_any();
-    let inherited = super::observe::inherited_hooks(ctx, namespace, deployment, container).await?;
+    let inherited = match choose_container(deployment, container) {
+        Ok(container) => super::observe::inherited_hooks(ctx, namespace, container).await?,
+        Err(_) => None,
+    };
     let detachment = detachment(deployment, inherited.as_ref());
     if let Some(stays) = &detachment.stays {
         warn!(deployment = %name, "{stays}");
     }
     let params = PatchParams::apply(FIELD_MANAGER);
     let api: Api<Deployment> = Api::namespaced(ctx.client.clone(), namespace);
+    ctx.ensure_leads()?;
     api.patch(&name, &params, &Patch::Apply(&detachment.patch)).await?;
     info!(deployment = %name, "took the agent out of the pod template");
     Ok(())
@@ -205,6 +214,7 @@ pub async fn take_out(
 
 async fn write_finalizers(tb: &TokenBudget, ctx: &Context, finalizers: &[&str]) -> Result<(), Error> {
     let api: Api<TokenBudget> = Api::namespaced(ctx.client.clone(), &tb.namespace().unwrap_or_default());
+    ctx.ensure_leads()?;
     // The version makes this fail when somebody else changed the list meanwhile.
     let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": tb.resource_version()}});
     match api.patch(&tb.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
@@ -257,7 +267,8 @@ mod tests {
             }
         });
         let client = Client::new(service, "llm");
-        (Context::new(client, Settings::default(), Leadership::always(), Metrics::default()), heard)
+        let settings = Settings { role: Role::DetachAll, ..Settings::default() };
+        (Context::new(client, settings, Leadership::always(), Metrics::default()), heard)
     }
 
     #[tokio::test]
@@ -271,6 +282,7 @@ mod tests {
         assert!(told.iter().any(deleted), "its policy is gone by then: {told:?}");
         memory.targets.detaches_since = Timestamp::now().checked_sub(PATIENCE).ok();
         detach(&tb, &ctx, &world, &mut memory).await.unwrap();
+        assert_eq!(ctx.given_up(), ["llm/tb"]);
         let sent = heard.recv().await.unwrap();
         assert!(sent.contains("/tokenbudgets/tb") && sent.contains(r#""finalizers":[]"#), "{sent}");
     }

@@ -8,7 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::agent_pod::AgentPod;
 
-/// How long evidence is kept after it was seen: longer than the ledger holds the record of an ended member (65 s).
+/// How long evidence is kept after it was seen: longer than the ledger holds the record of an ended member (65 s). That of a
+/// pod that is still there is seen again in each pass, however long the ledger cannot be told.
 const KEEP: SignedDuration = SignedDuration::from_mins(30);
 
 /// When containers ended, by pod UID and container name.
@@ -29,12 +30,21 @@ impl Evidence {
     /// Takes note of the ended containers in a pod's status. Call it with every version of a pod that a watch brings, the
     /// last one included.
     pub fn note(&self, pod: &AgentPod, now: Timestamp) {
-        let Some(uid) = &pod.metadata.uid else { return };
+        self.keep(pod, now);
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        for (container, finished) in pod.finished() {
-            ended.insert((uid.clone(), container.to_owned()), Ended { finished, seen: now });
-        }
         ended.retain(|_, e| now.duration_since(e.seen) < KEEP);
+    }
+
+    /// Keeps what the status of a pod that is there says.
+    pub fn keep(&self, pod: &AgentPod, now: Timestamp) {
+        let mut said = pod.finished().peekable();
+        let (Some(uid), Some(_)) = (&pod.metadata.uid, said.peek()) else { return };
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        for (container, finished) in said {
+            // A cache may be behind what the watch has brought.
+            let known = ended.entry((uid.clone(), container.to_owned())).or_insert(Ended { finished, seen: now });
+            *known = Ended { finished: known.finished.max(finished), seen: now };
+        }
     }
 
     /// Takes note of a pod that vanished, and whose processes have ended by now.
@@ -84,6 +94,24 @@ mod tests {
         assert_eq!(evidence.finished_ms("u1", "litellm", at("2026-01-01T00:00:10.5Z")), None);
         assert_eq!(evidence.finished_ms("u1", "other", early), None);
         assert_eq!(evidence.finished_ms("u2", "litellm", early), None);
+    }
+
+    #[test]
+    fn what_a_pod_that_is_there_says_is_kept() {
+        let evidence = Evidence::default();
+        let ended = pod(
+            r#"{metadata: {uid: u1, name: p}, status: {containerStatuses: [{name: litellm, image: x, imageID: x,
+            ready: true, restartCount: 1, lastState: {terminated: {exitCode: 1, finishedAt: "2026-01-01T00:00:10Z"}}}]}}"#,
+        );
+        let at = |minutes: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_mins(minutes);
+        let known = || evidence.finished_ms("u1", "litellm", 0).is_some();
+        evidence.note(&ended, at(0));
+        evidence.keep(&ended, at(20));
+        let passes = |minutes| evidence.note(&AgentPod::default(), at(minutes));
+        passes(49);
+        assert!(known());
+        passes(50);
+        assert!(!known(), "the pod is gone for half an hour");
     }
 
     #[test]

@@ -11,10 +11,11 @@ use kube::runtime::events::Recorder;
 use serde_json::Value;
 
 use super::lost::Known;
-use super::redis_url::{NoRedis, RedisLocation};
+use super::reading::Reading;
+use super::redis_url::{Located, RedisLocation};
 use super::seconds;
 use super::vanished::Search;
-use super::workers::WorkersRead;
+use super::workers::ContainerRead;
 use crate::api::{ConditionKind, TargetRef, TokenBudget, TokenBudgetStatus};
 use crate::ledger::{BookId, Epoch, RedisLedger, Unit};
 use crate::litellm::Inherited;
@@ -64,12 +65,14 @@ pub struct LedgerMemory {
     pub connection: Option<(RedisLocation, RedisLedger)>,
     /// The epoch that was claimed from it.
     pub epoch: Option<Epoch>,
-    /// Where the ledger is: read when, for which generation of the spec.
-    pub location: Option<(Instant, Option<i64>, Result<RedisLocation, NoRedis>)>,
+    /// Where the ledger is, by which generation of the spec.
+    pub location: Option<Reading<Option<i64>, Option<Located>>>,
     /// The books that the last pass knew.
     pub books: BTreeSet<BookId>,
     /// Whether a pass has written the ledger.
     pub planned: bool,
+    /// Whether the pass that runs has, or the last one had.
+    pub planned_now: bool,
     /// Time between two beats by the policy that was stored before this operator led; 0 when there was none.
     pub stored_beat_ms: Option<u64>,
     /// Passes in a row in which the ledger did not answer.
@@ -80,11 +83,11 @@ pub struct LedgerMemory {
 #[derive(Default)]
 pub struct TargetMemory {
     /// How many worker processes the pods have, where that had to be read.
-    pub workers: BTreeMap<String, Option<WorkersRead>>,
-    /// And with how many each pod began, by its UID: a change of the template is none of the pods that run.
+    pub workers: BTreeMap<String, ContainerRead<u32>>,
+    /// With how many workers each pod began, by its UID: a change of the template is none of the pods that run.
     pub began_with: HashMap<String, u32>,
-    /// What `envFrom` gives to the startup hooks: read when, for which generation.
-    pub hooks: BTreeMap<String, (Instant, Option<i64>, Option<Inherited>)>,
+    /// What `envFrom` gives to the startup hooks.
+    pub hooks: BTreeMap<String, ContainerRead<Option<Inherited>>>,
     /// How many live pods had no agent.
     pub without_agent: BTreeMap<String, WithoutAgent>,
     /// What was done.
@@ -100,16 +103,18 @@ pub struct TargetMemory {
 }
 
 /// A count of a Deployment's live pods without agent.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct WithoutAgent {
     /// The result.
     pub count: usize,
-    /// When it was taken.
-    pub at: Instant,
+    /// The same as the API server said it last.
+    pub read: Option<Reading<(), usize>>,
+    /// When it was taken; none before the first.
+    at: Option<Instant>,
     /// With which version of the Deployment, and how many live pods with agent.
-    pub of: (Option<String>, usize),
+    of: (Option<String>, usize),
     /// Whether these were as many as the Deployment has replicas.
-    pub complete: bool,
+    complete: bool,
 }
 
 impl WithoutAgent {
@@ -119,8 +124,14 @@ impl WithoutAgent {
     /// Whether it says what another count would.
     #[must_use]
     pub fn holds(&self, of: &(Option<String>, usize), complete: bool, now: Instant) -> bool {
+        let Some(at) = self.at else { return false };
         let settled = complete && self.complete && self.count == 0;
-        settled || self.of == *of && now.duration_since(self.at) < Self::AGE
+        settled || self.of == *of && now.duration_since(at) < Self::AGE
+    }
+
+    /// Takes note of a count.
+    pub fn takes(&mut self, count: usize, of: (Option<String>, usize), complete: bool, now: Instant) {
+        (self.count, self.at, self.of, self.complete) = (count, Some(now), of, complete);
     }
 }
 
@@ -273,7 +284,9 @@ mod tests {
     fn pods_without_agent_are_not_counted_each_second() {
         let (at, of) = (Instant::now(), (Some("7".to_owned()), 2));
         let later = |seconds| at + Duration::from_secs(seconds);
-        let some = WithoutAgent { count: 1, at, of: of.clone(), complete: false };
+        let mut some = WithoutAgent::default();
+        assert!(!some.holds(&of, true, at), "nothing was counted yet");
+        some.takes(1, of.clone(), false, at);
         assert!(some.holds(&of, false, later(4)) && !some.holds(&of, false, later(5)));
         assert!(!some.holds(&(Some("8".to_owned()), 2), false, at), "a rollout went on");
         assert!(!some.holds(&(Some("7".to_owned()), 1), false, at), "a pod went");

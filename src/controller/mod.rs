@@ -20,7 +20,9 @@ mod observe;
 mod overlap;
 mod packed;
 mod publish;
+mod reading;
 mod redis_url;
+mod roster;
 mod status;
 #[cfg(test)]
 mod test_support;
@@ -31,7 +33,6 @@ mod verdicts;
 mod workers;
 mod world;
 
-use std::error::Error as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,10 +44,11 @@ use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::ObjectRef;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
-pub use context::{Context, Settings};
+pub use context::{Context, Role, Settings};
 pub use world::{World, api_in};
 
 use crate::api::TokenBudget;
+use crate::causes::Causes;
 use crate::leader::Moment;
 use crate::ledger::{BookId, BookState, Planned};
 use crate::ops::Outcome;
@@ -59,7 +61,7 @@ const PASS_DEADLINE: Duration = Duration::from_secs(10);
 /// A TokenBudget that works is planned this often.
 const TICK: Duration = Duration::from_secs(1);
 
-/// And so soon after what an ended process spent is free to lend.
+/// Time between the moment at which what an ended process spent is free to lend, and the pass that lends it.
 const SOON: Duration = Duration::from_millis(10);
 
 /// A TokenBudget that the user has to mend is looked at this often; a change of it or of its Deployments comes at once.
@@ -74,17 +76,18 @@ const WARMING: Duration = Duration::from_millis(200);
 /// Passes at once. One whose ledger does not answer takes until its time-out, and others are not to wait for it.
 const CONCURRENCY: u16 = 64;
 
-/// After so many passes in which the ledger did not answer it is asked more seldom.
+/// After so many passes in a row in which the ledger did not answer it is asked each [`AWAY_TICK`] only.
 const AWAY: u32 = 15;
 
-/// So seldom.
+/// Time between two passes while the ledger has not answered for [`AWAY`] passes, or while the API server fails what comes
+/// after the plan.
 const AWAY_TICK: Duration = Duration::from_secs(5);
 
 /// Why a pass was given up. What a user has to mend is no error: it is a condition.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server refused or did not answer.
-    #[error("the API server: {0}")]
+    #[error("the API server")]
     Kubernetes(#[source] Box<kube::Error>),
     /// A Deployment in the cache cannot be read, which says nothing of whether there is one.
     #[error("Deployment {name} in the cache: {source}")]
@@ -94,6 +97,9 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// The machine was suspended, or the lease ran out: another replica may write now.
+    #[error("this replica does not lead any more")]
+    NotLeading,
     /// The pass took too long.
     #[error("the pass was given up after {} s", PASS_DEADLINE.as_secs())]
     Deadline,
@@ -131,7 +137,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let forgets = ctx.clone();
-    let gone = move |tb: &TokenBudget| forgets.forget(tb);
+    let gone = move |tb: &ObjectRef<TokenBudget>| forgets.forget(tb);
     let (world, streams) = World::watch(&ctx.client, namespace.as_deref(), synced, gone);
     let (by_deployment, by_autoscaler, by_pod) = (world.clone(), world.clone(), world.clone());
     let passes = world.clone();
@@ -159,7 +165,7 @@ pub async fn run(
             match outcome {
                 // The error policy has said so already.
                 Err(controller::Error::ReconcilerFailed(..)) | Ok(_) => {}
-                Err(error) => warn!(%error, cause = error.source().map(tracing::field::display), "a watch"),
+                Err(error) => warn!(error = %Causes(&error), "a watch"),
             }
             futures::future::ready(())
         })
@@ -226,7 +232,8 @@ async fn reconcile(tb: Arc<TokenBudget>, ctx: Arc<Context>, world: World) -> Res
 /// One pass.
 async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(Outcome, Action), Error> {
     memory.start_from(tb, Timestamp::now());
-    if tb.metadata.deletion_timestamp.is_some() || ctx.settings.detaches_all {
+    memory.ledger.planned_now = false;
+    if tb.metadata.deletion_timestamp.is_some() || ctx.settings.role == Role::DetachAll {
         return detach::detach(tb, ctx, world, memory).await.map(|action| (Outcome::Applied, action));
     }
     if !detach::ensure_finalizer(tb, ctx).await? {
@@ -278,28 +285,63 @@ fn until_next(observed: &Observed, planned: &Planned) -> Duration {
     seen.books.iter().filter_map(next).min().map_or(TICK, |wait| (wait + SOON).min(TICK))
 }
 
-/// Tries again after 1, 2, 4 ... 60 s.
+/// Tries again after 1, 2, 4 ... 60 s; sooner where the pass has planned, as shares must go on following demand while the API
+/// server is in trouble.
 fn on_error(tb: Arc<TokenBudget>, error: &Error, ctx: Arc<Context>) -> Action {
-    let memory = ctx.memory(&tb);
-    let failures = memory.try_lock().map_or(1, |m| m.failures).clamp(1, 7);
-    let wait = Duration::from_secs(1 << (failures - 1)).min(Duration::from_secs(60));
+    let memory = ctx.known_memory(&tb);
+    let (failures, planned) = memory
+        .as_ref()
+        .and_then(|memory| memory.try_lock().ok())
+        .map_or((1, false), |memory| (memory.failures, memory.ledger.planned_now));
+    let wait = if planned { AWAY_TICK } else { backoff(failures) };
     let (namespace, name) = (tb.namespace().unwrap_or_default(), tb.name_any());
+    // An outage fails each pass of each TokenBudget: the 1st, 2nd, 4th ... of them is said.
+    if !failures.is_power_of_two() {
+        debug!(%namespace, name, ?wait, failures, "{}", Causes(error));
+        return Action::requeue(wait);
+    }
     match error {
-        Error::Deadline => error!(%namespace, name, ?wait, "{error}"),
-        Error::Kubernetes(_) | Error::Packed { .. } => warn!(%namespace, name, ?wait, "{error}"),
+        Error::Deadline => error!(%namespace, name, ?wait, failures, "{error}"),
+        Error::Kubernetes(_) | Error::Packed { .. } | Error::NotLeading => {
+            warn!(%namespace, name, ?wait, failures, "{}", Causes(error))
+        }
     }
     Action::requeue(wait)
+}
+
+/// 1, 2, 4 ... 60 s.
+fn backoff(failures: u32) -> Duration {
+    Duration::from_secs(1 << (failures.clamp(1, 7) - 1)).min(Duration::from_secs(60))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::leader::Leadership;
     use crate::ledger::{MemberRecord, Observation, PlannedBook, Unit};
+    use crate::ops::Metrics;
 
     #[test]
     fn what_others_have_to_mend_is_a_refusal() {
         assert!([400, 403, 409, 422, 500].into_iter().all(is_refusal));
         assert!(![200, 401, 404, 408, 429, 502, 503, 504].into_iter().any(is_refusal));
+    }
+
+    #[tokio::test]
+    async fn a_pass_that_has_planned_is_soon_followed_whatever_the_api_server_does() {
+        let client = test_support::answering(&[]);
+        let ctx = Arc::new(Context::new(client, Settings::default(), Leadership::always(), Metrics::default()));
+        let spec = serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+            "metadata": {"name": "tb", "uid": "u"}, "spec": {"targetRefs": [{"name": "litellm"}]}});
+        let tb: Arc<TokenBudget> = Arc::new(serde_json::from_value(spec).unwrap());
+        let fails = || on_error(tb.clone(), &Error::Deadline, ctx.clone());
+        assert_eq!(fails(), Action::requeue(Duration::from_secs(1)));
+        assert!(ctx.known_memory(&tb).is_none(), "what is gone is not made again");
+        let memory = ctx.memory(&tb);
+        memory.lock().await.failures = 6;
+        assert_eq!(fails(), Action::requeue(Duration::from_secs(32)));
+        memory.lock().await.ledger.planned_now = true;
+        assert_eq!(fails(), Action::requeue(AWAY_TICK));
     }
 
     #[test]

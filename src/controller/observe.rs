@@ -1,4 +1,4 @@
-//! Step 1, observe: everything that a pass decides on, read once. The only step that reads.
+//! Step 1, observe: everything that a pass decides on, read once.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -6,19 +6,21 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
 use kube::core::{Expression, Selector};
 use kube::{Api, ResourceExt};
+use tracing::warn;
 
 use super::admission;
 use super::agent_pod::AgentPod;
 use super::context::Context;
 use super::counters;
-use super::memory::{Memory, WithoutAgent};
-use super::redis_url::{NoRedis, RedisLocation, locate};
+use super::memory::Memory;
+use super::reading::recent;
+use super::redis_url::{Located, NoRedis, RedisLocation, locate, read_all};
 use super::validate::Problem;
 use super::vanished;
 use super::workers::count_workers;
@@ -33,6 +35,9 @@ use crate::plan::Departed;
 /// How long what a Secret or ConfigMap says is used before it is read again.
 const READ_AGE: Duration = Duration::from_secs(30);
 
+/// How long a pass looks for pods that are missing.
+const LOOKING: Duration = Duration::from_secs(2);
+
 /// What was seen.
 #[derive(Default)]
 pub struct Observed {
@@ -41,7 +46,7 @@ pub struct Observed {
     /// The Deployments, in the order of the spec.
     pub targets: Vec<TargetSeen>,
     /// The ledger's Redis; none while there is no container to ask.
-    pub redis: Option<Result<RedisLocation, NoRedis>>,
+    pub redis: Option<Located>,
     /// What the ledger says, or why it does not.
     pub ledger: Option<Result<Observation, LedgerError>>,
     /// Members of which the ledger has lost the record, and the UIDs of their pods.
@@ -82,7 +87,7 @@ pub struct TargetSeen {
 /// Reads Kubernetes' caches and the ledger.
 ///
 /// # Errors
-/// When the API server does not answer. A ledger that does not is an observation.
+/// When the API server does not answer, and did not before. A ledger that does not is an observation.
 pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<Observed, Error> {
     let namespace = tb.namespace().unwrap_or_default();
     let mut targets = Vec::with_capacity(tb.spec.target_refs.len());
@@ -101,10 +106,15 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         (Some(Ok(_)), false) => stored_beat_ms(&uid, memory).await,
         _ => 0,
     };
+    for pod in targets.iter().flat_map(|target| &target.pods) {
+        world.evidence.keep(pod, now);
+    }
     if let Some(Ok(seen)) = &mut ledger {
         memory.fleet.known.fill(seen);
         memory.fleet.known.note(seen, &world.evidence, now);
-        vanished::look(&namespace, &targets, seen, ctx, &world.evidence, memory, now).await;
+        // What it finds can be found by a later pass as well; the plan can not wait.
+        let looked = vanished::look(&namespace, &targets, seen, ctx, &world.evidence, memory, now);
+        let _ = tokio::time::timeout(LOOKING, looked).await;
         counters::read(tb, seen, &world.evidence, memory, now).await;
     }
     let admission = match tb.spec.attach {
@@ -185,57 +195,49 @@ async fn target(
     let living = seen.pods.iter().filter(|p| p.is_living()).count();
     let complete = usize::try_from(replicas).is_ok_and(|replicas| replicas <= living);
     let (of, now) = ((deployment.resource_version(), living), Instant::now());
-    seen.pods_without_agent = match memory.targets.without_agent.get(&reference.name) {
-        Some(counted) if counted.holds(&of, complete, now) => counted.count,
-        _ => {
-            let count = pods_without_agent(deployment, namespace, ctx).await?;
-            let counted = WithoutAgent { count, at: now, of, complete };
-            memory.targets.without_agent.insert(reference.name.clone(), counted);
-            count
-        }
+    let counted = memory.targets.without_agent.entry(reference.name.clone()).or_default();
+    seen.pods_without_agent = if counted.holds(&of, complete, now) {
+        counted.count
+    } else {
+        // An API server that is away leaves the count as it was.
+        let count =
+            recent(&mut counted.read, (), Duration::ZERO, pods_without_agent(deployment, namespace, ctx)).await?;
+        counted.takes(count, of, complete, now);
+        count
     };
     if let Ok(container) = choose_container(deployment, reference.container.as_deref()) {
-        let read_before = memory.targets.workers.entry(reference.name.clone()).or_default();
-        let generation = deployment.metadata.generation;
-        seen.workers = count_workers(&ctx.client, namespace, container, generation, read_before).await?;
+        let of = (deployment.metadata.generation, container.name.clone());
+        let workers = memory.targets.workers.entry(reference.name.clone()).or_default();
+        seen.workers = count_workers(&ctx.client, namespace, container, of.clone(), workers).await?;
+        let hooks = memory.targets.hooks.entry(reference.name.clone()).or_default();
+        seen.inherited_hooks = recent(hooks, of, READ_AGE, inherited_hooks(ctx, namespace, container)).await?;
     }
-    let generation = deployment.metadata.generation;
-    let known =
-        memory.targets.hooks.get(&reference.name).filter(|(at, of, _)| *of == generation && at.elapsed() < READ_AGE);
-    seen.inherited_hooks = if let Some((_, _, hooks)) = known {
-        hooks.clone()
-    } else {
-        let hooks = inherited_hooks(ctx, namespace, deployment, reference.container.as_deref()).await?;
-        memory.targets.hooks.insert(reference.name.clone(), (Instant::now(), generation, hooks.clone()));
-        hooks
-    };
     Ok(seen)
 }
 
-/// What `envFrom` gives to LiteLLM's startup hooks in a Deployment.
+/// What `envFrom` gives to LiteLLM's startup hooks in a container.
 ///
 /// # Errors
 /// When the API server does not answer.
 pub async fn inherited_hooks(
     ctx: &Context,
     namespace: &str,
-    deployment: &Deployment,
-    container: Option<&str>,
-) -> Result<Option<Inherited>, Error> {
-    let Ok(container) = choose_container(deployment, container) else {
-        return Ok(None);
-    };
+    container: &Container,
+) -> Result<Option<Inherited>, kube::Error> {
     let setting = startup_hooks(container);
     if setting == Setting::Absent {
         return Ok(None);
     }
-    let values = super::redis_url::read_all(&ctx.client, namespace, setting.refs()).await?;
+    let values = read_all(&ctx.client, namespace, setting.refs()).await?;
     let value = setting.resolve(STARTUP_HOOKS, &|r: &Ref| values.get(r)).ok().flatten();
+    if let (None, Some(refused)) = (&value, values.refused()) {
+        warn!("{STARTUP_HOOKS} may stand where it counts as not set, and is then replaced by the agent's: {refused}");
+    }
     Ok(value.map(|value| Inherited { from: "envFrom".to_owned(), value }))
 }
 
 /// Live pods of the Deployment without our label.
-async fn pods_without_agent(deployment: &Deployment, namespace: &str, ctx: &Context) -> Result<usize, Error> {
+async fn pods_without_agent(deployment: &Deployment, namespace: &str, ctx: &Context) -> Result<usize, kube::Error> {
     let selector = deployment.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default();
     let Some(selector) = without_agent(selector) else { return Ok(0) };
     let unfinished = "status.phase!=Succeeded,status.phase!=Failed";
@@ -258,16 +260,24 @@ async fn redis(
     targets: &[TargetSeen],
     ctx: &Context,
     memory: &mut Memory,
-) -> Result<Option<Result<RedisLocation, NoRedis>>, Error> {
-    if let Some((read_at, generation, known)) = &memory.ledger.location
-        && read_at.elapsed() < READ_AGE
-        && *generation == tb.metadata.generation
-        && known.is_ok()
-    {
-        return Ok(Some(known.clone()));
+) -> Result<Option<Located>, Error> {
+    let kept = &mut memory.ledger.location;
+    // What is missing may be there any moment.
+    if !kept.as_ref().is_some_and(|last| matches!(last.value(), Some(Ok(_)))) {
+        *kept = None;
     }
+    Ok(recent(kept, tb.metadata.generation, READ_AGE, locate_for_all(tb, namespace, targets, ctx)).await?)
+}
+
+/// The one Redis that all targets name; none while there is no container to ask.
+async fn locate_for_all(
+    tb: &TokenBudget,
+    namespace: &str,
+    targets: &[TargetSeen],
+    ctx: &Context,
+) -> Result<Option<Located>, kube::Error> {
     let wanted = tb.spec.redis.as_ref().map(|redis| &redis.url_secret_ref);
-    let mut found: Option<Result<RedisLocation, NoRedis>> = None;
+    let mut found: Option<Located> = None;
     for target in targets {
         let Some(deployment) = &target.deployment else {
             continue;
@@ -281,9 +291,6 @@ async fn redis(
             (Some(Err(first)), _) => Err(first),
             (_, located) => located,
         });
-    }
-    if let Some(found) = &found {
-        memory.ledger.location = Some((std::time::Instant::now(), tb.metadata.generation, found.clone()));
     }
     Ok(found)
 }

@@ -10,7 +10,7 @@ use kube::ResourceExt;
 
 use super::observe::TargetSeen;
 use super::validate::Problem;
-use crate::api::{Limit, Reason, Relation, TargetRef, TokenBudget};
+use crate::api::{Clash, Reason, TargetRef, TokenBudget};
 use crate::litellm::choose_container;
 
 /// The first thing that an older TokenBudget of the same Deployments has claimed before, if there is one.
@@ -39,55 +39,55 @@ fn conflict(
     deployment: Option<&Deployment>,
 ) -> Option<Problem> {
     let (name, deployment_name) = (older.name_any(), &target.name);
-    let problem = |reason, message| Some(Problem { reason, message });
-    if tb.spec.redis != older.spec.redis {
-        return problem(
+    let container =
+        |target: &TargetRef| Some(choose_container(deployment?, target.container.as_deref()).ok()?.name.clone());
+    let (reason, message) = match tb.spec.clash(&older.spec, deployment_name, container)? {
+        Clash::Ledgers => (
             Reason::SeveralLedgers,
             format!(
                 "TokenBudget {name} has another spec.redis for Deployment {deployment_name}, and is older: all TokenBudgets \
                  of a Deployment share one Redis, so write the same in both"
             ),
-        );
-    }
-    let theirs = older.spec.target_refs.iter().find(|other| other.name == target.name)?;
-    let container =
-        |target: &TargetRef| Some(choose_container(deployment?, target.container.as_deref()).ok()?.name.clone());
-    if let (Some(mine), Some(other)) = (container(target), container(theirs))
-        && mine != other
-    {
-        return problem(
+        ),
+        Clash::Containers { mine, theirs } => (
             Reason::Overlap,
             format!(
-                "TokenBudget {name} names container {other} of Deployment {deployment_name}, this one {mine}, and is older: \
+                "TokenBudget {name} names container {theirs} of Deployment {deployment_name}, this one {mine}, and is older: \
                  name the same container in both"
             ),
-        );
-    }
-    if tb.spec.derives_limits() && older.spec.derives_limits() {
-        return problem(
+        ),
+        Clash::Derived => (
             Reason::Overlap,
             format!(
                 "TokenBudget {name} makes every declared tpm and rpm of Deployment {deployment_name} fleet-wide already, and is \
                  older: delete one of them, or give this one spec.limits"
             ),
-        );
-    }
-    let (mine, other) = covered(&tb.spec.limits, &older.spec.limits)?;
-    problem(
-        Reason::Overlap,
-        format!(
-            "limit {mine} and limit {other} of TokenBudget {name} select the same deployments of Deployment \
-             {deployment_name}, and {name} is older: change the models of one, or delete it"
         ),
-    )
+        Clash::Limits { mine: (mine, _), theirs: (theirs, _) } => (
+            Reason::Overlap,
+            format!(
+                "limit {mine} and limit {theirs} of TokenBudget {name} select the same deployments of Deployment \
+                 {deployment_name}, and {name} is older: change the models of one, or delete it"
+            ),
+        ),
+    };
+    Some(Problem { reason, message })
 }
 
-/// Two limits of which one matches everything that the other does.
-fn covered<'a>(mine: &'a [Limit], theirs: &'a [Limit]) -> Option<(&'a str, &'a str)> {
-    let mut pairs = mine.iter().flat_map(|a| theirs.iter().map(move |b| (a, b)));
-    pairs
-        .find(|(a, b)| a.models.iter().any(|x| b.models.iter().any(|y| x.relation(y) == Relation::Covers)))
-        .map(|(a, b)| (a.name.as_str(), b.name.as_str()))
+/// Those of a Deployment's TokenBudgets whose wishes for it count: not those that go, and not those that an older one has made
+/// step back there.
+pub fn standing<'a>(
+    budgets: &'a [Arc<TokenBudget>],
+    deployment: &'a Deployment,
+) -> impl Iterator<Item = &'a TokenBudget> {
+    let name = deployment.name_any();
+    let steps_back = move |tb: &TokenBudget| {
+        let target = tb.spec.target_refs.iter().find(|target| target.name == name);
+        let conflicts = |older: &TokenBudget| target.and_then(|target| conflict(tb, older, target, Some(deployment)));
+        budgets.iter().filter(|other| is_older(other, tb)).any(|older| conflicts(older).is_some())
+    };
+    let stays = |tb: &TokenBudget| tb.metadata.deletion_timestamp.is_none();
+    budgets.iter().map(Arc::as_ref).filter(move |tb| stays(tb) && !steps_back(tb))
 }
 
 #[cfg(test)]
@@ -110,6 +110,16 @@ mod tests {
         let budgets = others.iter().map(|other| Arc::new((*other).clone())).collect();
         let target = TargetSeen { reference: tb.spec.target_refs[0].clone(), budgets, ..TargetSeen::default() };
         overlap(tb, &[target]).map(|problem| (problem.reason, problem.message))
+    }
+
+    #[test]
+    fn who_stepped_back_has_no_wishes() {
+        let deployment: Deployment = serde_saphyr::from_str("{metadata: {name: litellm}}").unwrap();
+        let [a, b, c] =
+            [budget("a", 1, "mode: Observe"), budget("b", 2, "mode: Enforce"), budget("c", 3, &limit("c", "id: x"))];
+        let all = [&b, &c, &a].map(|tb| Arc::new(tb.clone()));
+        let standing: Vec<String> = standing(&all, &deployment).map(ResourceExt::name_any).collect();
+        assert_eq!(standing, ["c", "a"]);
     }
 
     #[test]

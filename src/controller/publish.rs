@@ -14,6 +14,7 @@ use super::Error;
 use super::context::Context;
 use super::memory::{Memory, Told, ToldEvent};
 use crate::api::{ConditionKind, FIELD_MANAGER, LimitOutside, LimitStatus, Reason, TokenBudget, TokenBudgetStatus};
+use crate::causes::Causes;
 
 /// How old the figures of the status may be.
 const FIGURES: Duration = Duration::from_secs(15);
@@ -45,6 +46,7 @@ pub async fn publish(
     let patch = json!({"apiVersion": TokenBudget::api_version(&()), "kind": TokenBudget::kind(&()), "status": status});
     let params = PatchParams::apply(&format!("{FIELD_MANAGER}-status")).force();
     let api: Api<TokenBudget> = Api::namespaced(ctx.client.clone(), &namespace);
+    ctx.ensure_leads()?;
     api.patch_status(&tb.name_any(), &params, &Patch::Apply(&patch)).await?;
     memory.told.figures_at = Some(Instant::now());
     // Before the events: should they take longer than a pass may, they are not sent again.
@@ -54,7 +56,7 @@ pub async fn publish(
         info!(reason = %event.reason, note = event.note.as_deref().unwrap_or_default(), "event");
         let recorder = recorder_of(&event, &mut memory.told.events, Instant::now(), || ctx.recorder());
         if let Err(error) = recorder.publish(&event, &tb.object_ref(&())).await {
-            warn!(%error, "an event was not published");
+            warn!(error = %Causes(&error), "an event was not published");
         }
     }
     Ok(())

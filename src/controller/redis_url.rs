@@ -33,6 +33,9 @@ impl RedisLocation {
     }
 }
 
+/// The ledger's Redis, or what the user has to mend for there to be one.
+pub type Located = Result<RedisLocation, NoRedis>;
+
 /// Why there is no URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoRedis {
@@ -64,7 +67,7 @@ pub async fn locate(
     wanted: Option<&SecretKeyRef>,
     container: &Container,
     default: Option<&SecretKeyRef>,
-) -> Result<Result<RedisLocation, NoRedis>, kube::Error> {
+) -> Result<Located, kube::Error> {
     if let Some(secret) = wanted {
         return from_secret(client, namespace, secret, "spec.redis.urlSecretRef").await;
     }
@@ -95,7 +98,7 @@ async fn from_secret(
     namespace: &str,
     secret: &SecretKeyRef,
     origin: &str,
-) -> Result<Result<RedisLocation, NoRedis>, kube::Error> {
+) -> Result<Located, kube::Error> {
     let name = &secret.name;
     let missing =
         |why: String| Ok(Err(NoRedis { reason: Reason::RedisSettingsMissing, message: format!("{origin}: {why}") }));
@@ -110,12 +113,7 @@ async fn from_secret(
     Ok(in_secret(found.data.unwrap_or_default(), namespace, secret, origin))
 }
 
-fn in_secret(
-    mut data: BTreeMap<String, ByteString>,
-    namespace: &str,
-    secret: &SecretKeyRef,
-    origin: &str,
-) -> Result<RedisLocation, NoRedis> {
+fn in_secret(mut data: BTreeMap<String, ByteString>, namespace: &str, secret: &SecretKeyRef, origin: &str) -> Located {
     let (name, key) = (&secret.name, &secret.key);
     let Some(ByteString(bytes)) = data.remove(key) else {
         let message = format!("{origin}: the Secret {name} has no key {key}");
@@ -269,7 +267,7 @@ mod tests {
     }
 
     /// Where the container's `envFrom` names Secret `keys`, which the operator may not read.
-    async fn located(wanted: Option<&SecretKeyRef>, env: serde_json::Value) -> Result<RedisLocation, NoRedis> {
+    async fn located(wanted: Option<&SecretKeyRef>, env: serde_json::Value) -> Located {
         let client = answering(&[("/api/v1/namespaces/llm/secrets/keys", 403, REFUSED)]);
         let container =
             serde_json::json!({"name": "litellm", "envFrom": [{"secretRef": {"name": "keys"}}], "env": env});

@@ -1,5 +1,5 @@
-//! Step 5, status: what users see, from what was applied. No IO, and no clock of its own; the writing is in
-//! `publish`.
+//! Step 5, status: what users see, from what was applied. No IO, and no clock of its own; the writing is in `publish`. What
+//! follows from several passes (the worst 60 s, since when every process enforces) is noted in the memory on the way.
 
 use std::collections::BTreeMap;
 
@@ -134,10 +134,10 @@ fn pod_rows(valid: &Validated, books: &Books<'_>) -> Vec<PodStatus> {
             row.spent += signed(record.in_window());
             row.denied += signed(record.denied);
             row.workers += 1;
-            let state = if offline { "Offline".to_owned() } else { format!("{:?}", report.state) };
+            let state = if offline { "Offline" } else { report.state.as_str() };
             // The worker that is worst off speaks for the pod.
             if row.state.is_empty() || row.state == "Enforcing" || row.state == "Observing" {
-                row.state = state;
+                row.state = state.to_owned();
             }
         }
     }

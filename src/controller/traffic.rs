@@ -1,4 +1,4 @@
-//! What processes said of their traffic, beside what LiteLLM's own counters say. No IO.
+//! What processes said of their traffic, beside what LiteLLM's own counters say: minute by minute, which the memory keeps. No IO.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -10,7 +10,7 @@ use super::agent_pod::AgentPod;
 use super::evidence::Evidence;
 use super::limits::{Limits, effective};
 use super::observe::Observed;
-use super::overlap::overlap;
+use super::overlap::{overlap, standing};
 use crate::api::{AgentUpdatePolicy, Reason, TokenBudget};
 use crate::ledger::Report;
 use crate::litellm::{Wanted, choose_container, surge};
@@ -109,10 +109,8 @@ pub fn validate(tb: &TokenBudget, observed: &Observed, evidence: &Evidence) -> V
                 container: Some(container.name.clone()),
                 redis_secret,
                 inherited_hooks: seen.inherited_hooks.clone(),
-                roll_out_agent: seen.budgets.iter().any(|b| {
-                    b.metadata.deletion_timestamp.is_none()
-                        && b.spec.agent_update_policy == AgentUpdatePolicy::RollingUpdate
-                }),
+                roll_out_agent: standing(&seen.budgets, deployment)
+                    .any(|tb| tb.spec.agent_update_policy == AgentUpdatePolicy::RollingUpdate),
             },
             size: plan::Target { replicas, most_replicas, surge: surge(deployment, most), workers: seen.workers },
             pods: seen.pods.clone(),

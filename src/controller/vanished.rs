@@ -15,6 +15,7 @@ use super::evidence::Evidence;
 use super::lost::Known;
 use super::memory::Memory;
 use super::observe::TargetSeen;
+use crate::causes::Causes;
 use crate::ledger::{Observation, Report};
 
 /// A kubelet ends the processes of such a pod at once, and no later than their grace period; and until it counts as not ready
@@ -35,7 +36,7 @@ const AGAIN: SignedDuration = SignedDuration::from_secs(15);
 /// Pods that are asked for in one pass.
 const MOST: usize = 10;
 
-/// And in all passes of a second: a Redis that none of thousands of agents reaches is no reason to flood the API server.
+/// Pods that are asked for in all passes of a second: a Redis that none of thousands of agents reaches is no reason to flood the API server.
 const MOST_A_SECOND: u32 = 50;
 
 /// How many were asked for in the second that runs.
@@ -98,15 +99,13 @@ pub async fn look(
         if !ctx.pace_of_searches().allows(now) {
             return;
         }
+        // Noted before it is asked: an answer that does not come in time must not be waited for in each pass.
+        let before = Search { missing_since: None, asked: now };
+        memory.fleet.vanished.entry(report.pod_uid.clone()).or_insert(before).asked = now;
         match ask(namespace, &report, ctx).await {
-            Ok(None) => drop(memory.fleet.vanished.insert(report.pod_uid, Search { missing_since: None, asked: now })),
+            Ok(None) => drop(memory.fleet.vanished.insert(report.pod_uid, before)),
             Ok(Some(node)) => {
-                let search = memory
-                    .fleet
-                    .vanished
-                    .entry(report.pod_uid.clone())
-                    .or_insert(Search { missing_since: None, asked: now });
-                search.asked = now;
+                let search = memory.fleet.vanished.entry(report.pod_uid.clone()).or_insert(before);
                 let missing_since = *search.missing_since.get_or_insert(now);
                 if has_ended(node, now, missing_since, absent, silent) {
                     info!(pod = report.pod, node = report.node, ?node, "a process has ended: its pod is gone");
@@ -114,9 +113,7 @@ pub async fn look(
                 }
             }
             Err(error) => {
-                let search = Search { missing_since: None, asked: now };
-                memory.fleet.vanished.entry(report.pod_uid.clone()).or_insert(search).asked = now;
-                warn!(pod = report.pod, node = report.node, %error, "looking for a pod that is silent");
+                warn!(pod = report.pod, node = report.node, error = %Causes(&error), "looking for a pod that is silent");
             }
         }
     }

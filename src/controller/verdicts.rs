@@ -10,6 +10,7 @@ use super::memory::{Memory, WINDOW};
 use super::observe::Observed;
 use super::validate::{Problem, Validated};
 use crate::api::{AttachPolicy, LedgerLossPolicy, Mode, Reason, TokenBudget, TokenBudgetStatus};
+use crate::causes::Causes;
 use crate::ledger::MemberState;
 
 /// One condition's status (None: Unknown), reason and message.
@@ -113,7 +114,7 @@ pub fn ledger(tb: &TokenBudget, observed: &Observed, applied: &Applied) -> Verdi
         format!(
             "{}; mend Redis, or the way to it from the operator (URL, user, NetworkPolicy); processes that do not reach it either \
              spend what they were lent, and after 30 s {meanwhile}",
-            chain(error)
+            Causes(error)
         ),
     )
 }
@@ -222,11 +223,6 @@ fn rounded(amount: i64) -> i64 {
         unit *= 10;
     }
     amount.saturating_add(unit / 2) / unit * unit
-}
-
-/// An error and what it comes from.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn passed(since: Timestamp, now: Timestamp) -> bool {

@@ -17,6 +17,7 @@ use super::agent_pod::AgentPod;
 use super::evidence::Evidence;
 use super::index::Index;
 use super::packed::{LAST_APPLIED, PackedDeployment};
+use super::roster::Roster;
 use crate::api::{TargetRef, TokenBudget};
 use crate::litellm::{ATTACHED_LABEL, ATTACHED_VALUE, attached_container};
 
@@ -95,7 +96,7 @@ impl World {
         client: &Client,
         namespace: Option<&str>,
         synced: impl FnOnce() + Send + 'static,
-        gone: impl Fn(&TokenBudget) + Send + Sync + 'static,
+        gone: impl Fn(&ObjectRef<TokenBudget>) + Send + Sync + 'static,
     ) -> (Self, Streams) {
         let filling = Arc::new(Filling { left: AtomicUsize::new(4), synced: Mutex::new(Some(Box::new(synced))) });
         let from = Source { client, namespace, filling: &filling };
@@ -110,11 +111,10 @@ impl World {
             tb.managed_fields_mut().clear();
             tb.annotations_mut().remove(LAST_APPLIED);
         };
+        let mut roster = Roster::default();
         let (budgets, budget_changes) = cached(&from, everything.clone(), budget, move |event| {
             of_budgets.budgets.take(event, targets);
-            if let watcher::Event::Delete(tb) = event {
-                gone(tb);
-            }
+            roster.take(event).iter().for_each(&gone);
         });
         let (deployments, deployment_changes) = cached(&from, everything.clone(), |_| {}, |_| {});
         let autoscaler = |a: &mut HorizontalPodAutoscaler| {
@@ -230,7 +230,7 @@ fn cached<K>(
     from: &Source<'_>,
     config: watcher::Config,
     strip: impl FnMut(&mut K) + Send + 'static,
-    index: impl Fn(&watcher::Event<K>) + Send + 'static,
+    mut index: impl FnMut(&watcher::Event<K>) + Send + 'static,
 ) -> (Store<K>, impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static)
 where
     K: Resource<Scope = kube::core::NamespaceResourceScope>

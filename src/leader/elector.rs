@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Decision, Moment, Observed, Record, Timings, decide};
 
-/// So that rounding cannot make a busy loop.
+/// The shortest wait: rounding must not make a busy loop.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(10);
 
 /// Proof of leadership, for a bounded time.

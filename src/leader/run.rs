@@ -54,7 +54,7 @@ impl Leadership {
         Self { state, _sender: Some(Arc::new(sender)) }
     }
 
-    /// Proof that this replica leads now. Ask again before each write.
+    /// Proof that this replica leads now, by a clock that also runs while the machine is suspended.
     #[must_use]
     pub fn token(&self) -> Option<LeaderToken> {
         self.state.borrow().as_ref().ok().filter(|token| token.is_valid(Moment::now())).cloned()

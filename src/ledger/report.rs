@@ -20,6 +20,20 @@ pub enum MemberState {
     Unknown,
 }
 
+impl MemberState {
+    /// Its name, as in reports and in the status.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "Starting",
+            Self::Enforcing => "Enforcing",
+            Self::Observing => "Observing",
+            Self::Degraded => "Degraded",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
 /// A member's report, stored by its calls.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -18,8 +18,8 @@ const CLAIM_SLOT_MS: u64 = 250;
 /// what leaves when, ms.
 const END_SLACK_MS: u64 = 2_000;
 
-/// What left the window of a process that has ended may be lent so much later, ms: only here the ledger's clock measures what a
-/// member's measures else, and one step of it may fall into that minute.
+/// What left the window of a process that has ended is lent again so much later, ms. The window of one that lives is measured by
+/// its own clock; that of one that has ended by the ledger's, which may have made a step within that minute.
 pub(super) const LEAVE_SLACK_MS: u64 = MOST_STEP_MS;
 
 /// Slots that a claim lasts for after its own.
@@ -74,9 +74,9 @@ pub enum Rule {
     NeverAnswered,
     /// The operator sets a safe share aside for every live process without a record.
     SetAside,
-    /// And for every member that the ledger had and lost, until there is evidence of its end.
+    /// The operator sets a safe share aside for every member that the ledger had and lost, until there is evidence of its end.
     RememberLost,
-    /// And for one without a record that has ended, for a window from then on.
+    /// The operator sets a safe share aside for every process that ended without a record, for a window from then on.
     CountDeparted,
     /// A pod that vanished is no evidence of an end.
     Evidence,

@@ -48,7 +48,7 @@ impl fmt::Display for Entry {
     }
 }
 
-/// What makes an entry of a name.
+/// Makes an [`Entry`] for a label or annotation of this name.
 type Named = fn(String) -> Entry;
 
 /// The entries in a template's metadata.

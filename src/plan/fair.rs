@@ -13,7 +13,7 @@ pub fn max_min(room: u64, demands: &[u64]) -> Vec<u64> {
 pub(super) struct Level {
     /// Who demands more than this gets this much; `u64::MAX`: everybody gets what it demands.
     pub full: u64,
-    /// And so many of them get 1 more.
+    /// How many of them get 1 unit more.
     odd: u64,
 }
 

@@ -84,8 +84,8 @@ pub struct BookPlan {
 /// 2. an even part of what is left over, but for what stays in the pool;
 /// 3. those that the members have already, if none would move by a dead band (`stay.rs`).
 ///
-/// By the first two alone, more budget takes from nobody (but for 1 unit of rounding while something is set aside for
-/// unrecorded processes); the dead band makes that: takes less than one band from anybody.
+/// By the first two alone, a larger budget takes nothing from anybody (but for 1 unit of rounding while something is set aside
+/// for unrecorded processes). With the third it takes less than one band from anybody.
 #[must_use]
 pub fn plan_book(book: &BookDemand<'_>) -> BookPlan {
     let budget = book.budget;

@@ -1,9 +1,9 @@
 //! How much of a budget is at hand for whoever asks: the more, the less a member gives back of what it does not use.
 
-/// Part of the budget in the pool that counts as nothing: the most pressure.
+/// Part of the budget that is in the pool when the pressure is at its most, from 0 to 1.
 pub const EMPTY: f64 = 0.04;
 
-/// And as enough: none.
+/// Part of the budget that is in the pool when there is no pressure, from 0 to 1.
 pub const FULL: f64 = 0.2;
 
 /// How full the pool is, from 0 (at most [`EMPTY`] of the budget) to 1 (at least [`FULL`]). `Book.apply` of the agent has

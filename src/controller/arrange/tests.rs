@@ -77,6 +77,17 @@ fn shares(write: &PlanWrite) -> Vec<(&str, u64, bool)> {
 }
 
 #[test]
+fn a_book_that_was_written_is_not_the_first_whatever_the_status_says() {
+    let tb = TokenBudget::new("tb", json(serde_json::json!({"targetRefs": [{"name": "litellm"}]})));
+    let first = |known: &[BookId]| {
+        let known = known.iter().cloned().collect();
+        arrange(&tb, &at_noon(), &fleet(Vec::new(), Vec::new()), &known).writes.remove(0).first
+    };
+    assert!(first(&[]));
+    assert!(!first(&[BookId::new("gpt", Unit::Tokens)]), "its status could not be written, and a flush took the book");
+}
+
+#[test]
 fn a_limit_that_takes_the_place_of_another_is_not_the_first() {
     let limit = |name: &str, derived: bool| EffectiveLimit {
         name: name.to_owned(),

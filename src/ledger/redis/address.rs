@@ -13,7 +13,7 @@ const NO_PARSE: &str = "it does not parse: it has to name a host, the port has t
 
 /// Where the ledger is.
 pub(super) struct Address {
-    /// The server; behind Sentinels the way to log in there, at a host that means nothing.
+    /// The server. Behind Sentinels only its user, password and TLS count: the Sentinels say where it is.
     pub(super) server: Client,
     /// Whom to ask for the server; nobody where the URL names it.
     pub(super) sentinels: Vec<Client>,

@@ -16,7 +16,7 @@ use kube::{CustomResourceExt, ResourceExt};
 use self::overlap::{Overlap, overlap};
 use self::report::{Checked, Finding, Report, SafeShare, Severity};
 use super::manifests::{self, Document};
-use crate::api::{AttachPolicy, TokenBudget};
+use crate::api::{AttachPolicy, TargetRef, TokenBudget};
 use crate::litellm::{
     RedisSource, Setting, Wanted, admission, asks_for_agent, attachment, choose_container, image_of_unknown_directory,
 };
@@ -119,7 +119,8 @@ pub fn check(documents: &[Document], namespace: &str) -> Report {
         let checked = around.budget(document, budget, &mut report.findings);
         report.budgets.push(checked);
         for (_, other) in sound.iter().take(place).filter(|(_, other)| other.namespace() == budget.namespace()) {
-            report.findings.extend(overlap(other, budget).map(|found| overlapping(found, document, namespace, other)));
+            let found = overlap(other, budget, |target| around.container(budget, target));
+            report.findings.extend(found.map(|found| overlapping(found, document, namespace, other)));
         }
     }
     report
@@ -131,8 +132,8 @@ fn overlapping(found: Overlap, document: &Document, namespace: &str, other: &Tok
         Overlap::Certain { deployment, what } => (
             Severity::Problem,
             format!(
-                "claims the same LiteLLM deployments of Deployment {deployment} as TokenBudget {other} ({what}): each request \
-                 would be charged to both; put the limits into one of them"
+                "cannot be kept beside TokenBudget {other} on Deployment {deployment} ({what}): the younger of them gets \
+                 Accepted=False and does nothing; make one of both, or part them"
             ),
         ),
         Overlap::Possible { deployment, what } => (
@@ -265,7 +266,7 @@ impl Around<'_> {
             }
             if budget.spec.redis.is_none() && names_no_redis(&deployment, reference.container.as_deref()) {
                 let message = format!(
-                    "Deployment {name} sets neither REDIS_URL nor REDIS_HOST: name the ledger's Redis in \
+                    "Deployment {name} sets neither REDIS_URL nor REDIS_HOST nor REDIS_SENTINEL_NODES: name the ledger's Redis in \
                      spec.redis.urlSecretRef, unless the operator has a default"
                 );
                 say(Severity::Note, place, "", message);
@@ -298,6 +299,12 @@ impl Around<'_> {
         self.documents.iter().filter(move |document| namespace_of(document, self.namespace) == namespace)
     }
 
+    /// Which container of its Deployment a target means, as far as the files say.
+    fn container(&self, budget: &TokenBudget, target: &TargetRef) -> Option<String> {
+        let deployment = self.deployment(budget, &target.name)?.ok()?;
+        Some(choose_container(&deployment, target.container.as_deref()).ok()?.name.clone())
+    }
+
     fn deployment(&self, budget: &TokenBudget, name: &str) -> Option<Result<Deployment, String>> {
         self.of_namespace(budget).filter(|document| document.name() == name).find_map(Document::deployment)
     }
@@ -306,15 +313,16 @@ impl Around<'_> {
 fn names_no_redis(deployment: &Deployment, container: Option<&str>) -> bool {
     choose_container(deployment, container).is_ok_and(|container| {
         let redis = RedisSource::of(container);
-        redis.url == Setting::Absent && redis.host == Setting::Absent
+        [redis.url, redis.host, redis.sentinels].iter().all(|setting| *setting == Setting::Absent)
     })
 }
 
 fn safe_shares(budget: &TokenBudget, size: Option<FleetSize>) -> Vec<SafeShare> {
-    let rows = budget.spec.limits.iter().flat_map(|limit| {
+    let spec = &budget.spec;
+    let rows = spec.limits.iter().flat_map(|limit| {
         let units = [("tokens", limit.tokens_per_minute), ("requests", limit.requests_per_minute)];
         units.into_iter().filter_map(|(unit, budget)| {
-            let budget = u64::try_from(budget?).ok()?;
+            let budget = spec.without_headroom(u64::try_from(budget?).ok()?);
             let safe_share = size.map(|size| fleet::safe_share(budget, size));
             Some(SafeShare { name: limit.name.clone(), unit, budget, safe_share })
         })

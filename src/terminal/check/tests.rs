@@ -54,6 +54,23 @@ TokenBudget llm/a in f.yaml
 }
 
 #[test]
+fn the_safe_share_is_of_what_headroom_leaves() {
+    let spec = LIMITED.replacen('{', "{headroomPercent: 50, ", 1);
+    let report = found(&(LITELLM.to_owned() + &tb("a", &spec)));
+    assert!(report.text().contains("limit gpt: 30,000 tokens per minute, safe share 2,500\n"), "{}", report.text());
+}
+
+#[test]
+fn sentinels_are_a_redis_too() {
+    let names_none = |variable: &str| {
+        let litellm = LITELLM.replace("REDIS_HOST", variable);
+        found(&(litellm + &tb("a", LIMITED))).text().contains("neither REDIS_URL")
+    };
+    assert!(names_none("OTHER"));
+    assert!(!names_none("REDIS_SENTINEL_NODES") && !names_none("REDIS_HOST"));
+}
+
+#[test]
 fn an_autoscaler_of_keda_counts_as_the_hpa_that_it_makes() {
     let keda = |most: &str| {
         format!(
@@ -98,7 +115,12 @@ fn two_that_claim_the_same_are_a_problem_and_two_that_may_are_noted() {
     let claims: Vec<&Finding> = report.findings.iter().filter(|f| f.field == "spec").collect();
     assert_eq!(claims.len(), 1);
     assert_eq!((claims[0].severity, claims[0].object.as_str()), (Severity::Problem, "TokenBudget llm/b"));
-    assert!(claims[0].message.contains("TokenBudget a (limits gpt and other both select modelName m)"), "{claims:?}");
+    assert!(
+        claims[0]
+            .message
+            .contains("TokenBudget a on Deployment litellm (limits gpt and other both select modelName m)"),
+        "{claims:?}"
+    );
 
     let derives = "{targetRefs: [{name: litellm}]}";
     let may = found(&(LITELLM.to_owned() + &tb("a", LIMITED) + &tb("b", &LIMITED.replace("modelName", "id"))));

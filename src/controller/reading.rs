@@ -1,0 +1,75 @@
+//! What a pass reads of the API server beside the caches: seldom, and not at all while the API server is away.
+
+use std::time::{Duration, Instant};
+
+use tracing::debug;
+
+use crate::causes::Causes;
+
+/// How long a pass waits for what it could do without.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A value that was read, when, and of what.
+#[derive(Clone, Debug)]
+pub struct Reading<K, V> {
+    at: Instant,
+    of: K,
+    value: V,
+}
+
+impl<K, V> Reading<K, V> {
+    /// What was read.
+    pub fn value(&self) -> &V {
+        &self.value
+    }
+}
+
+/// What was read of the same less than `age` ago, else what `read` brings. Where the API server does not answer, what was read
+/// of the same before counts for another `age`: an outage of the API server must not keep a pass from the ledger.
+///
+/// # Errors
+/// Those of `read`, where nothing was read of the same before.
+pub async fn recent<K: PartialEq, V: Clone>(
+    last: &mut Option<Reading<K, V>>,
+    of: K,
+    age: Duration,
+    read: impl Future<Output = Result<V, kube::Error>>,
+) -> Result<V, kube::Error> {
+    let Some(known) = last.as_mut().filter(|known| known.of == of) else {
+        let value = read.await?;
+        *last = Some(Reading { at: Instant::now(), of, value: value.clone() });
+        return Ok(value);
+    };
+    if known.at.elapsed() >= age {
+        match tokio::time::timeout(PATIENCE, read).await {
+            Ok(Ok(value)) => known.value = value,
+            Ok(Err(error)) => debug!(error = %Causes(&error), "what was read before still counts"),
+            Err(_) => debug!("the API server does not answer: what was read before still counts"),
+        }
+        known.at = Instant::now();
+    }
+    Ok(known.value.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    fn away() -> Result<u32, kube::Error> {
+        Err(kube::Error::LinesCodecMaxLineLengthExceeded)
+    }
+
+    #[tokio::test]
+    async fn an_outage_leaves_what_was_read_before() {
+        let (mut last, now, later) = (None, Duration::ZERO, Duration::from_secs(60));
+        assert!(recent(&mut last, "a", now, ready(away())).await.is_err(), "nothing was read before");
+        assert_eq!(recent(&mut last, "a", now, ready(Ok(1))).await.unwrap(), 1);
+        assert_eq!(recent(&mut last, "a", later, ready(Ok(2))).await.unwrap(), 1, "it was read just now");
+        assert_eq!(recent(&mut last, "a", now, ready(Ok(3))).await.unwrap(), 3);
+        assert_eq!(recent(&mut last, "a", now, ready(away())).await.unwrap(), 3);
+        assert_eq!(recent(&mut last, "a", now, pending()).await.unwrap(), 3, "it hangs");
+        assert!(recent(&mut last, "b", now, ready(away())).await.is_err(), "of something else");
+    }
+}
