@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::MutatingAdmissionPolicy;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -13,6 +13,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use super::context::Context;
 use super::observe::Observed;
 use super::overlap::standing;
+use super::reading::{Reading, recent};
 use super::validate::{Problem, Target};
 use super::{Error, World, detach};
 use crate::api::{AttachPolicy, Reason, TokenBudget};
@@ -27,7 +28,7 @@ const AGE: Duration = Duration::from_secs(30);
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// The last answer about the policy: why it gives no agent to anybody.
-pub type LastAnswer = Option<(Instant, Option<Problem>)>;
+pub type LastAnswer = Option<Reading<(), Option<Problem>>>;
 
 /// Why the policy gives no agent to anybody, if so.
 ///
@@ -35,34 +36,22 @@ pub type LastAnswer = Option<(Instant, Option<Problem>)>;
 /// When the API server does not answer.
 pub async fn unavailable(ctx: &Context) -> Result<Option<Problem>, Error> {
     let mut last = ctx.admission_policy.lock().await;
-    if let Some((at, answer)) = last.as_ref()
-        && at.elapsed() < AGE
-    {
-        return Ok(answer.clone());
-    }
-    let what = match what_is_missing(&ctx.client, ctx.settings.admission_policy.as_deref()).await {
-        Ok(what) => what,
-        Err(error) => {
-            // What it said before it went away counts for as long again.
-            let Some((at, answer)) = last.as_mut() else { return Err(error) };
-            *at = Instant::now();
-            return Ok(answer.clone());
-        }
+    let read = async {
+        let what = what_is_missing(&ctx.client, ctx.settings.admission_policy.as_deref()).await?;
+        Ok(what.map(|what| Problem {
+            reason: Reason::AdmissionUnavailable,
+            message: format!("{what}, or use attach: Automatic or Manual"),
+        }))
     };
-    let problem = what.map(|what| Problem {
-        reason: Reason::AdmissionUnavailable,
-        message: format!("{what}, or use attach: Automatic or Manual"),
-    });
-    *last = Some((Instant::now(), problem.clone()));
-    Ok(problem)
+    Ok(recent(&mut last, (), AGE, read).await?)
 }
 
-async fn what_is_missing(client: &Client, policy: Option<&str>) -> Result<Option<String>, Error> {
+async fn what_is_missing(client: &Client, policy: Option<&str>) -> Result<Option<String>, kube::Error> {
     let version = MutatingAdmissionPolicy::api_version(&());
     let served = match client.list_api_group_resources(&version).await {
         Ok(list) => list.resources.iter().any(|r| r.name == MutatingAdmissionPolicy::plural(&())),
         Err(kube::Error::Api(status)) if status.code == 404 => false,
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error),
     };
     if !served {
         return Ok(Some(format!(
@@ -83,7 +72,7 @@ async fn what_is_missing(client: &Client, policy: Option<&str>) -> Result<Option
         Err(kube::Error::Api(status)) if status.is_forbidden() => {
             Ok(Some(format!("{}: run helm upgrade with admission.enabled", status.message)))
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

@@ -197,7 +197,7 @@ pub async fn take_out(
 ) -> Result<(), Error> {
     let name = deployment.name_any();
     let inherited = match choose_container(deployment, container) {
-        Ok(container) => super::observe::inherited_hooks(ctx, namespace, container).await?,
+        Ok(container) => super::observe::inherited_hooks(ctx, namespace, container).await?.0,
         Err(_) => None,
     };
     let detachment = detachment(deployment, inherited.as_ref());

@@ -210,12 +210,20 @@ async fn target(
         let workers = memory.targets.workers.entry(reference.name.clone()).or_default();
         seen.workers = count_workers(&ctx.client, namespace, container, of.clone(), workers).await?;
         let hooks = memory.targets.hooks.entry(reference.name.clone()).or_default();
-        seen.inherited_hooks = recent(hooks, of, READ_AGE, inherited_hooks(ctx, namespace, container)).await?;
+        let is_first = hooks.is_none();
+        let read = async {
+            let (inherited, refused) = inherited_hooks(ctx, namespace, container).await?;
+            if let (true, None, Some(refused)) = (is_first, &inherited, refused) {
+                warn!("{STARTUP_HOOKS} may stand where it counts as not set, and is replaced then: {refused}");
+            }
+            Ok(inherited)
+        };
+        seen.inherited_hooks = recent(hooks, of, READ_AGE, read).await?;
     }
     Ok(seen)
 }
 
-/// What `envFrom` gives to LiteLLM's startup hooks in a container.
+/// What `envFrom` gives to LiteLLM's startup hooks in a container; and what may not be read, where they may stand, too.
 ///
 /// # Errors
 /// When the API server does not answer.
@@ -223,17 +231,14 @@ pub async fn inherited_hooks(
     ctx: &Context,
     namespace: &str,
     container: &Container,
-) -> Result<Option<Inherited>, kube::Error> {
+) -> Result<(Option<Inherited>, Option<String>), kube::Error> {
     let setting = startup_hooks(container);
     if setting == Setting::Absent {
-        return Ok(None);
+        return Ok((None, None));
     }
     let values = read_all(&ctx.client, namespace, setting.refs()).await?;
     let value = setting.resolve(STARTUP_HOOKS, &|r: &Ref| values.get(r)).ok().flatten();
-    if let (None, Some(refused)) = (&value, values.refused()) {
-        warn!("{STARTUP_HOOKS} may stand where it counts as not set, and is then replaced by the agent's: {refused}");
-    }
-    Ok(value.map(|value| Inherited { from: "envFrom".to_owned(), value }))
+    Ok((value.map(|value| Inherited { from: "envFrom".to_owned(), value }), values.refused()))
 }
 
 /// Live pods of the Deployment without our label.
