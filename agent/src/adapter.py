@@ -15,7 +15,7 @@ from typing import Any
 from .agent import Agent
 from .book import Book
 from .constants import log
-from .governor import Governor
+from .governor import Governor, Limits
 from .hooks import Hooks
 from .refusal import QuietRefusals
 from .request import model_id
@@ -52,6 +52,8 @@ class Adapter:
     declared_rows: list[tuple[dict[str, Any], set[str]]] | None
     identities: dict[str, str]
     caches: list[tuple[Any, str, Any]]
+    made_of: object  # the router's entries and the limits that were matched last
+    limited: set[str]  # ids of those that declare a limit
 
     def __init__(self, agent: Agent, handler: Hooks) -> None:
         self.agent, self.handler = agent, handler
@@ -60,6 +62,7 @@ class Adapter:
         self.matched = {}  # model id -> [books]
         self.named = {}  # uid and limit -> "<model id>:<litellm model>", as LiteLLM's own counters are named
         self.declared_rows, self.identities = None, {}
+        self.limits, self.made_of, self.limited = Limits([]), None, set()
         self.caches = []  # (object, attribute, original)
         self.dirty = True
         self.quiet = QuietRefusals()
@@ -168,7 +171,8 @@ class Adapter:
         if router is not self.router:
             self.restore_caches()
             self.router = router
-        self.dirty = False
+        if self.dirty:
+            self.dirty, self.made_of = False, None
         self.quieten(bool(self.agent.governors))
         strategy = self.strategy()
         unasked = (
@@ -180,36 +184,57 @@ class Adapter:
             )
         )
         self.problem("strategy", unasked)
-        self.identify(models)
-        boot, wall = self.agent.clock.boot(), self.agent.clock.wall()
-        rows: list[tuple[dict[str, Any], set[str]]]
-        present: set[str]
-        rows, all_governed, present = [], True, set()
-        named: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+        governors = list(self.agent.governors.values())
+        entries = [self.entry(deployment) for deployment in models]
+        made_of = (entries, [(governor, governor.limits) for governor in governors])
+        present = {entry[0] for entry in entries}
+        gone = not len(present) == len(self.matched) == len(self.identities)  # before a refresh saw it
+        if gone or made_of != self.made_of:
+            self.made_of, self.limits = None, Limits(governors)
+            self.match_all(models, present)
+            self.made_of = made_of
+        boot, wall, all_governed = self.agent.clock.boot(), self.agent.clock.wall(), True
         for deployment in models:
             key = model_id(deployment)
-            present.add(key)
-            row = self.originals(key, deployment)
-            books, named_by = self.match(deployment)
-            self.matched[key] = books
-            for book in books:
-                model = (deployment.get("litellm_params") or {}).get("model")
-                named[book.governor.uid, book.limit].add(f"{key}:{model}")
-            limits = self.limits_of(deployment, row[1])
-            if any(v is not None for v in limits.values()):
-                rows.append((self.declared_row(deployment, limits), named_by))
-            enforced = [b for b in books if b.governor.acting(boot, wall) == "enforce"]
-            self.write(deployment, row, enforced)
-            if not enforced and any(v is not None for v in limits.values()):
+            enforced = [b for b in self.matched[key] if b.governor.acting(boot, wall) == "enforce"]
+            self.write(deployment, self.seen[key], enforced)
+            if not enforced and key in self.limited:
                 all_governed = False
-        for known in (self.seen, self.matched):  # matched also has what was gone before a refresh saw it
-            for key in [key for key in known if key not in present]:
-                del known[key]
-        self.declared_rows, self.named = rows, dict(named)
         if all_governed and any(self.matched.values()):
             self.localize_caches(router)
         else:
             self.restore_caches()
+
+    def entry(self, deployment: Deployment) -> tuple[Any, ...]:
+        """All of an entry that matters here."""
+        params, info = deployment.get("litellm_params") or {}, deployment.get("model_info") or {}
+        key = model_id(deployment)
+        own = self.originals(key, deployment)[1]
+        what = (key, deployment.get("model_name"), params.get("model"), params.get("api_base"))
+        limits = (*own.values(), params.get("tpm"), params.get("rpm"), info.get("tpm"), info.get("rpm"))
+        return what + limits
+
+    def match_all(self, models: list[Deployment], present: set[str]) -> None:
+        """Only when something has changed: it takes a while where both lists are long."""
+        self.identify(models)
+        rows: list[tuple[dict[str, Any], set[str]]] = []
+        named: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+        self.limited = set()
+        for deployment in models:
+            key = model_id(deployment)
+            books, named_by = self.limits.match(deployment, self.identities[key])
+            self.matched[key] = books
+            for book in books:
+                model = (deployment.get("litellm_params") or {}).get("model")
+                named[book.governor.uid, book.limit].add(f"{key}:{model}")
+            limits = self.limits_of(deployment, self.seen[key][1])
+            if any(v is not None for v in limits.values()):
+                self.limited.add(key)
+                rows.append((self.declared_row(deployment, limits), named_by))
+        for known in (self.seen, self.matched):
+            for key in [key for key in known if key not in present]:
+                del known[key]
+        self.declared_rows, self.named = rows, dict(named)
 
     def originals(self, key: str, deployment: Deployment) -> Row:
         row = self.seen.get(key)
@@ -283,48 +308,19 @@ class Adapter:
             "requestsPerMinute": limits["rpm"],
         }
 
-    def match(self, deployment: Deployment) -> tuple[list[Book], set[str]]:
-        """(books, the TokenBudgets of which an explicit limit matched). Explicit limits beat derived ones."""
-        params = deployment.get("litellm_params") or {}
-        have: dict[str, Any] = {
-            "modelName": deployment.get("model_name"),
-            "id": model_id(deployment),
-            "litellmModel": params.get("model"),
-            "apiBase": params.get("api_base"),
-        }
-        identity = self.identities.get(have["id"])
-        explicit: list[Book]
-        derived: list[Book]
-        named_by: set[str]
-        explicit, derived, named_by = [], [], set()
-        for governor in list(self.agent.governors.values()):
-            for limit in governor.limits:
-                books = [
-                    governor.books[key]
-                    for key in ((limit["name"], "tokens"), (limit["name"], "requests"))
-                    if key in governor.books
-                ]
-                if limit.get("derived") is not None:
-                    if limit["derived"] == identity:
-                        derived += books
-                elif any(
-                    selector and all(have.get(k) == v for k, v in selector.items() if v is not None)
-                    for selector in limit.get("models") or []
-                ):
-                    explicit += books
-                    named_by.add(governor.uid)
-        return explicit or derived, named_by
-
     def books_of(self, deployment: Deployment) -> list[Book]:
         """On the request path: what the last refresh found, or found now for an entry that is new."""
         if self.dirty and self.router is not None:
             self.refresh()
+        elif self.dirty:
+            self.limits = Limits(list(self.agent.governors.values()))
         key = model_id(deployment)
         books = self.matched.get(key)
         if books is None:
             if key not in self.identities and self.router is not None:
                 self.identify(self.router.model_list)
-            books = self.matched[key] = self.match(deployment)[0]
+            books, _ = self.limits.match(deployment, self.identities.get(key))
+            self.matched[key] = books
         return books
 
     def skips_filter(self, model: str | None) -> bool:

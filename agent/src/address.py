@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import re
 import socket
@@ -13,8 +14,26 @@ from typing import Any
 
 import redis
 
-from .constants import NO_PARSE, SENTINEL_PORT, URL_FAULT
+from .clock import Clock
+from .constants import (
+    CALL_SCRIPT,
+    CONNECT_TIMEOUT,
+    MOST_HOPS,
+    NO_PARSE,
+    READ_TIMEOUT,
+    SENTINEL_PORT,
+    URL_FAULT,
+)
+from .governor import Governor
 from .shapes import Node
+
+NO_NOTICES: dict[str, Any] = {}  # of maintenance, during which redis-py would wait ten seconds for an answer
+try:
+    from redis.maint_notifications import MaintNotificationsConfig
+
+    NO_NOTICES["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
+except ImportError:  # an older redis-py knows none
+    pass
 
 
 def redis_url(env: Mapping[str, str]) -> str | None:
@@ -123,3 +142,131 @@ def moved_to(error: Exception) -> Node | None:
         return error.host, error.port
     found = re.match(r"MOVED \d+ (\S*):(\d+)$", str(error))
     return (found[1], int(found[2])) if found else None
+
+
+class Connections:
+    """To where the ledger is, one for each node. None is the URL's own, or its Sentinels' primary; in a
+    cluster MOVED says which node has a TokenBudget."""
+
+    known: Address | None
+    clients: dict[Node | None, redis.Redis]
+    nodes: dict[str, Node]
+    entry: Node | None
+    heard_of: Node | None
+    asked: Node | None  # last
+    sha: str | None
+
+    def __init__(self, clock: Clock, env: Mapping[str, str]) -> None:
+        self.clock, self.env = clock, env
+        self.known, self.clients, self.nodes, self.sha = None, {}, {}, None
+        self.entry = self.heard_of = self.asked = None
+
+    def address(self) -> Address:
+        env = self.env
+        url = redis_url(env)
+        if url is None:
+            raise redis.ConnectionError(
+                "no Redis is configured (TOKENBUDGET_REDIS_URL, or LiteLLM's own REDIS_...)"
+            )
+        # Both are from one Secret.
+        ca = env.get("TOKENBUDGET_REDIS_CA", "") if env.get("TOKENBUDGET_REDIS_URL") else ""
+        if self.known is None or self.known.given != (url, ca):
+            self.known = Address(url, ca)
+        return self.known
+
+    def connect(self, node: Node | None = None) -> redis.Redis:
+        address = self.address()
+        if node is None and address.sentinels:
+            node = self.primary(address)
+        where = address.server
+        if node:
+            where = {**where, "host": node[0] or where["host"], "port": node[1]}
+        return self.client(where)
+
+    def client(self, where: dict[str, Any]) -> redis.Redis:
+        pool = redis.ConnectionPool(
+            socket_timeout=READ_TIMEOUT,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            decode_responses=True,
+            retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
+            **NO_NOTICES,
+            **where,
+        )
+        return redis.Redis(connection_pool=pool)
+
+    def primary(self, address: Address) -> Node:
+        """Where the Sentinels say that the server is. Who does not answer is asked last the next time."""
+        said, started = "", self.clock.boot()
+        for _ in range(len(address.sentinels)):
+            where = address.sentinels[0]
+            client: Any = self.client(where)
+            try:
+                found = client.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", address.service)
+                if found:
+                    return found[0], int(found[1])
+                said = "they know no service %s" % address.service
+            except redis.RedisError as error:
+                said = "%s:%d: %s" % (where["host"], where["port"], error)
+            finally:
+                client.close()
+                client.connection_pool.disconnect()
+            address.sentinels.append(address.sentinels.pop(0))
+            if self.clock.boot() - started > READ_TIMEOUT + CONNECT_TIMEOUT:
+                break
+        raise redis.ConnectionError("no Sentinel says where the server is: " + said)
+
+    def drop(self) -> None:
+        """Everything starts at the URL again, and with its Sentinels."""
+        self.nodes = {}
+        for node in list(self.clients):
+            self.hang_up(node)
+
+    def hang_up(self, node: Node | None) -> None:
+        client = self.clients.pop(node, None)
+        try:
+            if client is not None:
+                client.close()
+                client.connection_pool.disconnect()
+        except Exception:
+            pass
+
+    def node(self, governor: Governor) -> Node | None:
+        return self.nodes.get(governor.uid, self.entry)
+
+    def reach(self, governor: Governor) -> redis.Redis:
+        """A connection that answers: while there is none, nothing of a call can have reached the ledger."""
+        node = self.asked = self.node(governor)
+        if node not in self.clients:
+            try:
+                # Kept before it answers: what is kept is closed after a fault.
+                client = self.clients[node] = self.connect(node)
+                client.ping()
+            except Exception:
+                self.hang_up(node)
+                raise
+        return self.clients[node]
+
+    def execute(self, governor: Governor, keys: list[str], args: list[str | int]) -> Any:
+        """Runs the call script where the TokenBudget is. A node that answers MOVED has done nothing."""
+        if self.sha is None:
+            self.sha = hashlib.sha1(CALL_SCRIPT.encode()).hexdigest()
+        for _ in range(MOST_HOPS):
+            client = self.reach(governor)
+            try:
+                try:
+                    return client.evalsha(self.sha, len(keys), *keys, *args)
+                except redis.exceptions.NoScriptError:
+                    return client.eval(CALL_SCRIPT, len(keys), *keys, *args)
+            except redis.ResponseError as error:
+                node = moved_to(error)
+                if node is None:
+                    raise
+                self.nodes[governor.uid] = self.heard_of = node
+        raise redis.ConnectionError("sent from node to node %d times" % MOST_HOPS)
+
+    def masked(self, text: str) -> str:
+        """A server may quote what it does not know."""
+        for where in [self.known.server, *self.known.sentinels] if self.known else []:
+            if where["password"]:
+                text = text.replace(where["password"], "***")
+        return text

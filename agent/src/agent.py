@@ -26,11 +26,11 @@ from .constants import (
 )
 from .counts import Outside
 from .drift import Drift
-from .estimates import Estimates
+from .estimates import ASKED, Estimates
 from .governor import Governor
 from .refusal import Refused, is_of_the_proxy, never_connected
 from .request import Attempt, Called, Request, _request, call_key, model_id, weakly
-from .shapes import Body, Data, Deployment, MaybeNone, Needs
+from .shapes import Data, Deployment, MaybeNone, Needs
 
 
 class Agent:
@@ -41,7 +41,7 @@ class Agent:
     env: Mapping[str, str]
     governors: dict[str, Governor]
     attempts: dict[str | None, list[Attempt]]  # the open ones; no key is None, but some ask for it
-    bodies: dict[object, Body]
+    bodies: dict[object, Called]
     waiters: dict[asyncio.Future[None], Needs]
     stamps_known: set[tuple[str, str]]
     connections: float  # at most, to one host
@@ -57,7 +57,7 @@ class Agent:
         self.lock = threading.RLock()
         self.governors, self.attempts = {}, {}
         self.estimates = Estimates(lambda *of: self.adapter.max_output(*of) if self.adapter else None)
-        self.bodies = {}  # call -> (when, what the client sent, call type), from the door to the router
+        self.bodies = {}  # call -> what came to the door for it, until it comes to the router
         self.waiters = {}  # future -> [(book, need)]
         self.stamps_known = set()  # call types and models that were seen to pass log_pre_api_call
         self.calls, self.connections = Calls(), math.inf
@@ -195,30 +195,28 @@ class Agent:
         """What a client sent, for the estimate: the router's hooks don't see all of it."""
         key = call_key(data)
         if key and self.governors:  # without any nobody takes it out
-            self.bodies[key] = (self.clock.boot(), data, call_type)
-            call = data.get("litellm_logging_obj")
-            if call is not None:
-                self.calls.came(call, data)
-
-    def with_call(self, data: Data) -> Data:
-        """What came to the proxy's door, with LiteLLM's own object of the call, which it takes out before the
-        hook of a final failure (ProxyLogging.post_call_failure_hook)."""
-        if data.get("litellm_logging_obj") is not None:
-            return data
-        known = self.calls.by_data.get(id(data))
-        return {**data, "litellm_logging_obj": known and known()}
+            call, call_id = data.get("litellm_logging_obj"), data.get("litellm_call_id") or ""
+            asked = {name: data[name] for name in ASKED if name in data}
+            known = None if call is None else self.calls.came(call, data)
+            self.bodies[key] = Called(call_id, known, (self.clock.boot(), asked, call_type))
 
     def called(self, data: Data, previous: Called | None = None) -> Called:
         """Whose call `data` is, with what the client sent, which is kept no longer than this."""
         call_id = data.get("litellm_call_id") or uuid.uuid4().hex
-        body = self.bodies.pop(call_key(data), None)
-        if body is None and previous is not None and previous.call_id == call_id:
+        call, key = data.get("litellm_logging_obj"), call_key(data)
+        came, body = self.bodies.get(key), None
+        if came is not None and came.is_of(call):
+            self.bodies.pop(key, None)
+            if came.call_id == call_id:
+                return came
+            body = came.body
+        elif previous is not None and previous.call_id == call_id:
             body = previous.body  # another attempt of the same request
-        return Called(call_id, weakly(data.get("litellm_logging_obj")), body)
+        return Called(call_id, weakly(call), body)
 
     def sweep(self, now: float) -> None:
-        for key, (at, _, _) in list(self.bodies.items()):
-            if now - at > BODY_BOUND:
+        for key, came in list(self.bodies.items()):
+            if came.body is not None and now - came.body[0] > BODY_BOUND:
                 self.bodies.pop(key, None)
         with self.lock:
             for attempt in [a for attempts in self.attempts.values() for a in attempts]:
@@ -239,8 +237,9 @@ class Agent:
         return True
 
     def held(self, needs: Needs, boot: float, wall: float) -> Needs:
-        """Those by which a call may be refused: a TokenBudget that observes has no say."""
-        return [need for need in needs if need[0].governor.acting(boot, wall) == "enforce"]
+        """Those by which a call may be refused: a TokenBudget that observes has no say. All, if none has any
+        more: a policy comes in another thread."""
+        return [need for need in needs if need[0].governor.acting(boot, wall) == "enforce"] or needs
 
     def reserve(self, request: Request, deployment: Deployment, needs: Needs) -> Attempt | None:
         """All or nothing over the books; None when it does not fit."""

@@ -6,23 +6,24 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from .request import Attempt
+from .request import Attempt, Called
 from .shapes import Data
 
 
 class Known(weakref.ref[Any]):
     """LiteLLM's own object of a call, as long as LiteLLM has it, and what is to be known of the call."""
 
-    __slots__ = ("key", "data", "answered")
+    __slots__ = ("key", "data", "answered", "called")
     key: int  # the object's id
     data: int | None  # the id of what came to the proxy's door
     answered: Attempt | None
+    called: Called | None
 
     def __new__(cls, call: object, forget: Callable[[Any], None]) -> Known:
         return super().__new__(cls, call, forget)
 
     def __init__(self, call: object, forget: Callable[[Any], None]) -> None:
-        self.key, self.data, self.answered = id(call), None, None
+        self.key, self.data, self.answered, self.called = id(call), None, None, None
 
 
 class Calls:
@@ -43,12 +44,29 @@ class Calls:
                 return None
         return found
 
-    def came(self, call: object, data: Data) -> None:
+    def came(self, call: object, data: Data) -> Known | None:
         """This came to the proxy's door for it."""
         known = self.of(call)
         if known is not None:
             known.data = id(data)
             self.by_data[known.data] = known
+        return known
+
+    def with_call(self, data: Data) -> Data:
+        """What came to the proxy's door, with LiteLLM's own object of the call, which it takes out before the
+        hook of a final failure (ProxyLogging.post_call_failure_hook)."""
+        if data.get("litellm_logging_obj") is not None:
+            return data
+        known = self.by_data.get(id(data))
+        return {**data, "litellm_logging_obj": known and known()}
+
+    def keep(self, call: object, called: Called) -> Callable[[], Called | None]:
+        """Leads to this as long as LiteLLM has the call."""
+        known = None if call is None else self.of(call)
+        if known is None:
+            return lambda: called
+        known.called = called
+        return weakref.ref(called)
 
     def answer(self, call: object, attempt: Attempt) -> None:
         """What this attempt came to is known."""
@@ -67,3 +85,4 @@ class Calls:
         for calls, key in kept:
             if calls.get(key) is known:
                 del calls[key]
+        known.answered = known.called = None  # which know it

@@ -10,34 +10,41 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .book import Book, within_reason
-from .constants import UNKNOWN_OUTPUT
+from .constants import MOST_PARTS, UNKNOWN_OUTPUT
 from .request import Attempt, Request
 from .shapes import Deployment
+
+IMAGES = ("image_url", "image", "input_image", "input_audio", "file", "document", "input_file")
 
 
 def size_of(value: object) -> tuple[int, int]:
     """Characters of text, and images, in a message, a prompt, a tool definition."""
-    values: Iterable[object]
     if isinstance(value, str):
         return len(value), 0
-    if isinstance(value, dict):
-        kind = value.get("type")
-        if kind in ("image_url", "image", "input_image", "input_audio", "file", "document", "input_file"):
-            return 0, 1
-        values = value.values()
-    elif isinstance(value, (list, tuple)):
-        if value and isinstance(value[0], int):  # token ids
-            return 4 * len(value), 0
-        values = value
-    else:
-        return (0 if value is None else 4), 0
-    chars = images = 0
-    for item in values:
-        if isinstance(item, str):  # most are
-            chars += len(item)
+    chars, images, left, looked = 0, 0, [value], 0
+    while left:  # without recursion: a client may nest a body deeper than Python's stack
+        value, looked = left.pop(), looked + 1
+        if looked > MOST_PARTS:
+            raise ValueError("a body of more than %d parts, or one that contains itself" % MOST_PARTS)
+        values: Iterable[object]
+        if isinstance(value, dict):
+            if value.get("type") in IMAGES:
+                images += 1
+                continue
+            values = value.values()
+        elif isinstance(value, (list, tuple)):
+            if value and isinstance(value[0], int):  # token ids
+                chars += 4 * len(value)
+                continue
+            values = value
+        else:
+            chars += 0 if value is None else 4
             continue
-        c, i = size_of(item)
-        chars, images = chars + c, images + i
+        for item in values:
+            if isinstance(item, str):  # most are
+                chars += len(item)
+            else:
+                left.append(item)
     return chars, images
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from .book import Book
-from .constants import BEAT_GAP, TOUCH
+from .constants import BACKOFF_MAX, BEAT_GAP, TOUCH
 from .counts import ByMinute, Tally
-from .shapes import Policy
+from .request import model_id
+from .shapes import Deployment, Policy
 
 
 class Governor:
@@ -27,14 +29,15 @@ class Governor:
     tallies: dict[str, Tally]  # by limit
     figures: dict[str, Any]
     last_good: float | None
-    last_report: str | None
+    reported: tuple[object, ...] | None  # what its last report was made of, but for the figures
 
     def __init__(self, policy: Policy, now: float) -> None:
         self.uid, self.started, self.books = policy["uid"], now, {}
         self.tallies, self.figures = {}, {}
         self.last_call, self.next_beat, self.last_good = -1e9, 0.0, None
-        self.last_report, self.report_at = None, -1e9
+        self.reported, self.report_at = None, -1e9
         self.calls = ByMinute("beats", "draws")  # of the ledger
+        self.down, self.backoff, self.retry_at = False, 0.0, -1e9  # down: its last call failed
         self.policy = {}
         self.update(policy, now)
 
@@ -89,6 +92,14 @@ class Governor:
         sooner = min((at for at in times if at is not None), default=math.inf)
         return min(self.beat, max(BEAT_GAP, sooner - boot))
 
+    def back_off(self, now: float, chance: float) -> None:
+        """A call has failed now; no two processes are to come back in step (chance: 0 to 1)."""
+        self.down, self.backoff = True, min(BACKOFF_MAX, max(0.1, self.backoff * 2))
+        self.retry_at = now + self.backoff * (0.5 + chance)
+
+    def heard(self) -> None:
+        self.down, self.backoff, self.retry_at = False, 0.0, -1e9
+
     def lost(self, boot: float, wall: float) -> bool:
         """The ledger has not answered for a lease."""
         if not self.books:
@@ -102,3 +113,41 @@ class Governor:
         if self.mode == "Observe":
             return "observe"
         return "open" if self.open_on_loss and self.lost(boot, wall) else "enforce"
+
+
+class Limits:
+    """The limits of all TokenBudgets, by what a deployment spends from."""
+
+    explicit: list[tuple[str, list[dict[str, Any]], list[Book]]]
+    derived: dict[str, list[Book]]  # by identity
+
+    def __init__(self, governors: Sequence[Governor]) -> None:
+        self.explicit, self.derived = [], {}
+        for governor in governors:
+            for limit in governor.limits:
+                both = [governor.books.get((limit["name"], unit)) for unit in ("tokens", "requests")]
+                books = [book for book in both if book is not None]
+                if limit.get("derived") is not None:
+                    self.derived.setdefault(str(limit["derived"]), []).extend(books)
+                else:
+                    self.explicit.append((governor.uid, limit.get("models") or [], books))
+
+    def match(self, deployment: Deployment, identity: str | None) -> tuple[list[Book], set[str]]:
+        """(books, the TokenBudgets of which an explicit limit matched). Explicit limits beat derived ones."""
+        params = deployment.get("litellm_params") or {}
+        have = {
+            "modelName": deployment.get("model_name"),
+            "id": model_id(deployment),
+            "litellmModel": params.get("model"),
+            "apiBase": params.get("api_base"),
+        }
+        found: list[Book] = []
+        named_by: set[str] = set()
+        for uid, selectors, books in self.explicit:
+            if any(
+                selector and all(have.get(k) == v for k, v in selector.items() if v is not None)
+                for selector in selectors
+            ):
+                found += books
+                named_by.add(uid)
+        return found or list(self.derived.get(identity or "", ())), named_by

@@ -11,7 +11,7 @@ from litellm.integrations.custom_logger import CustomLogger
 
 from .agent import Agent
 from .book import within_reason
-from .constants import LATE_WAIT, LIFTED, STALE_CHECK
+from .constants import LATE_WAIT, LIFTED, MOST_STAMPS, STALE_CHECK
 from .refusal import Refused, RefusedLate
 from .request import UNREAD, Request, _called, _request, _unfiltered, model_id, weakly
 from .shapes import Data, Deployment, Needs
@@ -61,7 +61,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         try:
             self.agent.at_the_door(data, str(call_type))
             if self.agent.adapter.skips_filter(data.get("model")):
-                _unfiltered.set(self.agent.called(data))
+                call, called = data.get("litellm_logging_obj"), self.agent.called(data)
+                _unfiltered.set(self.agent.calls.keep(call, called))
         except Exception as error:
             self.agent.fault("pre-call hook", error)
 
@@ -112,8 +113,11 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             attempt = self.agent.open_attempt(kwargs)
             if attempt is not None:
                 self.agent.stamp(attempt, self.agent.clock.boot())
-                if attempt.kind:
-                    self.agent.stamps_known.add(attempt.kind)
+                known = self.agent.stamps_known
+                if attempt.kind and attempt.kind not in known:
+                    if len(known) >= MOST_STAMPS:
+                        known.clear()
+                    known.add(attempt.kind)
             else:
                 self.agent.sent_again(kwargs)
         except Exception as error:
@@ -169,7 +173,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         """The request has finally failed: nothing of it stays reserved. An attempt whose task still runs is
         left alone: LiteLLM before 1.92 does not cancel the call when a guardrail beside it fails."""
         try:
-            still = [a for a in self.agent.open_attempts(self.agent.with_call(request_data)) if not a.runs()]
+            data = self.agent.calls.with_call(request_data)
+            still = [a for a in self.agent.open_attempts(data) if not a.runs()]
             for attempt in still:  # what it failed with is what became of the last attempt
                 last = attempt is still[-1] and not isinstance(original_exception, Refused)
                 self.agent.failed(attempt, original_exception if last else None)
@@ -196,8 +201,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             _called.set(called)
             return deployments
         request = Request(called, kwargs, messages)
-        if not again and tried is None:
-            request.parent = previous  # a call inside a call (LiteLLM's compaction)
+        if previous is not None and not again and tried is None:
+            request.nested_in(previous)
         asked = [(d, agent.needs(request, d, books)) for d, books in governed]
         request.needs = {model_id(d): needs for d, needs in asked}
         while True:
@@ -253,7 +258,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             if not books:
                 return
             previous = _request.request()
-            called = _unfiltered.get() or (previous.called if previous else _called.get())
+            called = _unfiltered.get()() or (previous.called if previous else _called.get())
             request = Request(called or agent.called({}), {}, None)
             request.needs = {key: agent.needs(request, deployment, books)}
             _request.set(request)
@@ -265,7 +270,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             if any(amount > book.budget for book, amount in held) or not await agent.wait_for_room(
                 [held], request
             ):
-                raise agent.refusal(request.call_id, [held or needs])
+                raise agent.refusal(request.call_id, [held])
 
     async def before_call(self, kwargs: Data, call_type: str) -> None:
         """Admits again what was reserved too long ago: the process may have been frozen in between."""
@@ -285,8 +290,9 @@ class Hooks(CustomLogger):  # type: ignore[misc]
                 if agent.fits([(book, 0) for book, _ in needs], boot, wall):  # its own charge is in `spent`
                     return
             if boot >= until:
+                held = agent.held(needs, boot, wall)
                 agent.end(attempt, never_sent=True)
-                raise agent.refusal(attempt.call_id, [agent.held(needs, boot, wall)], RefusedLate)
+                raise agent.refusal(attempt.call_id, [held], RefusedLate)
             agent.draw()
             await asyncio.sleep(0.1)
             boot, wall = agent.clock.boot(), agent.clock.wall()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .adapter import Adapter
@@ -20,13 +20,21 @@ class Called:
     """A request as LiteLLM knows it, in all its attempts. The client may choose the call id
     (x-litellm-call-id), the same for two requests: LiteLLM's own object of the call tells them apart."""
 
-    __slots__ = ("call_id", "call", "body")
+    __slots__ = ("call_id", "call", "body", "__weakref__")
     call_id: str
     call: weakref.ref[Any] | None
     body: Body | None  # what the client sent, if it came through the proxy's door
 
     def __init__(self, call_id: str, call: weakref.ref[Any] | None = None, body: Body | None = None) -> None:
         self.call_id, self.call, self.body = call_id, call, body
+
+    def is_of(self, call: object) -> bool:
+        """Whether this is LiteLLM's own object of it: what is found by an object's id is looked at first."""
+        return (None if self.call is None else self.call()) is call
+
+    def is_open(self) -> bool:
+        """Whether LiteLLM still has the call."""
+        return self.call is not None and self.call() is not None
 
 
 class Request:
@@ -62,11 +70,9 @@ class Request:
     def __init__(self, called: Called, data: Data, messages: object) -> None:
         self.call_id, self.called = called.call_id, called
         _, sent, call_type = called.body or (None, {}, "")
-        given = {}
+        given = sent.copy()
         for name in ASKED:  # what the router was given, else what the client sent
             value = data.get(name)
-            if value is None:
-                value = sent.get(name)
             if value is not None:
                 given[name] = value
         content = messages
@@ -90,6 +96,17 @@ class Request:
         self.no_output = has_no_output(call_type)
         self.deadline = self.attempt = self.parent = None
         self.needs = {}
+
+    def nested_in(self, outer: Request | None) -> None:
+        """A call inside a call (LiteLLM's compaction). Nothing is to come of those around it that LiteLLM has
+        dropped: a task that goes on and on would keep them all."""
+        inner = self
+        while outer is not None:
+            if outer.called.is_open():
+                inner.parent = outer
+                inner = outer
+            outer = outer.parent
+        inner.parent = None
 
     @property
     def overhead(self) -> int:
@@ -157,8 +174,9 @@ class Attempt:
 
 
 class PerTask:
-    """What belongs to the asyncio task that runs. Not a ContextVar: CPython before 3.12 can crash when one
-    more of those is set (in hamt_node_bitmap_assoc; seen on 3.11.7 under load)."""
+    """What belongs to the asyncio task that runs. Nothing in it may lead to an object of LiteLLM's: the error
+    of a call may hold the task (asyncio.timeout), which then would never go. Not a ContextVar: CPython before
+    3.12 can crash when one more of those is set (in hamt_node_bitmap_assoc; seen on 3.11.7 under load)."""
 
     def __init__(self) -> None:
         self.by_task: weakref.WeakKeyDictionary[asyncio.Task[Any], Any] = weakref.WeakKeyDictionary()
@@ -181,9 +199,10 @@ _request = PerTask()  # the Request, set by the filter
 _called = PerTask()  # the Called of a request that the filter left alone: a fallback may skip the filter
 # In its place when the filter failed: the request goes LiteLLM's own way, past the check, too.
 UNREAD = object()
-# Set at the proxy's door only where LiteLLM will skip the filter.
-_unfiltered: contextvars.ContextVar[Called | None] = contextvars.ContextVar(
-    "tokenbudget_unfiltered", default=None
+# Set at the proxy's door only where LiteLLM will skip the filter. Weakly (Calls.keep): tasks that begin in a
+# request have its context for as long as they run.
+_unfiltered: contextvars.ContextVar[Callable[[], Called | None]] = contextvars.ContextVar(
+    "tokenbudget_unfiltered", default=lambda: None
 )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import logging
 import os
+import threading
 
 from .adapter import Adapter
 from .agent import Agent
@@ -53,24 +54,32 @@ async def watch(agent: Agent) -> None:
     written. Looks every TURN while a request is on its way out, else when it is roused or has to."""
     next_refresh = 0.0
     while True:
-        now = agent.clock.boot()
         try:
+            now = agent.clock.boot()
             agent.tick(now, turn=True)
             if agent.adapter.dirty or now >= next_refresh:
                 next_refresh = now + REFRESH
                 agent.watch_leases(now, agent.clock.wall())
+                watch_ledger(agent)
                 agent.adapter.refresh()
             elif agent.adapter.router is None:
                 agent.adapter.register()
-        except Exception as error:
+            if not agent.may_rest(now):
+                await asyncio.sleep(TURN)
+                continue
+            agent.resting = asyncio.get_running_loop().create_future()
+            soon = agent.adapter.router is None or agent.adapter.dirty  # another thread may have said so now
+            await asyncio.wait([agent.resting], timeout=TURN if soon else max(TURN, next_refresh - now))
+            agent.resting = None
+        except Exception as error:  # the loop must live
             agent.fault("watch", error)
-        if not agent.may_rest(now):
             await asyncio.sleep(TURN)
-            continue
-        agent.resting = asyncio.get_running_loop().create_future()
-        soon = agent.adapter.router is None or agent.adapter.dirty  # another thread may have said so just now
-        await asyncio.wait([agent.resting], timeout=TURN if soon else max(TURN, next_refresh - now))
-        agent.resting = None
+
+
+def watch_ledger(agent: Agent) -> None:
+    """Without its thread nothing is lent any more, and nobody is told."""
+    gone = _ledger is not None and not _ledger.is_alive() and not _ledger.stopping
+    agent.adapter.problem("ledger", "the thread that talks to the ledger has ended" if gone else None)
 
 
 def leave() -> None:
@@ -87,7 +96,10 @@ def restart_after_fork() -> None:
     global _ledger
     agent: Agent | MaybeNone = _agent
     agent.resting = None  # of a loop that goes on in the other process
+    agent.lock = threading.RLock()  # a thread that is not here may have held it
     with agent.lock:
+        agent.attempts.clear()
+        agent.waiters.clear()
         agent.reset_identity()
         policies = [governor.policy for governor in agent.governors.values()]
         now = agent.clock.boot()

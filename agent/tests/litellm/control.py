@@ -184,7 +184,14 @@ def upsert(router, deployment):
     return router.upsert_deployment(Deployment(**deployment)) is not None
 
 
-ACCOUNTS = {"watch": watch_attempts, "charged": charged, "open": still_open, "known": known}
+def kept(agent):
+    """How many tasks and calls the agent still knows."""
+    gc.collect()
+    module = sys.modules["tokenbudget_agent"]
+    return [len(module._request.by_task), len(module._called.by_task), len(agent.calls.by_object)]
+
+
+ACCOUNTS = {"watch": watch_attempts, "charged": charged, "open": still_open, "known": known, "kept": kept}
 
 
 def start():

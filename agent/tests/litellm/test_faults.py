@@ -502,6 +502,7 @@ def test_a_redis_that_fails_delays_no_request_inside_the_grant(rig, proxy, fault
     until(lambda: rig.row(proxy).get("record", 0) > PLENTY / 2)
     governed(rig, proxy)
     usual = latencies(proxy, lambda: True)
+    breaking(proxy, "forget")  # a minute since the fault before: it is said once a minute
     written = len(proxy.text())
     failed = while_failing(rig, proxy, fault)
     print(f"{type(fault).__name__}: {milliseconds(failed)}; before: {milliseconds(usual)}")  # noqa: T201

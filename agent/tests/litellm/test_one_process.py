@@ -2,6 +2,8 @@
 end."""
 
 import concurrent.futures
+import contextlib
+import socket
 import time
 
 import pytest
@@ -230,6 +232,27 @@ def test_a_client_that_disconnects_keeps_its_charge(rig, proxy):
     rig.provider.set(chunks=1, chunk_delay=0)
     time.sleep(2)
     assert row(rig)["spent"] >= before
+
+
+def test_a_connection_that_takes_too_long_keeps_nothing(rig, proxy):
+    """What is raised then leads to the request's task."""
+    with contextlib.ExitStack() as open_:
+        server = open_.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4):  # more than may wait until they are accepted, which nobody does
+            waiting = open_.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        base = "http://127.0.0.1:%d/v1" % server.getsockname()[1]
+        added = deployment(base, "silent", tpm=None, model="openai/named", id="silent-1")
+        added["litellm_params"].update(timeout=0.5, max_retries=0)
+        control(proxy, "add", deployment=added)
+        assert proxy.chat(10, "silent", num_retries=0)[0] == 408
+        served = [proxy.chat(10, "silent", num_retries=0, fallbacks=["spare"])[0] for _ in range(3)]
+        assert served == [200] * 3
+    control(proxy, "delete", id="silent-1")
+    until(lambda: control(proxy, "kept") == [0, 0, 0], 5)
 
 
 def test_a_model_added_while_running_is_governed_at_once_and_a_reload_too(rig, proxy):

@@ -60,6 +60,9 @@ class FakeAdapter:
     def problems(self):
         return []
 
+    def problem(self, name, text):
+        pass
+
     def counts_alone(self):
         return False
 

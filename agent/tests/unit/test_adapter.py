@@ -56,3 +56,79 @@ def test_a_limit_that_is_no_number_is_none_and_holds_up_nobody_else(tb, agent, r
     agent.adapter.refresh()
     rows = [row for row, _ in agent.adapter.declared_rows]
     assert [(row["id"], row["tokensPerMinute"]) for row in rows] == [("second", 700)]
+
+
+@pytest.fixture
+def matched(tb, router, monkeypatch):
+    """The ids of what is matched, each time."""
+    found, match = [], tb.Limits.match
+
+    def counted(limits, deployment, identity):
+        found.append(deployment["model_info"]["id"])
+        return match(limits, deployment, identity)
+
+    monkeypatch.setattr(tb.Limits, "match", counted)
+    return found
+
+
+def test_a_refresh_matches_only_when_something_has_changed(tb, agent, router, matched, give):
+    (book, *_) = agent.adapter.matched["first"]
+    for grant in (700, 800):
+        give(book, grant)
+        agent.adapter.refresh()
+        assert router.model_list[0]["tpm"] == grant, "shares are written each time"
+    assert not matched
+    changes = {
+        "another limit": lambda: router.model_list[0]["litellm_params"].update(tpm=700),
+        "another name": lambda: router.model_list[0].update(model_name="other"),
+        "a new entry": lambda: router.model_list.append(entry("second")),
+        "an entry less": router.model_list.pop,
+        "a copy with a limit of its own": lambda: router.model_list.append(
+            {**router.model_list.pop(), "tpm": 9}
+        ),
+        "another policy": lambda: agent.governors["uid-1"].update(
+            {**agent.governors["uid-1"].policy, "limits": []}, agent.clock.boot()
+        ),
+        "no policy": agent.governors.clear,
+        "said by another thread": agent.adapter.changed,
+    }
+    for what, change in changes.items():
+        change()
+        agent.adapter.refresh()
+        assert matched == [d["model_info"]["id"] for d in router.model_list], what
+        agent.adapter.refresh()
+        assert len(matched) == len(router.model_list), what
+        matched.clear()
+
+
+def test_what_cannot_be_matched_is_tried_again(tb, agent, router, matched):
+    router.model_list[0]["model_info"], info = {"id": "first", "tpm": 5}, router.model_list[0]["model_info"]
+    agent.adapter.declared_row, found = None, agent.adapter.declared_rows
+    for _ in range(2):
+        with pytest.raises(TypeError):
+            agent.adapter.refresh()
+    assert matched == ["first"] * 2
+    assert agent.adapter.declared_rows is found
+    del agent.adapter.declared_row
+    agent.adapter.refresh()
+    assert [row["tokensPerMinute"] for row, _ in agent.adapter.declared_rows] == [5]
+    assert info == {"id": "first"}
+
+
+def test_explicit_limits_beat_derived_ones(tb, clock):
+    both = {"tokens": {"budget": 9, "safe": 3}}
+    limits = [
+        {"name": "derived", "derived": "id=d1", **both},
+        {"name": "by its name", "models": [{}, {"modelName": "gpt", "id": None}], **both},
+        {"name": "no more", "models": [{"modelName": "gpt", "id": "d2"}], **both},
+    ]
+    one, two = (
+        tb.Governor({"uid": uid, "limits": limits[:n]}, clock.boot()) for uid, n in (("a", 3), ("b", 1))
+    )
+    books, named = tb.Limits([one, two]).match(entry("d1"), "id=d1")
+    assert ([book.limit for book in books], named) == (["by its name"], {"a"})
+    books, named = tb.Limits([one, two]).match({**entry("d1"), "model_name": "other"}, "id=d1")
+    assert ([(book.governor.uid, book.limit) for book in books], named) == (
+        [("a", "derived"), ("b", "derived")],
+        set(),
+    )

@@ -119,3 +119,25 @@ def test_without_the_node_of_the_url_the_others_tell(cluster, one):
         until(lambda: one.ledger.down)
         os.kill(cluster[1].process.pid, signal.SIGCONT)
         until(lambda: not one.ledger.down)
+
+
+def test_a_node_that_is_gone_costs_those_on_another_one_nothing(tb, cluster, tmp_path, caplog):
+    policies = [policy([limit()], uid=uid, beatMs=100) for uid in ("uid-1", "uid-0")]
+    for node, pol in zip(reversed(cluster), policies):
+        node.client().config_set("cluster-require-full-coverage", "no")
+        Operator(node.client()).publish(pol)
+    member = Member(tb, cluster[0].url, tmp_path / "pod-1", policies)
+    try:
+        until(lambda: all(member.book(uid).answered for uid in ("uid-1", "uid-0")))
+        lost, other = (member.agent.governors[uid] for uid in ("uid-1", "uid-0"))
+        client = member.ledger.clients[None]
+        cluster[1].stop()
+        until(lambda: lost.backoff >= 1.6, 10)
+        assert (other.down, other.backoff) == (False, 0.0)
+        assert member.ledger.clients == {None: client}
+        boot = member.book("uid-0").boot
+        until(lambda: member.book("uid-0").boot > boot + 0.5, 1.5)
+        assert sum("does not answer" in r.message for r in caplog.records) == 1
+        assert not any("answers again" in r.message for r in caplog.records)
+    finally:
+        member.stop()

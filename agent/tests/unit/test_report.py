@@ -154,3 +154,25 @@ def test_the_agent_is_named_by_version_and_file(tb, agent, governor, clock):
 def test_no_more_than_twenty_deployments_are_named(tb, agent, governor, clock):
     agent.adapter.named = {("uid-1", "gpt"): {f"d{number:03}:m" for number in range(500)}}
     assert figures(agent, governor, clock)["deployments"] == [f"d{number:03}:m" for number in range(20)]
+
+
+def test_the_declared_rows_are_gone_through_only_when_something_has_changed(
+    tb, agent, governor, clock, monkeypatch
+):
+    ledger, asked = tb.Ledger(agent), []
+    monkeypatch.setattr(agent.adapter, "declared_rows", [({"tokensPerMinute": 5}, set())])
+    monkeypatch.setattr(agent.adapter, "declared", lambda governor: asked.append(governor) or [])
+    assert ledger.report(governor, clock.now)
+    for _ in range(10):
+        clock.now += 0.1
+        assert ledger.report(governor, clock.now) == ""
+    assert len(asked) == 1
+    agent.adapter.declared_rows = [({"tokensPerMinute": 6}, set())]
+    assert ledger.report(governor, clock.now)
+    agent.fault("here", ValueError("x"))
+    assert "Degraded" in ledger.report(governor, clock.now)
+    governor.update({**governor.policy, "version": "2"}, clock.now)
+    assert json.loads(ledger.report(governor, clock.now))["policy"] == "2"
+    assert ledger.report(governor, clock.now) == ""
+    governor.reported = None  # a call failed
+    assert ledger.report(governor, clock.now)

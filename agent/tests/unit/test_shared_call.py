@@ -258,3 +258,36 @@ def test_a_call_with_the_clients_own_key_is_settled(tb, agent):
     done(tb, agent, "a", 70, litellm_params={"metadata": {"model_info": info}}, **details)
     assert not agent.attempts
     assert spent(agent)["tokens"] == 70
+
+
+@pytest.mark.parametrize("where", ["filter", "check", "deployment hook"])
+def test_a_mode_that_changes_while_a_call_is_refused_lets_nothing_pass_uncharged(tb, agent, clock, where):
+    """A policy comes in the ledger's thread."""
+    (governor,) = agent.governors.values()
+
+    def full(*args):
+        governor.mode = "Observe"
+        return False
+
+    async def ask():
+        hooks, kwargs = tb.Hooks(agent), {"litellm_call_id": "a", "max_tokens": 1000}
+        if where != "filter":
+            await hooks.async_filter_deployments("gpt", [DEPLOYMENT], MESSAGES, kwargs)
+        if where == "deployment hook":
+            await hooks.async_pre_call_check(DEPLOYMENT, None)
+            clock.now += 10
+        agent.fits = full
+        if where == "filter":
+            await hooks.async_filter_deployments("gpt", [DEPLOYMENT], MESSAGES, kwargs)
+        elif where == "check":
+            await hooks.async_pre_call_check(DEPLOYMENT, None)
+        else:
+            task = asyncio.ensure_future(hooks.async_pre_call_deployment_hook(kwargs, "acompletion"))
+            await asyncio.sleep(0.01)
+            clock.now += 10
+            await task
+
+    with pytest.raises(tb.Refused):
+        asyncio.run(ask())
+    assert not agent.faults
+    assert spent(agent) == {"tokens": 0, "requests": 0}

@@ -244,17 +244,16 @@ def test_no_number_of_a_provider_is_too_large_to_count(tb, agent, total):
 
 
 def test_the_longest_unheard_tokenbudget_asks_first(tb, agent, monkeypatch):
-    """All wait when one has failed; it must not be the first again."""
+    """All on its node wait when one has failed; it must not be the first again."""
     asked = []
     ledger = tb.Ledger(agent)
 
-    def fails(governor, beat):
+    def fails(governor):
         asked.append(governor.uid)
-        governor.last_call = agent.clock.boot()
-        ledger.retry_at = agent.clock.boot() + 0.1
+        raise tb.redis.ConnectionError("refused")
 
     agent.governors["uid-2"] = tb.Governor(policy([limit()], uid="uid-2"), agent.clock.boot())
-    monkeypatch.setattr(ledger, "call", fails)
+    monkeypatch.setattr(ledger, "reach", fails)
     monkeypatch.setattr(ledger, "read_policies", lambda: None)
     monkeypatch.setattr(ledger, "event", SimpleNamespace(clear=lambda: None, wait=lambda seconds: None))
     for _ in range(4):

@@ -1,0 +1,73 @@
+"""The size of what a client sent."""
+
+import asyncio
+import random
+
+import pytest
+from support.calls import DEPLOYMENT, spent
+from test_agent import books
+
+LEVELS = 1000
+
+
+def nested(levels):
+    value = "x" * 30
+    for level in range(levels):
+        value = [value] if level % 2 else {"content": value}
+    return value
+
+
+def test_a_body_of_a_thousand_levels_is_charged(tb, agent):
+    assert tb.size_of(nested(LEVELS)) == (30, 0)
+
+    async def ask():
+        messages = [{"role": "user", "content": nested(LEVELS)}]
+        kwargs = {"litellm_call_id": "a", "max_tokens": 100, "tools": nested(LEVELS)}
+        hooks = tb.Hooks(agent)
+        left = await hooks.async_filter_deployments("gpt", [DEPLOYMENT], messages, kwargs)
+        await hooks.async_pre_call_check(left[0], None)
+
+    asyncio.run(ask())
+    assert not agent.faults
+    assert spent(agent) == {"tokens": 100 + 29, "requests": 1}
+    assert books(agent)["requests"].ring.spent == 1
+
+
+def plainly(tb, value):
+    """What counts, level by level."""
+    if isinstance(value, str):
+        return len(value), 0
+    if isinstance(value, dict) and value.get("type") in tb.IMAGES:
+        return 0, 1
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        return 4 * len(value), 0
+    if isinstance(value, (dict, list)):
+        inner = [plainly(tb, one) for one in (value.values() if isinstance(value, dict) else value)]
+        return sum(chars for chars, _ in inner), sum(images for _, images in inner)
+    return (0 if value is None else 4), 0
+
+
+def test_every_part_counts_wherever_it_stands(tb):
+    rng = random.Random(5)
+
+    def made(depth):
+        kind = rng.choice(("text", "list", "dict") if depth else ("text",)) if rng.random() < 0.8 else "other"
+        if kind == "text":
+            return "x" * rng.randrange(9)
+        if kind == "list":
+            return [made(depth - 1) for _ in range(rng.randrange(4))]
+        if kind == "dict":
+            parts = {name: made(depth - 1) for name in "abc"[: rng.randrange(4)]}
+            return {"type": rng.choice(("text", "image_url", "file", ["odd"])), **parts}
+        return rng.choice((None, True, 1.5, 7, [1, 2, 3]))
+
+    for _ in range(500):
+        value = made(5)
+        assert tb.size_of(value) == plainly(tb, value), value
+
+
+def test_a_body_that_contains_itself_ends(tb):
+    body = {"role": "user"}
+    body["content"] = [body]
+    with pytest.raises(ValueError, match="contains itself"):
+        tb.size_of(body)
