@@ -11,11 +11,10 @@ use kube::runtime::events::Recorder;
 use serde_json::Value;
 
 use super::lost::Known;
-use super::reading::Reading;
+use super::reading::{ContainerRead, Reading};
 use super::redis_url::{Located, RedisLocation};
 use super::seconds;
 use super::vanished::Search;
-use super::workers::ContainerRead;
 use crate::api::{ConditionKind, TargetRef, TokenBudget, TokenBudgetStatus};
 use crate::ledger::{BookId, Epoch, RedisLedger, Unit};
 use crate::litellm::Inherited;
@@ -103,18 +102,16 @@ pub struct TargetMemory {
 }
 
 /// A count of a Deployment's live pods without agent.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct WithoutAgent {
     /// The result.
     pub count: usize,
-    /// The same as the API server said it last.
-    pub read: Option<Reading<(), usize>>,
-    /// When it was taken; none before the first.
-    at: Option<Instant>,
+    /// When it was taken.
+    pub at: Instant,
     /// With which version of the Deployment, and how many live pods with agent.
-    of: (Option<String>, usize),
+    pub of: (Option<String>, usize),
     /// Whether these were as many as the Deployment has replicas.
-    complete: bool,
+    pub complete: bool,
 }
 
 impl WithoutAgent {
@@ -124,14 +121,8 @@ impl WithoutAgent {
     /// Whether it says what another count would.
     #[must_use]
     pub fn holds(&self, of: &(Option<String>, usize), complete: bool, now: Instant) -> bool {
-        let Some(at) = self.at else { return false };
         let settled = complete && self.complete && self.count == 0;
-        settled || self.of == *of && now.duration_since(at) < Self::AGE
-    }
-
-    /// Takes note of a count.
-    pub fn takes(&mut self, count: usize, of: (Option<String>, usize), complete: bool, now: Instant) {
-        (self.count, self.at, self.of, self.complete) = (count, Some(now), of, complete);
+        settled || self.of == *of && now.duration_since(self.at) < Self::AGE
     }
 }
 
@@ -284,9 +275,7 @@ mod tests {
     fn pods_without_agent_are_not_counted_each_second() {
         let (at, of) = (Instant::now(), (Some("7".to_owned()), 2));
         let later = |seconds| at + Duration::from_secs(seconds);
-        let mut some = WithoutAgent::default();
-        assert!(!some.holds(&of, true, at), "nothing was counted yet");
-        some.takes(1, of.clone(), false, at);
+        let some = WithoutAgent { count: 1, at, of: of.clone(), complete: false };
         assert!(some.holds(&of, false, later(4)) && !some.holds(&of, false, later(5)));
         assert!(!some.holds(&(Some("8".to_owned()), 2), false, at), "a rollout went on");
         assert!(!some.holds(&(Some("7".to_owned()), 1), false, at), "a pod went");

@@ -18,8 +18,8 @@ use super::admission;
 use super::agent_pod::AgentPod;
 use super::context::Context;
 use super::counters;
-use super::memory::Memory;
-use super::reading::recent;
+use super::memory::{Memory, WithoutAgent};
+use super::reading::{or_before, recent};
 use super::redis_url::{Located, NoRedis, RedisLocation, locate, read_all};
 use super::validate::Problem;
 use super::vanished;
@@ -195,15 +195,16 @@ async fn target(
     let living = seen.pods.iter().filter(|p| p.is_living()).count();
     let complete = usize::try_from(replicas).is_ok_and(|replicas| replicas <= living);
     let (of, now) = ((deployment.resource_version(), living), Instant::now());
-    let counted = memory.targets.without_agent.entry(reference.name.clone()).or_default();
-    seen.pods_without_agent = if counted.holds(&of, complete, now) {
-        counted.count
-    } else {
-        // An API server that is away leaves the count as it was.
-        let count =
-            recent(&mut counted.read, (), Duration::ZERO, pods_without_agent(deployment, namespace, ctx)).await?;
-        counted.takes(count, of, complete, now);
-        count
+    let counted = memory.targets.without_agent.get(&reference.name);
+    seen.pods_without_agent = match counted {
+        Some(counted) if counted.holds(&of, complete, now) => counted.count,
+        before => {
+            let before = before.map(|counted| &counted.count);
+            let count = or_before(before, pods_without_agent(deployment, namespace, ctx)).await?;
+            let counted = WithoutAgent { count, at: now, of, complete };
+            memory.targets.without_agent.insert(reference.name.clone(), counted);
+            count
+        }
     };
     if let Ok(container) = choose_container(deployment, reference.container.as_deref()) {
         let of = (deployment.metadata.generation, container.name.clone());

@@ -39,9 +39,7 @@ fn conflict(
     deployment: Option<&Deployment>,
 ) -> Option<Problem> {
     let (name, deployment_name) = (older.name_any(), &target.name);
-    let container =
-        |target: &TargetRef| Some(choose_container(deployment?, target.container.as_deref()).ok()?.name.clone());
-    let (reason, message) = match tb.spec.clash(&older.spec, deployment_name, container)? {
+    let (reason, message) = match clash(tb, older, deployment_name, deployment)? {
         Clash::Ledgers => (
             Reason::SeveralLedgers,
             format!(
@@ -74,6 +72,17 @@ fn conflict(
     Some(Problem { reason, message })
 }
 
+fn clash<'a>(
+    tb: &'a TokenBudget,
+    older: &'a TokenBudget,
+    name: &str,
+    deployment: Option<&Deployment>,
+) -> Option<Clash<'a>> {
+    let container =
+        |target: &TargetRef| Some(choose_container(deployment?, target.container.as_deref()).ok()?.name.clone());
+    tb.spec.clash(&older.spec, name, container)
+}
+
 /// Those of a Deployment's TokenBudgets whose wishes for it count: not those that go, and not those that an older one has made
 /// step back there.
 pub fn standing<'a>(
@@ -82,9 +91,8 @@ pub fn standing<'a>(
 ) -> impl Iterator<Item = &'a TokenBudget> {
     let name = deployment.name_any();
     let steps_back = move |tb: &TokenBudget| {
-        let target = tb.spec.target_refs.iter().find(|target| target.name == name);
-        let conflicts = |older: &TokenBudget| target.and_then(|target| conflict(tb, older, target, Some(deployment)));
-        budgets.iter().filter(|other| is_older(other, tb)).any(|older| conflicts(older).is_some())
+        let mut older = budgets.iter().filter(|other| is_older(other, tb));
+        older.any(|older| clash(tb, older, &name, Some(deployment)).is_some())
     };
     let stays = |tb: &TokenBudget| tb.metadata.deletion_timestamp.is_none();
     budgets.iter().map(Arc::as_ref).filter(move |tb| stays(tb) && !steps_back(tb))

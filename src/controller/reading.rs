@@ -17,6 +17,9 @@ pub struct Reading<K, V> {
     value: V,
 }
 
+/// What was read of a container: by the generation of its Deployment, and its name.
+pub type ContainerRead<V> = Option<Reading<(Option<i64>, String), V>>;
+
 impl<K, V> Reading<K, V> {
     /// What was read.
     pub fn value(&self) -> &V {
@@ -25,7 +28,7 @@ impl<K, V> Reading<K, V> {
 }
 
 /// What was read of the same less than `age` ago, else what `read` brings. Where the API server does not answer, what was read
-/// of the same before counts for another `age`: an outage of the API server must not keep a pass from the ledger.
+/// of the same before counts for another `age`.
 ///
 /// # Errors
 /// Those of `read`, where nothing was read of the same before.
@@ -35,20 +38,31 @@ pub async fn recent<K: PartialEq, V: Clone>(
     age: Duration,
     read: impl Future<Output = Result<V, kube::Error>>,
 ) -> Result<V, kube::Error> {
-    let Some(known) = last.as_mut().filter(|known| known.of == of) else {
-        let value = read.await?;
-        *last = Some(Reading { at: Instant::now(), of, value: value.clone() });
-        return Ok(value);
-    };
-    if known.at.elapsed() >= age {
-        match tokio::time::timeout(PATIENCE, read).await {
-            Ok(Ok(value)) => known.value = value,
-            Ok(Err(error)) => debug!(error = %Causes(&error), "what was read before still counts"),
-            Err(_) => debug!("the API server does not answer: what was read before still counts"),
-        }
-        known.at = Instant::now();
+    let known = last.as_ref().filter(|known| known.of == of);
+    if let Some(known) = known.filter(|known| known.at.elapsed() < age) {
+        return Ok(known.value.clone());
     }
-    Ok(known.value.clone())
+    let value = or_before(known.map(|known| &known.value), read).await?;
+    *last = Some(Reading { at: Instant::now(), of, value: value.clone() });
+    Ok(value)
+}
+
+/// What `read` brings; where the API server does not answer, what was read before: an outage of the API server must not keep
+/// a pass from the ledger.
+///
+/// # Errors
+/// Those of `read`, where nothing was read before.
+pub async fn or_before<V: Clone>(
+    before: Option<&V>,
+    read: impl Future<Output = Result<V, kube::Error>>,
+) -> Result<V, kube::Error> {
+    let Some(before) = before else { return read.await };
+    match tokio::time::timeout(PATIENCE, read).await {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => debug!(error = %Causes(&error), "what was read before still counts"),
+        Err(_) => debug!("the API server does not answer: what was read before still counts"),
+    }
+    Ok(before.clone())
 }
 
 #[cfg(test)]

@@ -6,15 +6,12 @@ use k8s_openapi::api::core::v1::Container;
 use kube::Client;
 use tracing::warn;
 
-use super::reading::{Reading, recent};
+use super::reading::{ContainerRead, recent};
 use super::redis_url::read_all;
 use crate::litellm::{worker_refs, workers};
 
 /// What was read counts for so long: processes take a change with their next start only.
 const AGE: Duration = Duration::from_secs(30);
-
-/// A container: the generation of its Deployment, and its name.
-pub type ContainerRead<V> = Option<Reading<(Option<i64>, String), V>>;
 
 /// How many worker processes the container starts; `last` is what an earlier pass read, and `of` which container this is.
 ///

@@ -10,6 +10,7 @@ use tokenbudget::litellm::{AGENT_HOOK, ATTACH_LABEL, ATTACH_VALUE, ATTACHED_LABE
 
 use super::checks::{delete_within, manifest};
 use super::fleet::{Fleet, message, name_of, until};
+use super::knobs::set;
 use super::rig::Rig;
 
 /// How soon the operator answers a change.
@@ -86,8 +87,7 @@ async fn from_automatic(rig: &Rig) -> Result<()> {
     user.apply_wish(&wish)?;
     user.budget("Automatic")?;
     user.until_template(true).await?;
-    let patch = r#"{"spec": {"attach": "Admission"}}"#;
-    rig.kubectl(&["-n", "llm", "patch", "tb", user.name, "--type=merge", "-p", patch])?;
+    set(rig, user.name, r#"{"attach": "Admission"}"#)?;
     user.until_template(false).await?;
     user.fleet.until_condition(user.name, "Attached", "False", Some("NoPods"), SOON).await?;
     delete_within(rig, user.name, Duration::from_secs(30))?;

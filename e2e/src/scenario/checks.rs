@@ -50,6 +50,9 @@ const ACCEPTED_FALSE: [(&str, &str, &str, &str, &str); 6] = [
 /// The most passes that a TokenBudget may cost in a second, while pods of its Deployment come and go.
 const MOST_PASSES: f64 = 5.0;
 
+/// How soon the operator adds the agent to a Deployment.
+const ATTACHED: Duration = Duration::from_secs(20);
+
 /// How long an idle fleet is left alone.
 const IDLE: Duration = Duration::from_secs(25);
 
@@ -230,6 +233,12 @@ pub(super) fn untouched(fleet: &Fleet<'_>, deployment: &str) -> Result<()> {
     let template = serde_json::to_string(&object["spec"]["template"])?;
     ensure!(!template.contains("tokenbudget"), "Deployment {deployment} still carries our entries: {template}");
     Ok(())
+}
+
+/// Waits until the pod template has the agent.
+pub(super) async fn until_attached(fleet: &Fleet<'_>, deployment: &str) -> Result<Duration> {
+    let attached = || Ok(untouched(fleet, deployment).is_err());
+    until(&format!("Deployment {deployment} has the agent"), ATTACHED, attached).await
 }
 
 pub(super) fn delete_within(rig: &Rig, budget: &str, limit: Duration) -> Result<()> {

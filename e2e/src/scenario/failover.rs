@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::checks::{delete_within, manifest, untouched};
+use super::checks::{delete_within, manifest, until_attached, untouched};
 use super::fleet::{Fleet, until};
+use super::knobs::set;
 use super::operator::{holder, pod_of, process_of};
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 
@@ -44,10 +45,9 @@ async fn while_nobody_leads(rig: &Rig) -> Result<()> {
     let spec = "targetRefs: [{name: plain}]\n  redis: {urlSecretRef: {name: live-redis, key: url}}\n  \
                 limits: [{name: a, models: [{modelName: gpt-4o}], tokensPerMinute: 600}]";
     rig.apply_text(&manifest("left", spec))?;
-    until("plain has the agent", SOON, || Ok(untouched(&fleet, "plain").is_err())).await?;
+    until_attached(&fleet, "plain").await?;
     scale(rig, 0)?;
-    let other = r#"{"spec": {"targetRefs": [{"name": "pair", "container": "one"}]}}"#;
-    rig.kubectl(&["-n", "llm", "patch", "tb", "left", "--type=merge", "-p", other])?;
+    set(rig, "left", r#"{"targetRefs": [{"name": "pair", "container": "one"}]}"#)?;
     scale(rig, 1)?;
     let took = until("the agent is out", SOON, || Ok(untouched(&fleet, "plain").is_ok())).await?;
     println!(

@@ -11,7 +11,7 @@ use tokenbudget::ledger::{BookId, Ledger, RedisLedger, Timeouts, Unit};
 use tokio::task::JoinHandle;
 
 use super::chaos;
-use super::checks::{delete_within, manifest, untouched};
+use super::checks::{delete_within, manifest, until_attached};
 use super::fleet::{Fleet, text, until};
 use super::rig::Rig;
 use super::scale::members::Members;
@@ -75,7 +75,7 @@ pub async fn vanish(rig: &Rig) -> Result<Vanished> {
         "targetRefs: [{{name: {VANISHING}}}]\n  limits: [{{name: a, models: [{{modelName: gpt-4o}}], tokensPerMinute: 6000}}]"
     );
     rig.apply_text(&manifest(VANISHING, &spec))?;
-    until("it has the agent", SOON, || Ok(untouched(&fleet, VANISHING).is_err())).await?;
+    until_attached(&fleet, VANISHING).await?;
     rig.kubectl(&["-n", "llm", "scale", "deployment", VANISHING, "--replicas=1"])?;
     let row = || Ok::<_, anyhow::Error>(fleet.get("tokenbudget", VANISHING)?["status"]["pods"][0].clone());
     until("its pod enforces", BOOT, || Ok(row()?["state"] == "Enforcing")).await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::checks::{delete_within, manifest, untouched};
+use super::checks::{delete_within, manifest, until_attached};
 use super::fleet::{Fleet, until, until_async};
 use super::redis::{ask, connect_to, serve};
 use super::rig::{Rig, free_port};
@@ -80,7 +80,7 @@ impl<'a> Ledgers<'a> {
             rig.apply_text(&manifest(kind.name, &spec))?;
         }
         for kind in &kinds {
-            until("it has the agent", SOON, || Ok(untouched(&fleet, kind.name).is_err())).await?;
+            until_attached(&fleet, kind.name).await?;
             rig.kubectl(&["-n", "llm", "scale", &format!("deployment/{}", kind.name), "--replicas=1"])?;
         }
         Ok(Self { rig, kinds })

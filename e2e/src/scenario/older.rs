@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::checks::{manifest, untouched};
-use super::fleet::{Fleet, message, until};
+use super::checks::{manifest, until_attached, untouched};
+use super::fleet::{Fleet, message};
+use super::knobs::set;
 use super::paths::Paths;
 use super::rig::Rig;
 
@@ -50,9 +51,8 @@ pub async fn run(rig: &Rig) -> Result<()> {
     let said = message(&fleet.get("tokenbudget", NAME)?, "Attached");
     ensure!(said.contains("upgrade to Kubernetes 1.36") && said.contains("use attach: Automatic"), "{said}");
     untouched(&fleet, "pair")?;
-    let automatic = r#"{"spec": {"attach": "Automatic"}}"#;
-    rig.kubectl(&["-n", "llm", "patch", "tb", NAME, "--type=merge", "-p", automatic])?;
-    let took = until("it has the agent", SOON, || Ok(untouched(&fleet, "pair").is_err())).await?;
+    set(rig, NAME, r#"{"attach": "Automatic"}"#)?;
+    let took = until_attached(&fleet, "pair").await?;
     println!(
         "check: on a cluster that is too old attach: Admission says: {said}; Automatic attaches after {:.1} s",
         took.as_secs_f32()

@@ -7,6 +7,7 @@ use tokio::time::sleep;
 
 use super::process::{Process, Signal};
 use crate::scenario::fleet::{Fleet, text};
+use crate::scenario::knobs::set;
 use crate::scenario::operator::{holder, pod_of};
 use crate::scenario::rig::{OPERATOR_NAMESPACE, Rig};
 
@@ -41,16 +42,19 @@ pub fn strategy(rig: &Rig, surge: &str, unavailable: &str) -> Result<()> {
 
 /// Patches the spec of the fleet's TokenBudget.
 pub fn budget(rig: &Rig, spec: &serde_json::Value) -> Result<()> {
-    let patch = serde_json::json!({ "spec": spec }).to_string();
-    rig.kubectl(&["-n", "llm", "patch", "tokenbudget", "gpt-4o", "--type=merge", "-p", &patch]).map(drop)
+    set(rig, "gpt-4o", &spec.to_string())
 }
 
 /// A Ready pod of the fleet and its process.
 pub fn a_pod(rig: &Rig, index: usize) -> Result<(String, Process)> {
     let pods = Fleet::of(rig).ready_pods()?;
     let pod = pods.get(index % pods.len().max(1)).context("no pod is Ready")?;
-    let container = text(&pod["status"]["containerStatuses"][0]["containerID"]);
-    Ok((text(&pod["metadata"]["name"]).to_owned(), Process::of_container(container)?))
+    Ok((text(&pod["metadata"]["name"]).to_owned(), process_of(pod)?))
+}
+
+/// The process of a pod's first container.
+pub fn process_of(pod: &serde_json::Value) -> Result<Process> {
+    Process::of_container(text(&pod["status"]["containerStatuses"][0]["containerID"]))
 }
 
 /// Sets the replicas of the operator, and waits for them.

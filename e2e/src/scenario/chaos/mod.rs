@@ -22,7 +22,7 @@ pub use soak::run as soak;
 
 use super::bench::{BUDGET, Bench, Step};
 use super::checks;
-use super::fleet::{Fleet, text};
+use super::fleet::Fleet;
 use super::rig::Rig;
 use crate::clock::unix_ms;
 use crate::judge::{self, Arrival};
@@ -122,9 +122,7 @@ pub fn kill_process(rig: &Rig) -> Result<String> {
 /// # Errors
 /// When the pod has none.
 pub fn freeze(rig: &Rig, pod: &str) -> Result<()> {
-    let object = Fleet::of(rig).get("pod", pod)?;
-    let container = text(&object["status"]["containerStatuses"][0]["containerID"]);
-    process::Process::of_container(container)?.signal(process::Signal::Stop)
+    cluster::process_of(&Fleet::of(rig).get("pod", pod)?)?.signal(process::Signal::Stop)
 }
 
 async fn one(
