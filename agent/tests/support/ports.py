@@ -1,10 +1,35 @@
 """Free ports of this machine."""
 
+import random
 import socket
+from pathlib import Path
+
+CLUSTER_BUS = 10000
+"""How far above its port a node of a Redis Cluster listens for the other nodes (cluster.h of Redis 6.2)."""
+
+LOWEST = 10000
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
+    """A port nobody listens on now, nor on the one where a cluster's node would have its bus.
+
+    Both are below those that the system gives to outgoing connections: one of these could take the port
+    before the server does, or while it is stopped.
+    """
+    outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(LOWEST, outgoing - CLUSTER_BUS)
+        if free(port) and free(port + CLUSTER_BUS):
+            return port
+
+
+def free(port: int) -> bool:
+    """Whether a server could listen there."""
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+        # As servers do: a connection that has ended does not keep its port from them.
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

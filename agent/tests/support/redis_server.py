@@ -37,28 +37,29 @@ class RedisServer:
         return self.run(*where, "--save", "", "--appendonly", "no", *options)
 
     def run(self, *options: str) -> "RedisServer":
-        self.process = subprocess.Popen(
-            [self.binary, *options],
-            cwd=self.directory,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        log = self.directory / f"redis-{self.port}.log"
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                [self.binary, *options], cwd=self.directory, stdout=out, stderr=subprocess.STDOUT
+            )
         deadline = time.time() + 10
         while True:
             try:
                 self.client().ping()
                 return self
             except redis.ConnectionError:
-                assert time.time() < deadline, "redis-server did not answer within 10 s"
+                code = self.process.poll()
+                assert code is None, f"redis-server ended ({code}):\n{log.read_text()[-2000:]}"
+                assert time.time() < deadline, (
+                    f"redis-server did not answer within 10 s:\n{log.read_text()[-2000:]}"
+                )
                 time.sleep(0.02)
 
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port, password=self.password, decode_responses=True, socket_timeout=5)
 
     def start_as_node(self) -> "RedisServer":
-        """In a cluster, whose nodes talk at their port + 10000."""
-        while self.port > 55000:
-            self.port = free_port()
+        """In a cluster, of which it is the only node yet."""
         return self.start("--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{self.port}.conf")
 
     def start_as_sentinel(self, primary: "RedisServer", *lines: str) -> "RedisServer":

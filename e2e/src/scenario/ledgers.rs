@@ -10,8 +10,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::checks::{delete_within, manifest, until_attached};
 use super::fleet::{Fleet, until, until_async};
+use super::ports::free_port;
 use super::redis::{ask, connect_to, serve};
-use super::rig::{Rig, free_port};
+use super::rig::Rig;
 
 /// A LiteLLM process has to start, three at once on two cores.
 const BOOT: Duration = Duration::from_secs(180);
@@ -21,9 +22,6 @@ const SOON: Duration = Duration::from_secs(20);
 const PROMOTED: Duration = Duration::from_secs(40);
 
 const PASSWORD: &str = "hunter3";
-
-/// A server's ports are below this, as the nodes of a Cluster talk to each other on the port that is 10,000 above.
-const BELOW: u16 = 55_000;
 
 const SLOTS: u32 = 16_384;
 
@@ -151,13 +149,9 @@ const CLUSTER: &str = "redis-cluster";
 const SENTINEL: &str = "redis-sentinel";
 const TLS: &str = "redis-tls";
 
-fn port() -> Result<u16> {
-    (0..100).find_map(|_| free_port().ok().filter(|port| *port < BELOW)).context("no port is free")
-}
-
 /// A server that wants a password.
 async fn server(rig: &Rig, part: &str, more: &[&str]) -> Result<Server> {
-    let port = port()?;
+    let port = free_port()?;
     let options = ["--requirepass", PASSWORD, "--masterauth", PASSWORD];
     let child = serve(&rig.paths, &format!("{part}-{port}"), port, &[&options[..], more].concat())?;
     let server = Server { child, url: format!("redis://:{PASSWORD}@127.0.0.1:{port}") };
@@ -235,7 +229,7 @@ async fn tls(rig: &Rig) -> Result<Kind> {
     openssl(&format!("req -x509 {key} -days 2 -subj /CN=ours -keyout ca.key -out ca.crt"))?;
     openssl(&format!("req {key} -subj /CN=redis -keyout tls.key -out tls.csr"))?;
     openssl("x509 -req -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -in tls.csr -out tls.crt")?;
-    let port = port()?;
+    let port = free_port()?;
     let lines = format!(
         "port 0\ntls-port {port}\nbind 127.0.0.1\ntls-cert-file tls.crt\ntls-key-file tls.key\ntls-ca-cert-file ca.crt\n\
          tls-auth-clients no\nsave \"\"\nset-proc-title no\nuser default off\nuser {}\n",

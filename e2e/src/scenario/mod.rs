@@ -25,6 +25,7 @@ mod open_files;
 mod operator;
 mod outsider;
 mod paths;
+mod ports;
 mod redis;
 mod refusals;
 mod releases;

@@ -9,7 +9,8 @@ use redis::{AsyncConnectionConfig, Client, FromRedisValue};
 
 use super::fleet::until_async;
 use super::paths::Paths;
-use super::rig::{Rig, free_port};
+use super::ports::free_port;
+use super::rig::Rig;
 
 const DEADLINE: Duration = Duration::from_secs(5);
 

@@ -1,7 +1,6 @@
 //! The local cluster: control plane, node, metrics-server, Redis, the provider, and the operator installed by its chart.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::paths::{Paths, version};
+use super::ports::free_port;
 use super::redis;
 use crate::provider::Remote;
 
@@ -223,10 +223,6 @@ impl Rig {
 pub(super) fn port_of(url: &str) -> Result<u16> {
     let port = url.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
     port.with_context(|| format!("no port in {url}"))
-}
-
-pub(super) fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Creates an object.
