@@ -67,6 +67,9 @@ enum Command {
         /// Goes on where an interrupted comparison was.
         #[arg(long)]
         resume: bool,
+        /// Adds the rounds to those in docs/benchmarks.json.
+        #[arg(long)]
+        add: bool,
     },
     /// What the operator costs in memory, CPU and requests: one TokenBudget, 1,000, and 5,000 pods of others (12 minutes).
     Footprint,
@@ -106,8 +109,8 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::Soak { time, seed } => {
             on_a_cluster("soak", async |rig: &Rig| none_missed(&chaos::soak(rig, time, seed).await?)).await
         }
-        Command::Bench { arms, demands, rounds, resume } => {
-            let of = Comparison { arms: or_all(arms), demands: or_all(demands), rounds, resume };
+        Command::Bench { arms, demands, rounds, resume, add } => {
+            let of = Comparison { arms: or_all(arms), demands: or_all(demands), rounds, resume, add };
             on_a_cluster("bench", async |rig: &Rig| compare::run(rig, &of).await).await
         }
         Command::Uninstall => on_a_cluster("uninstall", async |rig: &Rig| uninstall::alone(rig).await).await,

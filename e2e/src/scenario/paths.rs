@@ -88,6 +88,20 @@ impl Paths {
         self.binaries.join(binary)
     }
 
+    /// The commit of the checkout, with a `+` where something was changed since.
+    ///
+    /// # Errors
+    /// When it is no checkout of git.
+    pub fn commit(&self) -> Result<String> {
+        let mut git = Command::new("git");
+        git.args(["describe", "--always", "--dirty=+", "--exclude=*"]).current_dir(&self.root);
+        let output = git.output().context("git")?;
+        if !output.status.success() {
+            bail!("git describe: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
     pub(super) fn state(&self) -> PathBuf {
         self.dir.join("cluster")
     }

@@ -69,7 +69,7 @@ mod tests {
         Kept::at(root.path(), false).unwrap().put(2, arm, demand, &run).unwrap();
         let again = Kept::at(root.path(), true).unwrap();
         let found = again.get(2, arm, demand).unwrap().unwrap();
-        assert_eq!((found.admitted, found.commands), (admitted, Some(3.0)));
+        assert_eq!((found.admitted, found.figures.commands), (admitted, Some(3.0)));
         assert!(again.get(1, arm, demand).unwrap().is_none());
         assert!(Kept::at(root.path(), false).unwrap().get(2, arm, demand).unwrap().is_none());
     }

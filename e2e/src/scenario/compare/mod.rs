@@ -2,17 +2,18 @@
 
 mod arms;
 mod kept;
+mod published;
 mod run;
 mod table;
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use clap::ValueEnum;
 use tokio::time::sleep;
 
 pub use arms::{Arm, Demand};
 use kept::Kept;
+use published::Told;
 use run::Run;
 
 use super::bench::{BUDGET, Bench};
@@ -51,6 +52,8 @@ pub struct Comparison {
     pub rounds: u32,
     /// Whether to go on where an earlier one stopped.
     pub resume: bool,
+    /// Whether the rounds come to those that the documentation has.
+    pub add: bool,
 }
 
 /// Runs all ways under all demands, and writes tables and a plot. A way that cannot be run does not keep the others from it.
@@ -65,28 +68,36 @@ pub async fn run(rig: &Rig, of: &Comparison) -> Result<()> {
     rig.apply("litellm.yaml")?;
     let bench = Bench::new(rig)?;
     let kept = Kept::at(&rig.paths.root, of.resume)?;
+    let docs = rig.paths.root.join("docs");
+    let mut told = if of.add { published::read(&docs.join("benchmarks.json"))? } else { Vec::new() };
+    let commit = rig.paths.commit()?;
     let (mut runs, mut failed) = (Vec::new(), Vec::new());
-    for round in 1..=of.rounds {
+    let first = published::last_round(&told) + 1;
+    let last = published::last_round(&told) + of.rounds;
+    for round in first..=last {
         for arm in &of.arms {
-            println!("\n== {} (round {round} of {})", arm.told().1, of.rounds);
+            println!("\n== {} (round {round} of {last})", arm.told().1);
             if let Err(error) = way(rig, &bench, &kept, *arm, &of.demands, round).await {
                 println!("FAILED: {error:#}");
                 failed.push(format!("{} in round {round}: {error}", arm.told().0));
             }
             for demand in &of.demands {
-                runs.extend(kept.get(round, *arm, *demand)?.map(|run| (*demand, *arm, run)));
+                if let Some(run) = kept.get(round, *arm, *demand)? {
+                    told.push(Told::new(round, *arm, *demand, &commit, &run.figures));
+                    runs.push((*demand, *arm, run));
+                }
             }
         }
     }
-    let text = table::document(BUDGET, of.rounds, &runs);
+    let text = table::document(BUDGET, &told);
     // A part of it is not for the documentation.
-    let whole = Arm::value_variants().len() * Demand::value_variants().len() * usize::try_from(of.rounds)?;
-    let folder = rig.paths.root.join(if runs.len() == whole { "docs" } else { ".local" });
+    let folder = if published::whole_rounds(&told).is_some() { docs } else { rig.paths.root.join(".local") };
     std::fs::write(folder.join("benchmarks.md"), &text)?;
+    published::write(&folder.join("benchmarks.json"), &told)?;
     if let Some(svg) = table::plot(BUDGET, &runs) {
         std::fs::write(folder.join("benchmarks.svg"), svg)?;
     }
-    println!("\n{text}\nwritten to {0}/benchmarks.md and {0}/benchmarks.svg", folder.display());
+    println!("\n{text}\nwritten to {}/benchmarks.md, .json and .svg", folder.display());
     ensure!(failed.is_empty(), "not run: {}; `scenario bench --resume` goes on", failed.join("; "));
     Ok(())
 }
@@ -109,9 +120,9 @@ async fn way(rig: &Rig, bench: &Bench<'_>, kept: &Kept, arm: Arm, demands: &[Dem
             "{}, {}: worst 60 s {}, {:.1}% used, {} lost",
             arm.told().0,
             demand.told(),
-            crate::judge::percent_up(run.worst_60s, BUDGET),
-            run.used * 100.0,
-            run.lost
+            crate::judge::percent_up(run.figures.worst_60s, BUDGET),
+            run.figures.used * 100.0,
+            run.figures.lost
         );
         kept.put(round, arm, demand, &run)?;
     }

@@ -9,11 +9,7 @@ use crate::load::LoadReport;
 
 /// What one run came to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Run {
-    /// What the provider admitted, in Unix milliseconds.
-    pub admitted: Vec<Arrival>,
-    /// What one bucket with a rolling minute would have.
-    pub ideal: Ideal,
+pub struct Figures {
     /// The fullest 60 s, in tokens.
     pub worst_60s: u64,
     /// The fullest minute of the clock, in tokens.
@@ -28,6 +24,17 @@ pub struct Run {
     pub commands: Option<f64>,
     /// Requests that failed with anything but 429.
     pub lost: u64,
+}
+
+/// One run, with what its figures are of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Run {
+    /// What it came to.
+    pub figures: Figures,
+    /// What the provider admitted, in Unix milliseconds.
+    pub admitted: Vec<Arrival>,
+    /// What one bucket with a rolling minute would have.
+    pub ideal: Ideal,
     /// When it began, in Unix milliseconds.
     pub from_ms: u64,
     /// When requests were refused, in Unix milliseconds.
@@ -43,7 +50,7 @@ impl Run {
         let offered = report.offered.len();
         let ideal_refused = offered - ideal.admitted.len().min(offered);
         let limited = crate::load::Class::Limited;
-        Self {
+        let figures = Figures {
             worst_60s: judge::worst_60s_exact(&admitted).tokens,
             worst_minute: worst_minute(&admitted),
             used: judge::used(&admitted, &ideal.admitted, report.start_ms, report.offered_until_ms()),
@@ -51,6 +58,9 @@ impl Run {
             latency_ms: summary.ok_latency_ms.map(|latency| (latency.p50, latency.p99)),
             commands: commands.map(|commands| commands as f64 / offered.max(1) as f64),
             lost: summary.counts.lost,
+        };
+        Self {
+            figures,
             from_ms: report.start_ms,
             refused_ms: report.offered.iter().filter(|o| o.class == limited).map(|o| o.at_ms).collect(),
             admitted,

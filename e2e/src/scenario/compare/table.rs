@@ -1,7 +1,10 @@
 //! The runs as tables and a plot for the documentation. Pure.
 
+use clap::ValueEnum;
+
 use super::arms::{Arm, Demand};
-use super::run::Run;
+use super::published::{self, Told};
+use super::run::{Figures, Run};
 use crate::judge;
 use crate::plot::{Compared, Curve};
 
@@ -9,7 +12,8 @@ const HEAD: &str = "| | Worst 60 s | Worst minute of the clock | Used | Refused 
 
 const INTRODUCTION: &str = "# Benchmarks
 
-TokenBudget beside what LiteLLM has of its own. Written by `make bench`; nothing here is typed in.
+TokenBudget beside what LiteLLM has of its own. Written by `make bench`; nothing here is typed in. The figures of each run are in
+[benchmarks.json](benchmarks.json), to which `target/release/scenario bench --add` adds a round.
 
 Five replicas of LiteLLM on a real control plane, with a real Redis, before a provider of ours that speaks the OpenAI API and counts every
 token: its count is the judge. The budget is {budget} tokens per minute. Each way gets the same requests (seeded: Zipf 1.1 over the pods,
@@ -30,37 +34,42 @@ empty window. {rounds}
 ";
 
 /// The page of the documentation.
-pub fn document(budget: u64, rounds: u32, runs: &[(Demand, Arm, Run)]) -> String {
-    let told = match rounds {
-        1 => "Each ran once.".to_owned(),
-        _ => format!("{rounds} rounds of all of them, one way after the other; a cell has the least and the greatest."),
+pub fn document(budget: u64, runs: &[Told]) -> String {
+    let told = match published::whole_rounds(runs) {
+        Some(1) => format!("Each ran once, with commit {}.", commits(runs)),
+        Some(rounds) => format!(
+            "{rounds} rounds of all of them, one way after the other, each with other requests (commits {}); a cell has the least and \
+             the greatest.",
+            commits(runs)
+        ),
+        None => format!("This is a part of it, with commit {}.", commits(runs)),
     };
     let head = INTRODUCTION.replace("{budget}", &budget.to_string()).replace("{rounds}", &told);
     head + &tables(budget, runs)
 }
 
-/// A table for each demand; a cell has the figures of all runs, the least and the greatest.
-fn tables(budget: u64, runs: &[(Demand, Arm, Run)]) -> String {
-    let mut demands: Vec<Demand> = Vec::new();
-    for (demand, ..) in runs {
-        if !demands.contains(demand) {
-            demands.push(*demand);
-        }
-    }
-    demands.into_iter().map(|demand| table(budget, demand, runs)).collect::<Vec<_>>().join("\n")
+/// The commits of the rounds, in their order.
+fn commits(runs: &[Told]) -> String {
+    let mut all: Vec<&str> = runs.iter().map(|run| run.commit.as_str()).collect();
+    all.dedup();
+    all.join(", ")
 }
 
-fn table(budget: u64, demand: Demand, runs: &[(Demand, Arm, Run)]) -> String {
+/// A table for each demand; a cell has the figures of all runs, the least and the greatest.
+fn tables(budget: u64, runs: &[Told]) -> String {
+    let demands = Demand::value_variants().iter().filter(|&of| runs.iter().any(|run| run.demand() == Some(*of)));
+    demands.map(|demand| table(budget, *demand, runs)).collect::<Vec<_>>().join("\n")
+}
+
+fn table(budget: u64, demand: Demand, runs: &[Told]) -> String {
     let mut text = format!("## {}\n\n{HEAD}", capitalised(&demand.told()));
-    let mut arms: Vec<Arm> = Vec::new();
-    for (_, arm, _) in runs.iter().filter(|(of, ..)| *of == demand) {
-        if !arms.contains(arm) {
-            arms.push(*arm);
+    for arm in Arm::value_variants() {
+        let these = runs.iter().filter(|run| run.demand() == Some(demand) && run.arm() == Some(*arm));
+        let of: Vec<&Figures> = these.map(|run| &run.figures).collect();
+        if of.is_empty() {
+            continue;
         }
-    }
-    for arm in arms {
-        let of: Vec<&Run> = runs.iter().filter(|(d, a, _)| *d == demand && *a == arm).map(|(.., run)| run).collect();
-        let cell = |show: &dyn Fn(&Run) -> Option<f64>, digits: usize, unit: &str| span(&of, show, digits, unit);
+        let cell = |show: &dyn Fn(&Figures) -> Option<f64>, digits: usize, unit: &str| span(&of, show, digits, unit);
         // Rounded up: 100.0 % is never more than the budget.
         let percent = |tokens: u64| Some((tokens as f64 * 1000.0 / budget as f64).ceil() / 10.0);
         text += &format!(
@@ -79,7 +88,7 @@ fn table(budget: u64, demand: Demand, runs: &[(Demand, Arm, Run)]) -> String {
     text
 }
 
-fn span(runs: &[&Run], show: &dyn Fn(&Run) -> Option<f64>, digits: usize, unit: &str) -> String {
+fn span(runs: &[&Figures], show: &dyn Fn(&Figures) -> Option<f64>, digits: usize, unit: &str) -> String {
     let mut values: Vec<f64> = runs.iter().filter_map(|run| show(run)).collect();
     values.sort_by(f64::total_cmp);
     let text = |value: f64| format!("{value:.digits$}");
