@@ -173,7 +173,8 @@ impl World {
             if lent > 0 {
                 assert!(!leave && new.pool() >= 0 && answer.grant <= call.ask.want, "{new:?}");
                 assert!(answer.grant >= call.ask.least, "less than what is of use");
-                assert!(!new.learning() || new.spare + lent >= lent, "{new:?}");
+                let given = was.record.saturating_sub(base);
+                assert!(!new.learning() || lent <= old.spare + given, "lent {lent} of {} + {given}", old.spare);
             } else if !leave && !new.learning() && call.ask.want > base && new.claimed() == is.claim {
                 let useless = base.saturating_add(u64::try_from(free).unwrap_or(0)) < call.ask.least
                     || call.ask.want < call.ask.least;

@@ -113,6 +113,8 @@ reasons! {
     WindowNotPassed,
     /// The agent in some process cannot do its work.
     AgentDegraded,
+    /// A limit of the spec selects no deployment of LiteLLM's configuration in any process.
+    LimitMatchesNothing,
     /// Spent is at or under the budget.
     WithinBudget,
     /// Spent is above the budget (a cut, or usage above the estimate).

@@ -65,7 +65,7 @@ pub struct LimitStatus {
     pub budget: i64,
     /// What the members report as spent in the last 60 s, reservations of running requests included.
     pub spent: i64,
-    /// The largest `spent` of the last hour: the worst 60 s, as this operator saw them each second since it leads.
+    /// The largest `spent` of the last hour: the worst 60 s, as the leading operators saw them each second.
     #[serde(default)]
     pub worst: i64,
     /// What was refused in the last 60 s.

@@ -13,7 +13,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use super::context::Context;
 use super::observe::Observed;
 use super::overlap::standing;
-use super::reading::{Reading, recent};
+use super::reading::{Patience, Reading, recent};
 use super::validate::{Problem, Target};
 use super::{Error, World, detach};
 use crate::api::{AttachPolicy, Reason, TokenBudget};
@@ -34,7 +34,7 @@ pub type LastAnswer = Option<Reading<(), Option<Problem>>>;
 ///
 /// # Errors
 /// When the API server does not answer.
-pub async fn unavailable(ctx: &Context) -> Result<Option<Problem>, Error> {
+pub async fn unavailable(ctx: &Context, patience: Patience) -> Result<Option<Problem>, Error> {
     let mut last = ctx.admission_policy.lock().await;
     let read = async {
         let what = what_is_missing(&ctx.client, ctx.settings.admission_policy.as_deref()).await?;
@@ -43,7 +43,7 @@ pub async fn unavailable(ctx: &Context) -> Result<Option<Problem>, Error> {
             message: format!("{what}, or use attach: Automatic or Manual"),
         }))
     };
-    Ok(recent(&mut last, (), AGE, read).await?)
+    Ok(recent(&mut last, (), AGE, patience, read).await?)
 }
 
 async fn what_is_missing(client: &Client, policy: Option<&str>) -> Result<Option<String>, kube::Error> {

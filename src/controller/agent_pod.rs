@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::{Resource, ResourceExt};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// A pod that carries the agent's label.
 #[derive(Clone, Debug, Default, Deserialize, Resource)]
@@ -21,8 +21,15 @@ pub struct AgentPod {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
+    #[serde(default, rename = "phase", deserialize_with = "is_over")]
+    over: bool,
     conditions: Option<Vec<Condition>>,
     container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+/// Whether all of its containers have ended for good: one that was evicted stays in the list for long.
+fn is_over<'de, D: Deserializer<'de>>(phase: D) -> Result<bool, D::Error> {
+    Ok(matches!(Option::<String>::deserialize(phase)?.as_deref(), Some("Failed" | "Succeeded")))
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -85,10 +92,10 @@ impl AgentPod {
         self.deployment.as_deref()
     }
 
-    /// Nobody has deleted it.
+    /// Nobody has deleted it, and it has not ended.
     #[must_use]
     pub fn is_living(&self) -> bool {
-        self.metadata.deletion_timestamp.is_none()
+        self.metadata.deletion_timestamp.is_none() && !self.status.as_ref().is_some_and(|status| status.over)
     }
 
     /// It is living and Ready.
@@ -151,6 +158,14 @@ mod tests {
         assert_eq!(pod.running_since("litellm"), Some(at("2026-01-01T00:00:11Z")));
         assert_eq!(pod.running_since("sidecar"), None);
         assert_eq!(pod.finished().collect::<Vec<_>>(), [("litellm", at("2026-01-01T00:00:10Z"))]);
+    }
+
+    #[test]
+    fn a_pod_that_was_evicted_does_not_live() {
+        let is_living =
+            |phase: &str| pod(&format!("{{metadata: {{name: p}}, status: {{phase: {phase}}}}}")).is_living();
+        assert!(is_living("Running") && is_living("Pending") && is_living("null"));
+        assert!(!is_living("Failed") && !is_living("Succeeded"));
     }
 
     #[test]

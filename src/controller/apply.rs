@@ -47,7 +47,7 @@ pub async fn apply(
         _ => None,
     };
     if matches!(ledger, Some(Ok(_))) {
-        memory.ledger.books = intent.writes.iter().map(|w| w.book.clone()).collect();
+        memory.ledger.books.wrote(intent.writes.iter().map(|w| w.book.clone()).collect(), Instant::now());
         memory.ledger.planned = true;
         memory.ledger.planned_now = true;
         ctx.publish_policy(tb, &intent.policy);
@@ -62,14 +62,9 @@ pub async fn apply(
         }
         let planned = matches!(ledger, Some(Ok(_)));
         let serves = planned || is_attached(&target.deployment);
-        if serves {
-            let kept = config_maps::keep(tb, ctx, world, target).await;
-            if let Some(why) = kept.as_ref().err().and_then(Error::refusal) {
-                let message = format!("the agent's ConfigMaps could not be written: {why}");
-                unattached.push((target.name(), Problem { reason: Reason::AttachFailed, message }));
-                continue;
-            }
-            kept?;
+        if serves && let Err(problem) = keep_config_maps(tb, ctx, world, memory, target).await? {
+            unattached.push((target.name(), problem));
+            continue;
         }
         if tb.spec.attach != AttachPolicy::Automatic {
             // Whatever happens to the entries now is no removal that counts against somebody.
@@ -85,6 +80,30 @@ pub async fn apply(
         }
     }
     Ok(Applied { ledger, unattached })
+}
+
+/// Keeps what the pods mount.
+async fn keep_config_maps(
+    tb: &TokenBudget,
+    ctx: &Context,
+    world: &World,
+    memory: &mut Memory,
+    target: &Target,
+) -> Result<Result<(), Problem>, Error> {
+    let refused = &mut memory.targets.maps_refused;
+    let failed = |message: &str| Problem { reason: Reason::AttachFailed, message: message.to_owned() };
+    if let Some((_, message)) = refused.get(&target.name()).filter(|(at, _)| at.elapsed() < ASK_AGAIN) {
+        return Ok(Err(failed(message)));
+    }
+    let kept = config_maps::keep(tb, ctx, world, target).await;
+    if let Some(why) = kept.as_ref().err().and_then(Error::refusal) {
+        let message = format!("the agent's ConfigMaps could not be written: {why}");
+        let problem = failed(&message);
+        refused.insert(target.name(), (Instant::now(), message));
+        return Ok(Err(problem));
+    }
+    refused.remove(&target.name());
+    kept.map(Ok)
 }
 
 /// What there is without a plan of this pass: for a TokenBudget that is paused. Its stored policy stays in the ConfigMaps

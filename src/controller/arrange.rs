@@ -7,6 +7,7 @@ use kube::ResourceExt;
 
 use super::fleet::Fleet;
 use super::limits::{EffectiveLimit, Limits};
+use super::memory::KnownBooks;
 use super::observe::Observed;
 use super::validate::Validated;
 use crate::api;
@@ -36,9 +37,9 @@ pub struct Intent {
     pub departed: Departed,
 }
 
-/// Plans every book. `known` are the books that the ledger may hold.
+/// Plans every book, by which of them the ledger may hold.
 #[must_use]
-pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: &BTreeSet<BookId>) -> Intent {
+pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: &KnownBooks) -> Intent {
     let limits = match &valid.limits {
         Limits::Known(limits) => limits.as_slice(),
         Limits::Waiting | Limits::NoneDeclared => &[],
@@ -51,12 +52,12 @@ pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: 
         .flat_map(|limit| limit.books().map(move |(unit, budget)| (limit, BookId::new(&limit.name, unit), budget)))
         .map(|(limit, book, budget)| {
             // Also one that no status could name yet.
-            let first = before.is_first(limit, book.unit) && !known.contains(&book);
+            let first = before.is_first(limit, book.unit) && !known.may_have_spent(&book);
             write(observed, &fleet, book, budget, first)
         })
         .collect();
     let wanted: BTreeSet<&BookId> = writes.iter().map(|w| &w.book).collect();
-    let forgotten = known.iter().filter(|book| !wanted.contains(book)).cloned().collect();
+    let forgotten = known.held.iter().filter(|book| !wanted.contains(book)).cloned().collect();
     let beat_ms = fleet.size.beat_ms(observed.beside).max(observed.least_beat_ms);
     let policy = policy(tb, limits, &writes, beat_ms);
     Intent { policy, writes, forgotten, processes: fleet.size.most_processes, departed }

@@ -23,6 +23,9 @@ const HEAL: Duration = Duration::from_secs(300);
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const OURS: &str = "tokenbudget";
 
+/// The file of the policies.
+const POLICIES: &str = "policy.json";
+
 /// What was applied last, by namespace and name.
 pub type AppliedMaps = BTreeMap<(String, String), (Vec<u8>, Instant)>;
 
@@ -65,7 +68,7 @@ fn policies(ctx: &Context, world: &World, namespace: &str, target: &Target) -> O
     map.metadata.namespace = Some(namespace.to_owned());
     map.metadata.labels = Some([(MANAGED_BY.to_owned(), OURS.to_owned())].into());
     map.metadata.owner_references = Some(live.iter().filter_map(|b| b.owner_ref(&())).collect());
-    map.data = Some([("policy.json".to_owned(), serde_json::to_string_pretty(&file).ok()?)].into());
+    map.data = Some([(POLICIES.to_owned(), serde_json::to_string_pretty(&file).ok()?)].into());
     if admission::is_wanted(&budgets, &target.deployment) {
         admission::add_param(&mut map, target);
     }
@@ -84,6 +87,7 @@ pub async fn delete(ctx: &Context, namespace: &str, name: &str) -> Result<(), Er
     if found.labels().get(MANAGED_BY).is_some_and(|by| by == OURS) {
         let seen = Preconditions { uid: found.uid(), ..Preconditions::default() };
         let params = DeleteParams { preconditions: Some(seen), ..DeleteParams::default() };
+        ctx.ensure_leads()?;
         match api.delete(name, &params).await {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
@@ -92,6 +96,45 @@ pub async fn delete(ctx: &Context, namespace: &str, name: &str) -> Result<(), Er
     }
     ctx.applied_maps().remove(&(namespace.to_owned(), name.to_owned()));
     Ok(())
+}
+
+/// Takes the policy of one TokenBudget out of those of a Deployment: a process that starts later would wait for its ledger, which
+/// is closed, and refuse everything.
+///
+/// # Errors
+/// When the API server refuses or does not answer.
+pub async fn without_policy(ctx: &Context, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
+    let api = Api::<ConfigMap>::namespaced(ctx.client.clone(), namespace);
+    let Some(found) = api.get_opt(name).await? else { return Ok(()) };
+    let Some(map) = less_one(found, uid) else { return Ok(()) };
+    ctx.ensure_leads()?;
+    api.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&map)).await?;
+    ctx.applied_maps().remove(&(namespace.to_owned(), name.to_owned()));
+    Ok(())
+}
+
+/// The ConfigMap without this TokenBudget; `None` where it is not in there, or it is not ours.
+fn less_one(found: ConfigMap, uid: &str) -> Option<ConfigMap> {
+    if found.labels().get(MANAGED_BY).is_none_or(|by| by != OURS) {
+        return None;
+    }
+    let mut data = found.data?;
+    let mut file: PolicyFile = serde_json::from_str(data.get(POLICIES)?).ok()?;
+    let before = file.token_budgets.len();
+    file.token_budgets.retain(|policy| policy.uid != uid);
+    if file.token_budgets.len() == before {
+        return None;
+    }
+    data.insert(POLICIES.to_owned(), serde_json::to_string_pretty(&file).ok()?);
+    let mut map = ConfigMap { data: Some(data), ..ConfigMap::default() };
+    map.metadata.name = found.metadata.name;
+    map.metadata.namespace = found.metadata.namespace;
+    map.metadata.labels = found.metadata.labels;
+    map.metadata.owner_references = found.metadata.owner_references.map(|mut owners| {
+        owners.retain(|owner| owner.uid != uid);
+        owners
+    });
+    Some(map)
 }
 
 /// Applies what `make` makes, unless what has this digest was applied lately.
@@ -113,4 +156,39 @@ async fn apply(
     api.patch(name, &params, &Patch::Apply(&make())).await?;
     ctx.applied_maps().insert(key, (digest, Instant::now()));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Policy;
+
+    fn policy(uid: &str) -> Policy {
+        let text = r#"{"version": "x", "tokenBudget": "llm/a", "uid": "UID", "mode": "Enforce", "reserve": "MaxTokens",
+            "maxWaitMs": 250, "onLedgerLoss": "SafeShare", "leaseMs": 30000, "beatMs": 500, "limits": []}"#;
+        serde_json::from_str(&text.replace("UID", uid)).unwrap()
+    }
+
+    fn found(by: &str) -> ConfigMap {
+        let file = PolicyFile { token_budgets: vec![policy("a"), policy("b")] };
+        let owner = |uid: &str| serde_json::json!({"apiVersion": "x", "kind": "TokenBudget", "name": uid, "uid": uid});
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "m", "namespace": "llm", "labels": {MANAGED_BY: by}, "resourceVersion": "7",
+                "ownerReferences": [owner("a"), owner("b")]},
+            "data": {POLICIES: serde_json::to_string(&file).unwrap(), "env": "kept"}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_tokenbudget_that_goes_leaves_the_others_policies() {
+        let map = less_one(found(OURS), "a").unwrap();
+        let data = map.data.unwrap();
+        let file: PolicyFile = serde_json::from_str(&data[POLICIES]).unwrap();
+        assert_eq!((file.token_budgets, data["env"].as_str()), (vec![policy("b")], "kept"));
+        let owners: Vec<_> = map.metadata.owner_references.unwrap().into_iter().map(|owner| owner.uid).collect();
+        assert_eq!((owners, map.metadata.resource_version), (vec!["b".to_owned()], None));
+        assert!(less_one(found(OURS), "c").is_none(), "it is in there no more");
+        assert!(less_one(found("somebody"), "a").is_none());
+    }
 }

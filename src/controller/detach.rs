@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
@@ -22,7 +21,7 @@ use crate::ledger::Ledger;
 use crate::litellm::{choose_container, detachment, is_attached, policy_config_map_name};
 
 /// How long the clean-up is tried before the finalizer goes without it.
-const PATIENCE: SignedDuration = SignedDuration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How soon a failed clean-up is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -57,9 +56,7 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
         return Ok(Action::await_change());
     }
     // Not since its deletion: no operator may have been there.
-    let now = Timestamp::now();
-    let began = *memory.targets.detaches_since.get_or_insert(now);
-    let patient = now.duration_since(began) < PATIENCE;
+    let patient = memory.targets.detaches_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE;
 
     // Not even tried any more when it was tried for long enough: what hangs would take the time that the finalizer needs.
     if patient {
@@ -91,16 +88,22 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
     let had_ledger = tb.status.as_ref().is_some_and(|s| !s.limits.is_empty()) || memory.ledger.planned;
     if memory.ledger.connection.is_none() && had_ledger {
         let observed = super::observe::observe(tb, ctx, world, memory).await.map_err(|e| Causes(&e).to_string())?;
-        if let Some(Ok(location)) = observed.redis {
-            let ledger = ctx.connect(&location).map_err(|e| Causes(&e).to_string())?;
-            memory.ledger.connection = Some((location, ledger));
+        match observed.redis {
+            Some(Ok(location)) => {
+                let ledger = ctx.connect(&location).map_err(|e| Causes(&e).to_string())?;
+                memory.ledger.connection = Some((location, ledger));
+            }
+            // Its processes may still reach it.
+            Some(Err(no_redis)) => return Err(no_redis.message),
+            // There is no container that names one, so there are no processes.
+            None => {}
         }
     }
     let Some((_, ledger)) = &memory.ledger.connection else {
         return Ok(());
     };
     let uid = tb.uid().unwrap_or_default();
-    let books: Vec<_> = memory.ledger.books.iter().cloned().collect();
+    let books: Vec<_> = memory.ledger.books.held.iter().cloned().collect();
     let epoch = ledger.claim(&uid).await.map_err(|e| Causes(&e).to_string())?;
     ledger.close(&uid, epoch, &books).await.map_err(|e| Causes(&e).to_string())
 }
@@ -109,10 +112,15 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
 /// stands in no other's way; the first error is told.
 async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World, memory: &Memory) -> Result<(), Error> {
     let mut outcome = Ok(());
+    let (namespace, uid) = (tb.namespace().unwrap_or_default(), tb.uid().unwrap_or_default());
     for target in tb.spec.target_refs.iter().chain(&memory.targets.formers) {
-        if ctx.settings.role == Role::DetachAll || !another_names(tb, world, &target.name) {
-            outcome = outcome.and(release(tb, ctx, world, target).await);
-        }
+        let others = ctx.settings.role != Role::DetachAll && another_names(tb, world, &target.name);
+        let done = match others {
+            // They may be paused, or not able to plan, and then nobody else writes the file.
+            true => config_maps::without_policy(ctx, &namespace, &policy_config_map_name(&target.name), &uid).await,
+            false => release(tb, ctx, world, target).await,
+        };
+        outcome = outcome.and(done);
     }
     outcome
 }
@@ -178,6 +186,7 @@ async fn release(tb: &TokenBudget, ctx: &Context, world: &World, target: &Target
 async fn clear_status(tb: &TokenBudget, ctx: &Context) -> Result<(), Error> {
     let api: Api<TokenBudget> = Api::namespaced(ctx.client.clone(), &tb.namespace().unwrap_or_default());
     let patch = Patch::Merge(json!({"status": null}));
+    ctx.ensure_leads()?;
     match api.patch_status(&tb.name_any(), &PatchParams::default(), &patch).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
@@ -262,6 +271,9 @@ mod tests {
                 let _ = told.send(format!("{path} {}", String::from_utf8_lossy(&body)));
                 let mut answer = json!(budget("litellm"));
                 answer["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "tokenbudget"});
+                if path.ends_with("/pods") {
+                    answer = json!({"metadata": {}, "items": []});
+                }
                 let answer = serde_json::to_vec(&answer).unwrap();
                 Ok::<_, std::convert::Infallible>(axum::http::Response::new(kube::client::Body::from(answer)))
             }
@@ -280,7 +292,7 @@ mod tests {
         let told: Vec<String> = std::iter::from_fn(|| heard.try_recv().ok()).collect();
         let deleted = |told: &String| told.starts_with("DELETE") && told.contains("/configmaps/tokenbudget-litellm");
         assert!(told.iter().any(deleted), "its policy is gone by then: {told:?}");
-        memory.targets.detaches_since = Timestamp::now().checked_sub(PATIENCE).ok();
+        memory.targets.detaches_since = Instant::now().checked_sub(PATIENCE);
         detach(&tb, &ctx, &world, &mut memory).await.unwrap();
         assert_eq!(ctx.given_up(), ["llm/tb"]);
         let sent = heard.recv().await.unwrap();
@@ -295,5 +307,18 @@ mod tests {
         let pass = release_former(&tb, &ctx, &world, &mut memory);
         assert!(tokio::time::timeout(Duration::from_millis(100), pass).await.is_err(), "its Deployment never answers");
         assert_eq!(memory.targets.formers.iter().map(|f| &*f.name).collect::<Vec<_>>(), ["former"]);
+    }
+
+    #[tokio::test]
+    async fn a_ledger_that_cannot_be_found_is_not_closed() {
+        let ((ctx, _heard), world, mut memory) = (context(), attached("litellm"), Memory::default());
+        let mut tb = budget("litellm");
+        assert_eq!(close_ledger(&tb, &ctx, &world, &mut memory).await, Ok(()), "it never had one");
+        let row = crate::api::LimitStatus { name: "gpt".to_owned(), unit: "tokens".to_owned(), ..Default::default() };
+        tb.status = Some(crate::api::TokenBudgetStatus { limits: vec![row], ..Default::default() });
+        let why = close_ledger(&tb, &ctx, &world, &mut memory).await.unwrap_err();
+        assert!(why.contains("Redis"), "{why}");
+        let gone = World::of(json!({"metadata": {"name": "other", "namespace": "llm"}, "spec": {"selector": {}}}));
+        assert_eq!(close_ledger(&tb, &ctx, &gone, &mut Memory::default()).await, Ok(()), "no process can have it");
     }
 }

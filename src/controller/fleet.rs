@@ -72,7 +72,7 @@ impl<'a> Fleet<'a> {
             || valid.targets.iter().flat_map(|target| &target.pods).filter_map(|pod| pod.metadata.uid.as_deref());
         // Mostly there are none, and then the pods, which may be thousands, are not looked at.
         let there: BTreeSet<&str> = if observed.lost.is_empty() { BTreeSet::new() } else { uids().collect() };
-        let lost = observed.lost.iter().filter(|(_, pod_uid)| !there.contains(pod_uid.as_str()));
+        let lost = observed.lost.iter().filter(|(_, report)| !there.contains(report.pod_uid.as_str()));
         Self {
             lost: lost.map(|(id, _)| id.as_str()).collect(),
             size: FleetSize::of(&sizes),
@@ -88,7 +88,7 @@ impl<'a> Fleet<'a> {
         let ids = limits.iter().flat_map(|l| l.books().map(move |(unit, _)| BookId::new(&l.name, unit)));
         let books: Vec<&BookState> = ids.filter_map(|id| seen.books.get(&id)).collect();
         let has_record = |id: &str| books.iter().any(|book| book.members.contains_key(id));
-        let was_lost = |uid: &str| observed.lost.values().any(|lost| lost == uid);
+        let was_lost = |uid: &str| observed.lost.values().any(|lost| lost.pod_uid == uid);
         let pods = self.grown.iter().filter(|pod| pod.admits || was_lost(pod.uid)).map(|pod| {
             let without = books.iter().map(|book| pod.without_record(Some(book)));
             (pod.uid, without.max().unwrap_or(pod.workers))

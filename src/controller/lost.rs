@@ -36,10 +36,11 @@ impl Known {
             })
         });
         for (id, _) in records.into_iter().filter(|(_, lives)| *lives) {
-            if !self.0.contains_key(id)
-                && let Some(report) = seen.reports.get(id).cloned()
-            {
-                self.0.insert(id.to_owned(), Member { report, lost_since: None });
+            let Some(report) = seen.reports.get(id) else { continue };
+            match self.0.get_mut(id) {
+                Some(known) if known.report == *report => {}
+                Some(known) => known.report = report.clone(),
+                None => drop(self.0.insert(id.to_owned(), Member { report: report.clone(), lost_since: None })),
             }
         }
     }
@@ -106,9 +107,12 @@ mod tests {
     fn a_record_that_is_back_has_the_last_report() {
         let (mut known, evidence) = (Known::default(), Evidence::default());
         known.note(&seen(&["a"], &[]), &evidence, Timestamp::UNIX_EPOCH);
+        let mut later = seen(&["a"], &[]);
+        later.reports.insert("a".to_owned(), Report { policy: "second".to_owned(), ..report("a") });
+        known.note(&later, &evidence, Timestamp::UNIX_EPOCH);
         let mut after = seen(&["a", "new"], &[]);
         after.reports.clear();
         known.fill(&mut after);
-        assert_eq!(after.reports.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(after.reports.iter().map(|(id, r)| (&**id, &*r.policy)).collect::<Vec<_>>(), [("a", "second")]);
     }
 }

@@ -16,7 +16,7 @@ use super::redis_url::{Located, RedisLocation};
 use super::seconds;
 use super::vanished::Search;
 use crate::api::{ConditionKind, TargetRef, TokenBudget, TokenBudgetStatus};
-use crate::ledger::{BookId, Epoch, RedisLedger, Unit};
+use crate::ledger::{BookId, Epoch, HOLD_MS, RedisLedger, Unit};
 use crate::litellm::Inherited;
 use crate::ops::Outcome;
 use crate::plan::{Amounts, Departed, Outside, Worst};
@@ -66,8 +66,8 @@ pub struct LedgerMemory {
     pub epoch: Option<Epoch>,
     /// Where the ledger is, by which generation of the spec.
     pub location: Option<Reading<Option<i64>, Option<Located>>>,
-    /// The books that the last pass knew.
-    pub books: BTreeSet<BookId>,
+    /// The books that passes have written.
+    pub books: KnownBooks,
     /// Whether a pass has written the ledger.
     pub planned: bool,
     /// Whether the pass that runs has, or the last one had.
@@ -76,6 +76,33 @@ pub struct LedgerMemory {
     pub stored_beat_ms: Option<u64>,
     /// Passes in a row in which the ledger did not answer.
     pub unanswered: u32,
+}
+
+/// The books of one TokenBudget.
+#[derive(Debug, Default)]
+pub struct KnownBooks {
+    /// Those that the last pass knew: the ledger may hold them.
+    pub held: BTreeSet<BookId>,
+    /// Those of limits that went, and when.
+    gone: BTreeMap<BookId, Instant>,
+}
+
+impl KnownBooks {
+    /// What was spent from a book is in no window any more when it went so long ago.
+    const HOLD: Duration = Duration::from_millis(HOLD_MS);
+
+    /// Takes note of what a pass has written.
+    pub fn wrote(&mut self, books: BTreeSet<BookId>, now: Instant) {
+        let gone = std::mem::replace(&mut self.held, books);
+        self.gone.extend(gone.into_iter().map(|book| (book, now)));
+        self.gone.retain(|book, at| !self.held.contains(book) && now.duration_since(*at) < Self::HOLD);
+    }
+
+    /// Whether something that was spent from this book may still be in a window.
+    #[must_use]
+    pub fn may_have_spent(&self, book: &BookId) -> bool {
+        self.held.contains(book) || self.gone.contains_key(book)
+    }
 }
 
 /// What was read of Deployments, and done to them. The maps are by their names.
@@ -91,6 +118,8 @@ pub struct TargetMemory {
     pub without_agent: BTreeMap<String, WithoutAgent>,
     /// What was done.
     pub attached: BTreeMap<String, AttachMemory>,
+    /// What the last write of the ConfigMaps was refused for, and when.
+    pub maps_refused: BTreeMap<String, (Instant, String)>,
     /// Those that the spec named in the last pass, if this operator has made one.
     pub named: Option<Vec<TargetRef>>,
     /// Those that are no targets any more, out of which the agent is still to be taken.
@@ -98,7 +127,7 @@ pub struct TargetMemory {
     /// When that failed last.
     pub released_at: Option<Instant>,
     /// Since when the clean-up of a TokenBudget that is being deleted is tried.
-    pub detaches_since: Option<Timestamp>,
+    pub detaches_since: Option<Instant>,
 }
 
 /// A count of a Deployment's live pods without agent.
@@ -137,6 +166,8 @@ pub struct FleetMemory {
     pub vanished: BTreeMap<String, Search>,
     /// Since when every live process has enforced.
     pub whole_since: Option<Timestamp>,
+    /// Since when no process has had a deployment for these limits.
+    pub unmatched_since: BTreeMap<String, Timestamp>,
     /// The most that each book's members had spent.
     pub worst: BTreeMap<BookId, Worst>,
     /// What others spend of the same quotas.
@@ -236,7 +267,7 @@ impl Memory {
             let unit = if row.unit == Unit::Tokens.as_str() { Unit::Tokens } else { Unit::Requests };
             let book = BookId::new(&row.name, unit);
             self.fleet.worst.insert(book.clone(), Worst::said_before(seconds(now), amount(row.worst)));
-            self.ledger.books.insert(book);
+            self.ledger.books.held.insert(book);
             if let Some(said) = &row.outside {
                 let amounts = Amounts { tokens: amount(said.tokens), requests: amount(said.requests) };
                 self.fleet.outside.said_before(&row.name, amounts);
@@ -267,7 +298,7 @@ mod tests {
         memory.start_from(&tb, Timestamp::UNIX_EPOCH);
         assert_eq!(memory.fleet.outside.of("gpt"), Some(Amounts { tokens: 7_000, requests: 3 }));
         let book = BookId::new("gpt", Unit::Tokens);
-        assert!(memory.ledger.books.contains(&book));
+        assert!(memory.ledger.books.held.contains(&book));
         assert_eq!(memory.fleet.worst.get_mut(&book).map(|worst| worst.note(60, 5)), Some(8));
     }
 

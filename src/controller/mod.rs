@@ -47,7 +47,7 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 pub use context::{Context, Role, Settings};
 pub use world::{World, api_in};
 
-use crate::api::TokenBudget;
+use crate::api::{Reason, TokenBudget};
 use crate::causes::Causes;
 use crate::leader::Moment;
 use crate::ledger::{BookId, BookState, Planned};
@@ -265,8 +265,10 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     let broken = valid.targets.is_empty()
         || matches!(observed.redis, Some(Err(_)))
         || valid.limits == limits::Limits::NoneDeclared;
+    // The end of the older one is told to itself only.
+    let steps_back = valid.problems.iter().any(|p| matches!(p.reason, Reason::Overlap | Reason::SeveralLedgers));
     Ok(match (broken, &applied.ledger) {
-        (true, _) => (Outcome::Refused, Action::requeue(BROKEN)),
+        (true, _) => (Outcome::Refused, Action::requeue(if steps_back { TICK } else { BROKEN })),
         (false, Some(Ok(planned))) => (Outcome::Applied, Action::requeue(until_next(&observed, planned))),
         (false, _) => {
             (Outcome::Waiting, Action::requeue(if memory.ledger.unanswered < AWAY { TICK } else { AWAY_TICK }))

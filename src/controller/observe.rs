@@ -19,14 +19,14 @@ use super::agent_pod::AgentPod;
 use super::context::Context;
 use super::counters;
 use super::memory::{Memory, WithoutAgent};
-use super::reading::{or_before, recent};
+use super::reading::{Patience, or_before, recent};
 use super::redis_url::{Located, NoRedis, RedisLocation, locate, read_all};
 use super::validate::Problem;
 use super::vanished;
 use super::workers::count_workers;
 use super::{Error, World};
 use crate::api::{AttachPolicy, TargetRef, TokenBudget};
-use crate::ledger::{Ledger, LedgerError, Observation};
+use crate::ledger::{Ledger, LedgerError, Observation, Report};
 use crate::litellm::{
     ATTACHED_LABEL, ATTACHED_VALUE, Inherited, Ref, STARTUP_HOOKS, Setting, choose_container, startup_hooks,
 };
@@ -49,8 +49,8 @@ pub struct Observed {
     pub redis: Option<Located>,
     /// What the ledger says, or why it does not.
     pub ledger: Option<Result<Observation, LedgerError>>,
-    /// Members of which the ledger has lost the record, and the UIDs of their pods.
-    pub lost: BTreeMap<String, String>,
+    /// Members of which the ledger has lost the record, with their last reports.
+    pub lost: BTreeMap<String, Report>,
     /// Worker processes of the pods that began with another number of them than their Deployment has now, by UID.
     pub other_workers: BTreeMap<String, u32>,
     /// What the last pass knew of processes that ended without a record.
@@ -90,11 +90,12 @@ pub struct TargetSeen {
 /// When the API server does not answer, and did not before. A ledger that does not is an observation.
 pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<Observed, Error> {
     let namespace = tb.namespace().unwrap_or_default();
+    let patience = Patience::of_a_pass(Instant::now());
     let mut targets = Vec::with_capacity(tb.spec.target_refs.len());
     for reference in &tb.spec.target_refs {
-        targets.push(target(reference, &namespace, ctx, world, memory).await?);
+        targets.push(target(reference, &namespace, ctx, world, memory, patience).await?);
     }
-    let redis = redis(tb, &namespace, &targets, ctx, memory).await?;
+    let redis = redis(tb, &namespace, &targets, ctx, memory, patience).await?;
     let mut ledger = match &redis {
         Some(Ok(location)) => Some(read_ledger(tb, location, ctx, memory).await),
         _ => None,
@@ -118,10 +119,10 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         counters::read(tb, seen, &world.evidence, memory, now).await;
     }
     let admission = match tb.spec.attach {
-        AttachPolicy::Admission => admission::unavailable(ctx).await?,
+        AttachPolicy::Admission => admission::unavailable(ctx, patience).await?,
         AttachPolicy::Automatic | AttachPolicy::Manual => None,
     };
-    let lost = memory.fleet.known.lost().map(|(id, report, _)| (id.to_owned(), report.pod_uid.clone())).collect();
+    let lost = memory.fleet.known.lost().map(|(id, report, _)| (id.to_owned(), report.clone())).collect();
     // Last, as the evidence of ends is read after it: a pod that ended meanwhile must not look as if it ran.
     for target in &mut targets {
         target.pods = world.attached_pods(&namespace, &target.reference.name);
@@ -174,6 +175,7 @@ async fn target(
     ctx: &Context,
     world: &World,
     memory: &mut Memory,
+    patience: Patience,
 ) -> Result<TargetSeen, Error> {
     let deployment = world.deployment(namespace, &reference.name)?;
     let pods = world.attached_pods(namespace, &reference.name);
@@ -200,7 +202,7 @@ async fn target(
         Some(counted) if counted.holds(&of, complete, now) => counted.count,
         before => {
             let before = before.map(|counted| &counted.count);
-            let count = or_before(before, pods_without_agent(deployment, namespace, ctx)).await?;
+            let count = or_before(before, patience, pods_without_agent(deployment, namespace, ctx)).await?;
             let counted = WithoutAgent { count, at: now, of, complete };
             memory.targets.without_agent.insert(reference.name.clone(), counted);
             count
@@ -209,7 +211,7 @@ async fn target(
     if let Ok(container) = choose_container(deployment, reference.container.as_deref()) {
         let of = (deployment.metadata.generation, container.name.clone());
         let workers = memory.targets.workers.entry(reference.name.clone()).or_default();
-        seen.workers = count_workers(&ctx.client, namespace, container, of.clone(), workers).await?;
+        seen.workers = count_workers(&ctx.client, namespace, container, of.clone(), workers, patience).await?;
         let hooks = memory.targets.hooks.entry(reference.name.clone()).or_default();
         let is_first = hooks.is_none();
         let read = async {
@@ -219,7 +221,7 @@ async fn target(
             }
             Ok(inherited)
         };
-        seen.inherited_hooks = recent(hooks, of, READ_AGE, read).await?;
+        seen.inherited_hooks = recent(hooks, of, READ_AGE, patience, read).await?;
     }
     Ok(seen)
 }
@@ -266,13 +268,15 @@ async fn redis(
     targets: &[TargetSeen],
     ctx: &Context,
     memory: &mut Memory,
+    patience: Patience,
 ) -> Result<Option<Located>, Error> {
     let kept = &mut memory.ledger.location;
     // What is missing may be there any moment.
     if !kept.as_ref().is_some_and(|last| matches!(last.value(), Some(Ok(_)))) {
         *kept = None;
     }
-    Ok(recent(kept, tb.metadata.generation, READ_AGE, locate_for_all(tb, namespace, targets, ctx)).await?)
+    let located = locate_for_all(tb, namespace, targets, ctx);
+    Ok(recent(kept, tb.metadata.generation, READ_AGE, patience, located).await?)
 }
 
 /// The one Redis that all targets name; none while there is no container to ask.
@@ -317,7 +321,7 @@ async fn read_ledger(
             ledger
         }
     };
-    let books: Vec<_> = memory.ledger.books.iter().cloned().collect();
+    let books: Vec<_> = memory.ledger.books.held.iter().cloned().collect();
     ledger.observe(&uid, &books).await
 }
 

@@ -134,14 +134,22 @@ fn pod_rows(valid: &Validated, books: &Books<'_>) -> Vec<PodStatus> {
             row.spent += signed(record.in_window());
             row.denied += signed(record.denied);
             row.workers += 1;
-            let state = if offline { "Offline" } else { report.state.as_str() };
             // The worker that is worst off speaks for the pod.
-            if row.state.is_empty() || row.state == "Enforcing" || row.state == "Observing" {
+            let state = if offline { "Offline" } else { report.state.as_str() };
+            if worse(state) > worse(&row.state) {
                 row.state = state.to_owned();
             }
         }
     }
     rows.into_values().take(MOST_PODS).collect()
+}
+
+/// How bad it is that a worker is in this state; none at all is the least.
+fn worse(state: &str) -> usize {
+    ["", "Enforcing", "Observing", "Starting", "Degraded", "Offline"]
+        .iter()
+        .position(|s| *s == state)
+        .unwrap_or(usize::MAX)
 }
 
 fn columns(status: &mut TokenBudgetStatus, tb: &TokenBudget, valid: &Validated) {

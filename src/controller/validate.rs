@@ -124,7 +124,10 @@ pub fn validate(tb: &TokenBudget, observed: &Observed, evidence: &Evidence) -> V
 
     let members = members(observed, evidence);
     let before = tb.status.as_ref().map_or(&[][..], |s| s.limits.as_slice());
-    let live = members.iter().filter(|m| m.finished_ms.is_none()).map(|m| &m.report);
+    // After a flush they report again one by one: what the rest declared still counts.
+    let reported = |id: &str| matches!(&observed.ledger, Some(Ok(seen)) if seen.reports.contains_key(id));
+    let lost = observed.lost.iter().filter(|(id, _)| !reported(id)).map(|(_, report)| report);
+    let live = members.iter().filter(|m| m.finished_ms.is_none()).map(|m| &m.report).chain(lost);
     let limits = effective(&tb.spec, live, before);
     if limits == Limits::NoneDeclared {
         let message =
@@ -151,4 +154,34 @@ fn members(observed: &Observed, evidence: &Evidence) -> Vec<Member> {
 
 fn count(replicas: i32) -> u32 {
     u32::try_from(replicas).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Observation;
+
+    fn report(model: &str) -> Report {
+        serde_json::from_value(serde_json::json!({"pod": "p", "podUid": "u", "container": "litellm", "worker": 1,
+            "startedMs": 0, "agent": "0.1.0", "state": "Enforcing",
+            "declared": [{"identity": model, "modelName": model, "tokensPerMinute": 9}]}))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_flush_takes_no_derived_limit_away() {
+        let tb = TokenBudget::new("tb", serde_json::from_str(r#"{"targetRefs": [{"name": "litellm"}]}"#).unwrap());
+        let names = |reports: &[&str], lost: &[&str]| {
+            let named = |models: &[&str]| models.iter().map(|m| ((*m).to_owned(), report(m))).collect();
+            let seen = Observation { reports: named(reports), ..Observation::default() };
+            let observed = Observed { ledger: Some(Ok(seen)), lost: named(lost), ..Observed::default() };
+            match validate(&tb, &observed, &Evidence::default()).limits {
+                Limits::Known(limits) => limits.into_iter().filter_map(|limit| limit.derived).collect(),
+                Limits::Waiting | Limits::NoneDeclared => Vec::new(),
+            }
+        };
+        assert_eq!(names(&["gpt", "claude"], &[]).len(), 2);
+        assert_eq!(names(&["gpt"], &["gpt", "claude"]).len(), 2, "one process has reported again, and one has not");
+        assert_eq!(names(&[], &["gpt", "claude"]).len(), 2);
+    }
 }

@@ -64,6 +64,9 @@ pub fn attached(tb: &TokenBudget, valid: &Validated, applied: &Applied) -> Verdi
     let with: usize = valid.targets.iter().map(|t| t.pods.iter().filter(|p| p.is_living()).count()).sum();
     let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
     match (with, without) {
+        _ if valid.targets.is_empty() => {
+            Verdict::unknown(Reason::Pending, "there is no Deployment to look at: see Accepted")
+        }
         (0, 0) => Verdict::no(
             Reason::NoPods,
             "the Deployments of spec.targetRefs have no pods: scale one up, and its pods come with the agent",
@@ -156,6 +159,8 @@ pub fn enforcing(
         Verdict::no(Reason::AgentDegraded, format!("pod {}: {what}", member.report.pod))
     } else if without > 0 {
         Verdict::no(Reason::PartiallyAttached, format!("{without} live pods run without the agent: see Attached"))
+    } else if valid.targets.is_empty() {
+        Verdict::unknown(Reason::Pending, "there is no Deployment to look at: see Accepted")
     } else if pods == 0 {
         Verdict::no(Reason::NoPods, "no pod of the targets is ready: kubectl describe pods says why")
     } else if !known || waiting > 0 {
@@ -167,7 +172,18 @@ pub fn enforcing(
             ),
         )
     } else {
-        let since = *memory.fleet.whole_since.get_or_insert(observed.now);
+        // A clock that was set back must not make it wait for longer.
+        let since = memory.fleet.whole_since.map_or(observed.now, |since| since.min(observed.now));
+        memory.fleet.whole_since = Some(since);
+        if let Some(limit) = matches_nothing(observed, valid, memory) {
+            return Verdict::no(
+                Reason::LimitMatchesNothing,
+                format!(
+                    "limit {limit} holds nothing: its models select no deployment of any process; modelName, id, litellmModel and \
+                     apiBase are compared exactly with model_list in LiteLLM's configuration"
+                ),
+            );
+        }
         return match (passed(since, observed.now), tb.spec.mode) {
             (false, _) => Verdict::no(
                 Reason::WindowNotPassed,
@@ -185,6 +201,24 @@ pub fn enforcing(
         memory.fleet.whole_since = None;
     }
     verdict
+}
+
+/// The first limit of the spec that no process has had a deployment for, for as long as the 60 s window: figures are reported
+/// some seconds after a policy was applied. None while a Deployment is without processes, as its deployments are not known.
+fn matches_nothing(observed: &Observed, valid: &Validated, memory: &mut Memory) -> Option<String> {
+    let Limits::Known(limits) = &valid.limits else { return None };
+    let reports = || valid.members.iter().filter(|m| m.finished_ms.is_none()).map(|m| &m.report);
+    let is_known = reports().all(|report| report.limits.is_some())
+        && valid.targets.iter().all(|t| t.pods.iter().any(|pod| pod.is_ready()));
+    let had: BTreeSet<&str> = reports().flat_map(|r| r.limits.iter().flatten()).map(|l| l.name.as_str()).collect();
+    let explicit = limits.iter().filter(|limit| limit.derived.is_none()).map(|limit| limit.name.as_str());
+    let idle: BTreeSet<&str> = explicit.filter(|name| is_known && !had.contains(name)).collect();
+    let since = &mut memory.fleet.unmatched_since;
+    since.retain(|name, _| idle.contains(&**name));
+    for name in idle {
+        since.entry(name.to_owned()).or_insert(observed.now);
+    }
+    since.iter().find(|(_, since)| passed(**since, observed.now)).map(|(name, _)| name.clone())
 }
 
 /// Whether what is spent is within the budget, and nobody else spends the same quota.

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Container;
 use kube::Client;
 use tracing::warn;
 
-use super::reading::{ContainerRead, recent};
+use super::reading::{ContainerRead, Patience, recent};
 use super::redis_url::read_all;
 use crate::litellm::{worker_refs, workers};
 
@@ -23,6 +23,7 @@ pub async fn count_workers(
     container: &Container,
     of: (Option<i64>, String),
     last: &mut ContainerRead<u32>,
+    patience: Patience,
 ) -> Result<u32, kube::Error> {
     let refs = worker_refs(container);
     if refs.is_empty() {
@@ -36,5 +37,5 @@ pub async fn count_workers(
         }
         Ok(workers(container, |reference| values.get(reference)))
     };
-    recent(last, of, AGE, read).await
+    recent(last, of, AGE, patience, read).await
 }

@@ -97,6 +97,12 @@ fn namespaces_make_roles_and_flags() {
     let nodes = objects(&render_with_hooks(&["watchNamespaces={a,b}", "rbac.nodes=true"]));
     let rule = serde_json::json!({"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]});
     assert_eq!(only(&nodes, "ClusterRole")["rules"], serde_json::json!([rule]), "of the operator, and nothing else");
+    let alone = objects(&render(&["watchNamespaces={a}", "rbac.nodes=true", "leaderElection=false"]));
+    assert_eq!(
+        only(&alone, "ClusterRole")["rules"],
+        serde_json::json!([rule]),
+        "whether or not it takes part in an election"
+    );
     let text = args(&some).join(" ");
     assert!(text.contains("--namespace a --namespace b"), "{text}");
     assert!(!args(&all).contains(&"--namespace".to_owned()));
@@ -253,6 +259,7 @@ fn every_other_value_of_the_pod_does_something() {
         ("nameOverride=budget", "/metadata/name".to_owned(), json!("tb-budget")),
         ("image.repository=r", pod("containers/0/image"), json!(format!("r:{}", env!("CARGO_PKG_VERSION")))),
         ("image.tag=t", pod("containers/0/image"), json!("ghcr.io/tokenbudget/tokenbudget:t")),
+        ("runAsUser=1000680000", pod("securityContext/runAsUser"), json!(1_000_680_000)),
         ("image.pullPolicy=Never", pod("containers/0/imagePullPolicy"), json!("Never")),
         ("imagePullSecrets[0].name=pull", pod("imagePullSecrets/0/name"), json!("pull")),
         ("serviceAccount.name=sa", pod("serviceAccountName"), json!("sa")),
@@ -267,6 +274,9 @@ fn every_other_value_of_the_pod_does_something() {
     ] {
         shows(value, "Deployment", &pointer, &what);
     }
+    let chosen = only(&objects(&render(&["runAsUser=null"])), "Deployment");
+    let security = chosen.pointer(&pod("securityContext")).unwrap();
+    assert_eq!((&security["runAsUser"], &security["runAsNonRoot"]), (&Value::Null, &json!(true)));
     for object in objects(&render(&["commonLabels.x=y", "enabled=true"])) {
         let kind = object["kind"].as_str().unwrap_or_default();
         assert!(object["metadata"]["labels"]["x"] == "y" || kind == "CustomResourceDefinition", "{object}");

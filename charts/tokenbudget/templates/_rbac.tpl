@@ -29,7 +29,7 @@ subjects:
   name: {{ $.subject }}
   namespace: {{ $root.Release.Namespace }}
 {{- end }}
-{{- if and .lease $root.Values.rbac.nodes (not .hook) }}
+{{- if and $root.Values.rbac.nodes (not .hook) }}
 ---
 # Nodes are in no namespace: nothing but this one rule is cluster-wide.
 apiVersion: rbac.authorization.k8s.io/v1

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -49,7 +50,7 @@ fn written(valid: &Validated, records: &[(&str, u64)]) -> PlanWrite {
 
 /// When the ledger lost these members, of these pods.
 fn written_without(valid: &Validated, records: &[(&str, u64)], lost: &[(&str, &str)]) -> PlanWrite {
-    let lost = lost.iter().map(|(id, uid)| ((*id).to_owned(), (*uid).to_owned())).collect();
+    let lost = lost.iter().map(|(id, uid)| ((*id).to_owned(), member(id, uid, false).report)).collect();
     intent(valid, records, Observed { lost, ..at_noon() }).writes.remove(0)
 }
 
@@ -60,7 +61,7 @@ fn intent(valid: &Validated, records: &[(&str, u64)], before: Observed) -> Inten
     let book = BookState { members: records.iter().map(record).collect(), clock_ms: 1, ..BookState::default() };
     let books = [(BookId::new("gpt", Unit::Tokens), book)].into();
     let ledger = Observation { policy_version: None, reports: BTreeMap::new(), unreadable: Vec::new(), books };
-    arrange(&budget(), &Observed { ledger: Some(Ok(ledger)), ..before }, valid, &BTreeSet::new())
+    arrange(&budget(), &Observed { ledger: Some(Ok(ledger)), ..before }, valid, &KnownBooks::default())
 }
 
 fn at_noon() -> Observed {
@@ -79,12 +80,16 @@ fn shares(write: &PlanWrite) -> Vec<(&str, u64, bool)> {
 #[test]
 fn a_book_that_was_written_is_not_the_first_whatever_the_status_says() {
     let tb = TokenBudget::new("tb", json(serde_json::json!({"targetRefs": [{"name": "litellm"}]})));
-    let first = |known: &[BookId]| {
-        let known = known.iter().cloned().collect();
-        arrange(&tb, &at_noon(), &fleet(Vec::new(), Vec::new()), &known).writes.remove(0).first
-    };
-    assert!(first(&[]));
-    assert!(!first(&[BookId::new("gpt", Unit::Tokens)]), "its status could not be written, and a flush took the book");
+    let first =
+        |known: &KnownBooks| arrange(&tb, &at_noon(), &fleet(Vec::new(), Vec::new()), known).writes.remove(0).first;
+    let (mut known, now) = (KnownBooks::default(), Instant::now());
+    assert!(first(&known));
+    known.wrote([BookId::new("gpt", Unit::Tokens)].into(), now);
+    assert!(!first(&known), "its status could not be written, and a flush took the book");
+    known.wrote(BTreeSet::new(), now);
+    assert!(!first(&known), "its limit went, and came back within a window");
+    known.wrote(BTreeSet::new(), now + Duration::from_millis(ledger::HOLD_MS));
+    assert!(first(&known));
 }
 
 #[test]
@@ -190,7 +195,7 @@ fn one_that_ended_without_a_record_counts_for_a_window() {
     let next = intent(&fleet(Vec::new(), Vec::new()), &[("a", 0)], after(1));
     assert_eq!(next.writes[0].aside, 15_000, "a has its record");
     let away = Observed { ledger: Some(Err(ledger::LedgerError::Fenced)), ..after(1) };
-    assert_eq!(arrange(&budget(), &away, &fleet(two, Vec::new()), &BTreeSet::new()).departed, before.departed);
+    assert_eq!(arrange(&budget(), &away, &fleet(two, Vec::new()), &KnownBooks::default()).departed, before.departed);
     let last = Observed { departed: next.departed, ..after(66) };
     assert_eq!(intent(&fleet(Vec::new(), Vec::new()), &[("a", 0)], last).writes[0].aside, 0);
 }

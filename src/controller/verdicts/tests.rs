@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::api::{LimitOutside, LimitStatus};
+use crate::controller::limits::EffectiveLimit;
+use crate::controller::validate::Member;
 use crate::ledger::{LedgerError, Planned};
 
 fn json<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
@@ -47,28 +49,35 @@ fn amounts_are_rounded_to_two_digits() {
     assert!(rounded[10] > i64::MAX / 100 * 99);
 }
 
+fn tb(attach: &str) -> TokenBudget {
+    json(serde_json::json!({
+        "apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget", "metadata": {"name": "tb"},
+        "spec": {"targetRefs": [{"name": "litellm"}], "attach": attach}
+    }))
+}
+
+/// Two live pods without the agent.
+fn target() -> crate::controller::validate::Target {
+    crate::controller::validate::Target {
+        deployment: std::sync::Arc::default(),
+        container: "litellm".to_owned(),
+        wanted: crate::litellm::Wanted::default(),
+        size: crate::plan::Target { replicas: 2, most_replicas: None, surge: 0, workers: 1 },
+        pods: Vec::new(),
+        pods_without_agent: 2,
+    }
+}
+
 #[test]
 fn pods_without_agent_are_told_how_they_get_it() {
     let said = |attach: &str| {
-        let tb: TokenBudget = json(serde_json::json!({
-            "apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget", "metadata": {"name": "tb"},
-            "spec": {"targetRefs": [{"name": "litellm"}], "attach": attach}
-        }));
-        let target = crate::controller::validate::Target {
-            deployment: std::sync::Arc::default(),
-            container: "litellm".to_owned(),
-            wanted: crate::litellm::Wanted::default(),
-            size: crate::plan::Target { replicas: 2, most_replicas: None, surge: 0, workers: 1 },
-            pods: Vec::new(),
-            pods_without_agent: 2,
-        };
         let valid = Validated {
-            targets: vec![target],
+            targets: vec![target()],
             problems: Vec::new(),
             limits: Limits::Known(Vec::new()),
             members: Vec::new(),
         };
-        let verdict = attached(&tb, &valid, &applied());
+        let verdict = attached(&tb(attach), &valid, &applied());
         assert_eq!(verdict.reason, Reason::PartiallyAttached);
         verdict.message
     };
@@ -90,4 +99,65 @@ fn a_ledger_that_is_away_says_what_processes_do_meanwhile() {
     };
     assert!(said("SafeShare").ends_with("and after 30 s at most their safe share"));
     assert!(said("Open").ends_with("and after 30 s by LiteLLM's own limits (onLedgerLoss: Open)"));
+}
+
+/// One pod that is ready, whose process says that it has deployments of these limits.
+fn serving(limits: &[&str], had: Option<&[&str]>) -> Validated {
+    let pod =
+        serde_json::json!({"metadata": {"uid": "u"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    let had = had.map(|had| had.iter().map(|name| serde_json::json!({"name": name})).collect::<Vec<_>>());
+    let report = serde_json::json!({"pod": "p", "podUid": "u", "container": "litellm", "worker": 1, "startedMs": 0,
+        "agent": "0.1.0", "state": "Enforcing", "limits": had});
+    let limit = |name: &&str| EffectiveLimit { name: (*name).to_owned(), tokens: Some(9), ..EffectiveLimit::default() };
+    let target = crate::controller::validate::Target {
+        pods: vec![std::sync::Arc::new(json(pod))],
+        pods_without_agent: 0,
+        ..target()
+    };
+    Validated {
+        targets: vec![target],
+        problems: Vec::new(),
+        limits: Limits::Known(limits.iter().map(limit).collect()),
+        members: vec![Member { id: "m".to_owned(), report: json(report), finished_ms: None }],
+    }
+}
+
+#[test]
+fn a_limit_that_selects_nothing_is_said_after_a_window() {
+    let mut memory = Memory::default();
+    let mut verdict = |valid: &Validated, second: i64| {
+        let observed = Observed { now: Timestamp::from_second(second).unwrap(), ..Observed::default() };
+        enforcing(&tb("Automatic"), &observed, valid, &applied(), &mut memory)
+    };
+    let typo = serving(&["gpt", "typo"], Some(&["gpt"]));
+    assert_eq!(verdict(&typo, 100).reason, Reason::WindowNotPassed);
+    assert_eq!(verdict(&typo, 159).reason, Reason::WindowNotPassed);
+    let found = verdict(&typo, 160);
+    assert_eq!((found.holds, found.reason), (Some(false), Reason::LimitMatchesNothing));
+    assert!(found.message.starts_with("limit typo holds nothing"), "{}", found.message);
+    assert_eq!(verdict(&serving(&["gpt", "typo"], Some(&["gpt", "typo"])), 161).reason, Reason::Enforcing);
+    assert_eq!(verdict(&typo, 162).reason, Reason::Enforcing, "it may have been added just now");
+    assert_eq!(verdict(&typo, 222).reason, Reason::LimitMatchesNothing);
+    assert_eq!(verdict(&serving(&["gpt"], None), 223).reason, Reason::Enforcing, "an agent that does not say");
+}
+
+#[test]
+fn a_clock_that_was_set_back_keeps_nothing_waiting() {
+    let mut memory = Memory::default();
+    memory.fleet.whole_since = Some(Timestamp::from_second(9_000).unwrap());
+    let mut reason = |second: i64| {
+        let observed = Observed { now: Timestamp::from_second(second).unwrap(), ..Observed::default() };
+        enforcing(&tb("Automatic"), &observed, &serving(&["gpt"], Some(&["gpt"])), &applied(), &mut memory).reason
+    };
+    assert_eq!((reason(100), reason(160)), (Reason::WindowNotPassed, Reason::Enforcing));
+}
+
+#[test]
+fn without_a_deployment_nothing_is_said_of_its_pods() {
+    let valid = Validated { targets: Vec::new(), ..serving(&[], None) };
+    let verdicts = [
+        attached(&tb("Automatic"), &valid, &applied()),
+        enforcing(&tb("Automatic"), &Observed::default(), &valid, &applied(), &mut Memory::default()),
+    ];
+    assert!(verdicts.iter().all(|v| v.holds.is_none() && v.reason == Reason::Pending), "{verdicts:?}");
 }
