@@ -13,7 +13,7 @@ use super::memory::Memory;
 use super::observe::Observed;
 use super::validate::{Problem, Target, Validated};
 use super::{Error, World};
-use super::{admission, config_maps};
+use super::{admission, config_maps, moved};
 use crate::api::{AttachPolicy, FIELD_MANAGER, Reason, TokenBudget};
 use crate::ledger::{Ledger, LedgerError, Planned, PlannedBook};
 use crate::litellm::{attachment, difference, is_attached};
@@ -42,6 +42,7 @@ pub async fn apply(
     valid: &Validated,
     intent: &Intent,
 ) -> Result<Applied, Error> {
+    moved::withdraw(tb, memory, &intent.writes).await;
     let ledger = match &observed.ledger {
         Some(Ok(seen)) => Some(write_ledger(tb, memory, seen.policy_version.as_deref(), intent).await),
         _ => None,

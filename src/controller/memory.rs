@@ -11,6 +11,7 @@ use kube::runtime::events::Recorder;
 use serde_json::Value;
 
 use super::lost::Known;
+use super::moved::Former;
 use super::reading::{ContainerRead, Reading};
 use super::redis_url::{Located, RedisLocation};
 use super::seconds;
@@ -62,6 +63,8 @@ pub struct Memory {
 pub struct LedgerMemory {
     /// Connection to the ledger, and where that is.
     pub connection: Option<(RedisLocation, RedisLedger)>,
+    /// The one before it, as long as it is not told that it is.
+    pub former: Option<Former>,
     /// The epoch that was claimed from it.
     pub epoch: Option<Epoch>,
     /// Where the ledger is, by which generation of the spec.

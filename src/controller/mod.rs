@@ -16,6 +16,7 @@ mod limits;
 mod lost;
 mod memory;
 mod metrics;
+mod moved;
 mod observe;
 mod overlap;
 mod packed;

@@ -19,6 +19,7 @@ use super::agent_pod::AgentPod;
 use super::context::Context;
 use super::counters;
 use super::memory::{Memory, WithoutAgent};
+use super::moved::Former;
 use super::reading::{Patience, or_before, recent};
 use super::redis_url::{Located, NoRedis, RedisLocation, locate, read_all};
 use super::validate::Problem;
@@ -316,7 +317,9 @@ async fn read_ledger(
         Some((known, ledger)) if known == location => ledger.clone(),
         _ => {
             let ledger = ctx.connect(location)?;
-            memory.ledger.connection = Some((location.clone(), ledger.clone()));
+            let before = memory.ledger.connection.replace((location.clone(), ledger.clone()));
+            memory.ledger.former =
+                before.filter(|(known, _)| known.url != location.url).map(|(_, ledger)| Former::new(ledger));
             memory.ledger.epoch = None;
             ledger
         }

@@ -100,7 +100,7 @@ fn alerts_ask_for_what_is_there_and_have_a_runbook() {
         assert!(["info", "warning", "critical"].contains(&rule["labels"]["severity"].as_str().unwrap()), "{name}");
         let text = format!("{}{}", rule["annotations"]["summary"], rule["annotations"]["description"]);
         for label in text.split("$labels.").skip(1).map(word) {
-            assert!(grouping(query).contains(label), "{name} says {label}, which its query does not keep");
+            assert!(grouping(&query).contains(label), "{name} says {label}, which its query does not keep");
         }
     }
 }

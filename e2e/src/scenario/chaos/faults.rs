@@ -12,7 +12,7 @@ use super::cluster::{
     without_redis,
 };
 use super::hostile;
-use super::ledger::{fail_over, forge};
+use super::ledger::{fail_over, forge, move_there_and_back};
 use super::process::Signal;
 use super::relay::Relay;
 use super::shapes::{self, Shape};
@@ -64,6 +64,8 @@ pub enum Fault {
     CutOff,
     /// Redis dies, and a replica that lacks the last 2 s takes over.
     RedisFailover,
+    /// Ledger moved to another Redis, and back, by spec.redis; the pods follow one by one.
+    Moved,
     /// Ledger entries and calls that no member would make.
     Forged,
     /// 10,000 requests that are malformed or huge.
@@ -135,7 +137,9 @@ impl Fault {
             | Self::RedisHangs
             | Self::RedisFull => Some(0.8),
             Self::RedisAway => Some(0.6),
-            Self::ProviderFails | Self::ProviderSlow | Self::Forged | Self::Hostile | Self::Renamed => None,
+            Self::ProviderFails | Self::ProviderSlow | Self::Moved | Self::Forged | Self::Hostile | Self::Renamed => {
+                None
+            }
         }
     }
 
@@ -232,6 +236,7 @@ pub async fn strike(rig: &Rig, relay: Option<&Relay>, fault: Fault) -> Result<Ve
         Fault::RedisSlow => relay.context(NO_RELAY)?.late(minute).await,
         Fault::CutOff => relay.context(NO_RELAY)?.cut_off(a_pod(rig, 0)?.1, minute + minute / 2).await,
         Fault::RedisFailover => fail_over(rig).await?,
+        Fault::Moved => move_there_and_back(rig).await?,
         Fault::Forged => forge(rig).await?,
         Fault::Hostile => hostile::send(rig).await?,
         Fault::ApiServerAway => {

@@ -4,18 +4,26 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use redis::RedisResult;
+use serde_json::{Value, json};
 use tokenbudget::ledger::call_script;
 use tokio::time::sleep;
 
-use super::cluster::redis;
+use super::cluster::{budget, redis};
 use super::process::Signal;
 use crate::scenario::fleet::{Fleet, until};
 use crate::scenario::operator::restarts;
-use crate::scenario::redis::{Replica, ask, command, connect};
+use crate::scenario::ports::free_port;
+use crate::scenario::redis::{Replica, ask, command, connect, serve};
 use crate::scenario::rig::Rig;
 
 /// What the replica lacks of what the primary wrote last.
 const LAG: Duration = Duration::from_secs(2);
+
+/// The Secret of the other Redis.
+const MOVED: &str = "moved";
+
+/// A ledger that has just learned lends all of the budget after this.
+const LEARNED: Duration = Duration::from_secs(60);
 
 /// A pass finds what was forged, and what was mended.
 const SOON: Duration = Duration::from_secs(20);
@@ -33,6 +41,34 @@ pub async fn fail_over(rig: &Rig) -> Result<()> {
     primary.signal(Signal::Kill)?;
     replica.tell("SAVE").await?;
     replica.take_over(rig)
+}
+
+/// Names another Redis in the TokenBudget, and none again: each time the pods follow in a rolling update.
+///
+/// # Errors
+/// When a rollout does not end.
+pub async fn move_there_and_back(rig: &Rig) -> Result<()> {
+    let port = free_port()?;
+    let mut other = serve(&rig.paths, "moved", port, &[])?;
+    rig.redis_secret_with_ca(MOVED, &format!("redis://127.0.0.1:{port}"), None)?;
+    let moved = async {
+        for to in [json!({"urlSecretRef": {"name": MOVED, "key": "url"}}), Value::Null] {
+            budget(rig, &json!({ "redis": to }))?;
+            until("the pod template has the other ledger", SOON, || {
+                let template = Fleet::of(rig).get("deployment", "litellm")?["spec"]["template"].to_string();
+                Ok(template.contains("TOKENBUDGET_REDIS_URL") != to.is_null())
+            })
+            .await?;
+            rig.kubectl(&["-n", "llm", "rollout", "status", "deployment/litellm", "--timeout=300s"])?;
+            sleep(LEARNED).await;
+        }
+        anyhow::Ok(())
+    };
+    let moved = moved.await;
+    other.kill()?;
+    other.wait()?;
+    rig.kubectl(&["-n", "llm", "delete", "secret", MOVED])?;
+    moved
 }
 
 /// Writes into the ledger what no member ever would, and calls it as none would.
