@@ -75,6 +75,10 @@ fn policies(ctx: &Context, world: &World, namespace: &str, target: &Target) -> O
     Some(map)
 }
 
+fn is_ours(found: &impl ResourceExt) -> bool {
+    found.labels().get(MANAGED_BY).is_some_and(|by| by == OURS)
+}
+
 /// Deletes a ConfigMap that is ours: one of the same name that somebody else made stays.
 ///
 /// # Errors
@@ -84,7 +88,7 @@ pub async fn delete(ctx: &Context, namespace: &str, name: &str) -> Result<(), Er
     let Some(found) = api.get_metadata_opt(name).await? else {
         return Ok(());
     };
-    if found.labels().get(MANAGED_BY).is_some_and(|by| by == OURS) {
+    if is_ours(&found) {
         let seen = Preconditions { uid: found.uid(), ..Preconditions::default() };
         let params = DeleteParams { preconditions: Some(seen), ..DeleteParams::default() };
         ctx.ensure_leads()?;
@@ -115,7 +119,7 @@ pub async fn without_policy(ctx: &Context, namespace: &str, name: &str, uid: &st
 
 /// The ConfigMap without this TokenBudget; `None` where it is not in there, or it is not ours.
 fn less_one(found: ConfigMap, uid: &str) -> Option<ConfigMap> {
-    if found.labels().get(MANAGED_BY).is_none_or(|by| by != OURS) {
+    if !is_ours(&found) {
         return None;
     }
     let mut data = found.data?;

@@ -39,6 +39,10 @@ impl Verdict {
         Self { holds: None, reason, message: message.into() }
     }
 
+    fn without_targets() -> Self {
+        Self::unknown(Reason::Pending, "there is no Deployment to look at: see Accepted")
+    }
+
     fn of(problem: &Problem) -> Self {
         Self::no(problem.reason, problem.message.clone())
     }
@@ -64,9 +68,7 @@ pub fn attached(tb: &TokenBudget, valid: &Validated, applied: &Applied) -> Verdi
     let with: usize = valid.targets.iter().map(|t| t.pods.iter().filter(|p| p.is_living()).count()).sum();
     let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
     match (with, without) {
-        _ if valid.targets.is_empty() => {
-            Verdict::unknown(Reason::Pending, "there is no Deployment to look at: see Accepted")
-        }
+        _ if valid.targets.is_empty() => Verdict::without_targets(),
         (0, 0) => Verdict::no(
             Reason::NoPods,
             "the Deployments of spec.targetRefs have no pods: scale one up, and its pods come with the agent",
@@ -160,7 +162,7 @@ pub fn enforcing(
     } else if without > 0 {
         Verdict::no(Reason::PartiallyAttached, format!("{without} live pods run without the agent: see Attached"))
     } else if valid.targets.is_empty() {
-        Verdict::unknown(Reason::Pending, "there is no Deployment to look at: see Accepted")
+        Verdict::without_targets()
     } else if pods == 0 {
         Verdict::no(Reason::NoPods, "no pod of the targets is ready: kubectl describe pods says why")
     } else if !known || waiting > 0 {
