@@ -71,6 +71,8 @@ reasons! {
     Paused,
     /// No limit in the spec, and LiteLLM's configuration declares none.
     NoLimits,
+    /// LiteLLM's configuration declares `tpm` or `rpm` for more deployments than a TokenBudget keeps limits for.
+    TooManyLimits,
     /// Processes have not yet said what LiteLLM's configuration declares.
     WaitingForDeclaredLimits,
     /// A Secret or ConfigMap that holds the Redis settings, or its key, is missing.

@@ -49,6 +49,10 @@ impl EffectiveLimit {
     }
 }
 
+/// The most limits that are derived for a TokenBudget. In tokens and requests each is 1.6 to 2.2 KB of the status, with what the
+/// API server notes of who owns which field, and an object has room for 1.5 MiB.
+pub const MOST_DERIVED: usize = 512;
+
 /// What is known about the limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Limits {
@@ -58,6 +62,16 @@ pub enum Limits {
     Waiting,
     /// They are to be derived, and no process declares any.
     NoneDeclared,
+}
+
+impl Limits {
+    /// Drops those beyond [`MOST_DERIVED`], by name, and says how many there were.
+    pub fn cut(&mut self) -> Option<usize> {
+        let Self::Known(limits) = self else { return None };
+        let declared = limits.len();
+        limits.truncate(MOST_DERIVED);
+        (declared > MOST_DERIVED).then_some(declared)
+    }
 }
 
 /// The limits of the spec; else what live processes declare; else, while none has said so, what the status holds from

@@ -166,6 +166,8 @@ pub async fn run(
             match outcome {
                 // The error policy has said so already.
                 Err(controller::Error::ReconcilerFailed(..)) | Ok(_) => {}
+                // It was deleted while it waited for its pass.
+                Err(controller::Error::ObjectNotFound(_)) => {}
                 Err(error) => warn!(error = %Causes(&error), "a watch"),
             }
             futures::future::ready(())

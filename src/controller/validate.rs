@@ -8,7 +8,7 @@ use kube::ResourceExt;
 
 use super::agent_pod::AgentPod;
 use super::evidence::Evidence;
-use super::limits::{Limits, effective};
+use super::limits::{Limits, MOST_DERIVED, effective};
 use super::observe::Observed;
 use super::overlap::{overlap, standing};
 use crate::api::{AgentUpdatePolicy, Reason, TokenBudget};
@@ -128,7 +128,15 @@ pub fn validate(tb: &TokenBudget, observed: &Observed, evidence: &Evidence) -> V
     let reported = |id: &str| matches!(&observed.ledger, Some(Ok(seen)) if seen.reports.contains_key(id));
     let lost = observed.lost.iter().filter(|(id, _)| !reported(id)).map(|(_, report)| report);
     let live = members.iter().filter(|m| m.finished_ms.is_none()).map(|m| &m.report).chain(lost);
-    let limits = effective(&tb.spec, live, before);
+    let mut limits = effective(&tb.spec, live, before);
+    if let Some(declared) = limits.cut() {
+        let message = format!(
+            "LiteLLM's configuration declares tpm or rpm for {declared} deployments, and a TokenBudget derives at most \
+             {MOST_DERIVED} limits: those that come last by name go by LiteLLM's own limit in each process; name the deployments \
+             that share a quota in spec.limits"
+        );
+        problems.push(Problem { reason: Reason::TooManyLimits, message });
+    }
     if limits == Limits::NoneDeclared {
         let message =
             "no deployment in LiteLLM's configuration declares tpm or rpm, and spec.limits is empty: set one of them";
@@ -183,5 +191,25 @@ mod tests {
         assert_eq!(names(&["gpt", "claude"], &[]).len(), 2);
         assert_eq!(names(&["gpt"], &["gpt", "claude"]).len(), 2, "one process has reported again, and one has not");
         assert_eq!(names(&[], &["gpt", "claude"]).len(), 2);
+    }
+
+    #[test]
+    fn what_is_derived_fits_into_a_status() {
+        let tb = TokenBudget::new("tb", serde_json::from_str(r#"{"targetRefs": [{"name": "litellm"}]}"#).unwrap());
+        let validated = |deployments: usize| {
+            let reports = (0..deployments).map(|i| (i.to_string(), report(&format!("gpt-{i:04}")))).collect();
+            let seen = Observation { reports, ..Observation::default() };
+            validate(&tb, &Observed { ledger: Some(Ok(seen)), ..Observed::default() }, &Evidence::default())
+        };
+        let kept = |valid: &Validated| match &valid.limits {
+            Limits::Known(limits) => limits.iter().map(|limit| limit.name.clone()).collect(),
+            Limits::Waiting | Limits::NoneDeclared => Vec::new(),
+        };
+        let (fits, more) = (validated(MOST_DERIVED), validated(MOST_DERIVED + 1));
+        assert!(fits.problems.is_empty());
+        assert_eq!(kept(&more), kept(&fits), "the rest stays as it is when one more comes last");
+        let [problem] = &more.problems[..] else { panic!("{:?}", more.problems) };
+        assert_eq!(problem.reason, Reason::TooManyLimits);
+        assert!(problem.message.contains("for 513 deployments"), "{}", problem.message);
     }
 }

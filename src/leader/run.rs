@@ -32,8 +32,6 @@ pub struct Config {
 /// What a replica is while it does not lead.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standby {
-    /// Who leads, as far as is known.
-    pub holder: Option<String>,
     /// Whether the Lease was ever seen.
     pub known: bool,
 }
@@ -122,7 +120,7 @@ async fn elect(
         futures::future::select(shutdown, course).await;
     }
     elector.resign();
-    sender.send_modify(|state| *state = Err(Standby { holder: None, known: true }));
+    sender.send_modify(|state| *state = Err(Standby { known: true }));
     // The last write may have been cut off: look at what is there.
     look(&api, &config, &mut elector, &mut lease).await;
     if let Some(write) = elector.release() {
@@ -156,9 +154,7 @@ async fn course(
             }
         }
         let now = Moment::now();
-        let state = elector
-            .token(now)
-            .ok_or_else(|| Standby { holder: elector.holder().map(str::to_owned), known: elector.has_looked() });
+        let state = elector.token(now).ok_or_else(|| Standby { known: elector.has_looked() });
         if state.is_ok() != led {
             led = state.is_ok();
             tracing::info!(lease = config.name, leads = led, holder = elector.holder(), "leadership changed");

@@ -28,9 +28,6 @@ pub use scripts::call_script;
 pub use sums::{calls_by, outside_of_router, reserved_by, seen_by, waited_by};
 pub use usage::{Calls, LimitUsage, MOST_DEPLOYMENTS, Minute, OutsideKind, OutsideUsage, Reserved};
 
-/// What a provider's minute is taken to be: any 60 s.
-pub const WINDOW_MS: u64 = 60_000;
-
 pub use crate::plan::HOLD_MS;
 
 /// An operator's right to write, good until the next claim. Only for equality: it is not a count.

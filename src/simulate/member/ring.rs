@@ -41,14 +41,6 @@ pub struct Charge {
     closed: bool,
 }
 
-impl Charge {
-    /// Whether it has left.
-    #[must_use]
-    pub const fn is_stamped(&self) -> bool {
-        self.slot.is_some()
-    }
-}
-
 /// Unsent charges, and slots by the time that they were sent.
 #[derive(Clone, Debug)]
 pub struct Ring {
@@ -232,18 +224,5 @@ impl Ring {
             }
         }
         steps
-    }
-
-    /// When `need` more will fit under `limit` as slots leave; `None` if not in this window.
-    #[must_use]
-    pub fn room_at(&self, need: f64, limit: f64) -> Option<f64> {
-        let mut missing = self.spent() + need - limit;
-        for slot in &self.slots {
-            missing -= slot.amount;
-            if missing <= 0.0 {
-                return Some(self.leaves(slot));
-            }
-        }
-        None
     }
 }

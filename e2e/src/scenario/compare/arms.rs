@@ -45,13 +45,23 @@ impl Arm {
         if matches!(self, Self::EnforceBefore) { "1.102.0" } else { "1.106.2" }
     }
 
+    /// Whether its processes know of Redis. LiteLLM 1.106.2 shares its counters where the environment names one, whatever the
+    /// configuration says (`_init_coordination_redis_env_fallback` in proxy/proxy_server.py).
+    #[must_use]
+    pub const fn has_redis(self) -> bool {
+        !matches!(self, Self::Divided)
+    }
+
     /// LiteLLM's configuration. `input` is the part of the tokens that prompts have.
     #[must_use]
     pub fn config(self, input: f64) -> Value {
         let mut params = json!({
             "model": "openai/gpt-4o", "api_base": "os.environ/PROVIDER_URL", "api_key": "sk-provider"
         });
-        let mut router = json!({"redis_host": "os.environ/REDIS_HOST", "redis_port": "os.environ/REDIS_PORT"});
+        // Without retries: the router sleeps 60 s after a refusal of usage-based-routing-v2, where the client has gone.
+        let mut router = json!({
+            "num_retries": 0, "redis_host": "os.environ/REDIS_HOST", "redis_port": "os.environ/REDIS_PORT"
+        });
         match self {
             Self::TokenBudget => params["tpm"] = json!(BUDGET),
             Self::Enforce | Self::EnforceBefore => {
@@ -64,7 +74,7 @@ impl Arm {
             }
             Self::Divided => {
                 params["tpm"] = json!(BUDGET / REPLICAS);
-                router = json!({"routing_strategy": "usage-based-routing-v2"});
+                router = json!({"num_retries": 0, "routing_strategy": "usage-based-routing-v2"});
             }
             Self::InputOutput => {
                 let of_budget = |part: f64| json!((BUDGET as f64 * part).round() as u64);
@@ -85,6 +95,9 @@ pub enum Demand {
     /// 0.9 times.
     #[value(name = "0.9", help = "0.9 times the budget")]
     Under,
+    /// 1.3 times the budget, of which a third is streamed.
+    #[value(name = "streams", help = "1.3 times the budget, a third of the requests streamed")]
+    Streams,
     /// Half of the budget, and bursts of more than it.
     #[value(name = "burst", help = "half the budget, and 200 requests at once every 40 s")]
     Burst,
@@ -111,10 +124,22 @@ impl Demand {
     #[must_use]
     pub const fn multiple(self) -> f64 {
         match self {
-            Self::Over | Self::WithoutRedis => 1.3,
+            Self::Over | Self::Streams | Self::WithoutRedis => 1.3,
             Self::Under => 0.9,
             Self::Burst => 0.5,
         }
+    }
+
+    /// The part of the requests that is streamed.
+    #[must_use]
+    pub const fn streamed(self) -> f64 {
+        if matches!(self, Self::Streams) { 1.0 / 3.0 } else { 0.0 }
+    }
+
+    /// Whether this way runs under it: streams are only for those that count otherwise than another.
+    #[must_use]
+    pub const fn is_for(self, arm: Arm) -> bool {
+        !matches!(self, Self::Streams) || matches!(arm, Arm::TokenBudget | Arm::Enforce | Arm::UsageBased)
     }
 }
 
@@ -127,12 +152,13 @@ mod tests {
         let params = |arm: Arm| arm.config(0.4)["model_list"][0]["litellm_params"].clone();
         let router = |arm: Arm| arm.config(0.4)["router_settings"].clone();
         assert_eq!(params(Arm::Divided)["tpm"], 12_000);
-        assert!(router(Arm::Divided)["redis_host"].is_null());
+        assert!(router(Arm::Divided)["redis_host"].is_null() && !Arm::Divided.has_redis());
         assert_eq!(params(Arm::InputOutput)["itpm"], 24_000);
         assert_eq!(params(Arm::InputOutput)["otpm"], 36_000);
         assert!(params(Arm::InputOutput)["tpm"].is_null());
         assert_eq!(router(Arm::Enforce)["optional_pre_call_checks"][0], "enforce_model_rate_limits");
         assert_eq!(router(Arm::UsageBased)["routing_strategy"], "usage-based-routing-v2");
         assert!(router(Arm::TokenBudget)["optional_pre_call_checks"].is_null());
+        assert!(Arm::value_variants().iter().all(|arm| router(*arm)["num_retries"] == 0));
     }
 }

@@ -13,14 +13,20 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// The runs below this root. Those of an earlier comparison are removed, unless it is to go on.
+    /// The runs below this root. Those of an earlier comparison are put aside, unless it is to go on: it may have been
+    /// interrupted, and be worth an hour.
     ///
     /// # Errors
-    /// When they cannot be removed, or the folder cannot be made.
+    /// When they cannot be put aside, or the folder cannot be made.
     pub fn at(root: &Path, resume: bool) -> Result<Self> {
         let folder = root.join(".local/bench-runs");
         if !resume && folder.exists() {
-            std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
+            let aside = root.join(".local/bench-runs-before");
+            if aside.exists() {
+                std::fs::remove_dir_all(&aside).with_context(|| aside.display().to_string())?;
+            }
+            std::fs::rename(&folder, &aside).with_context(|| folder.display().to_string())?;
+            println!("the runs of an earlier comparison are in {} now", aside.display());
         }
         std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         Ok(Self { folder })
@@ -64,7 +70,7 @@ mod tests {
     fn an_interrupted_comparison_goes_on_and_a_new_one_begins_anew() {
         let root = tempfile::tempdir().unwrap();
         let admitted = vec![Arrival { at_ms: 5, tokens: 7 }];
-        let run = Run::new(&LoadReport::default(), admitted.clone(), 10, Some(3));
+        let run = Run::new(&LoadReport::default(), admitted.clone(), 10, Some(3), "abc");
         let (arm, demand) = (Arm::Enforce, Demand::Burst);
         Kept::at(root.path(), false).unwrap().put(2, arm, demand, &run).unwrap();
         let again = Kept::at(root.path(), true).unwrap();
@@ -72,5 +78,6 @@ mod tests {
         assert_eq!((found.admitted, found.figures.commands), (admitted, Some(3.0)));
         assert!(again.get(1, arm, demand).unwrap().is_none());
         assert!(Kept::at(root.path(), false).unwrap().get(2, arm, demand).unwrap().is_none());
+        assert_eq!(std::fs::read_dir(root.path().join(".local/bench-runs-before")).unwrap().count(), 1);
     }
 }

@@ -38,8 +38,12 @@ const BURST: Burst = Burst { requests: 200, every: Duration::from_secs(40) };
 /// Redis is there for so long in the demand without it.
 const WITH_REDIS: Duration = Duration::from_secs(30);
 
-/// Second of the clock's minute at which each load begins, so that no way has another edge than the others.
-const PHASE: Duration = Duration::from_secs(30);
+/// Seconds of the clock's minute at which each load of the first, second and third round begins: no way has another edge than
+/// the others, and no edge is in all rounds.
+const PHASES: [u64; 3] = [30, 0, 45];
+
+/// Answered by each process before anything counts, at the rate of the budget: the first answers of a process are slow.
+const WARM: Duration = Duration::from_secs(15);
 
 /// What is compared.
 #[derive(Clone, Debug)]
@@ -65,17 +69,19 @@ pub async fn run(rig: &Rig, of: &Comparison) -> Result<()> {
         let litellm = rig.paths.litellm(arm.version());
         ensure!(litellm.exists(), "{} is missing: run e2e/prepare litellm-all", litellm.display());
     }
-    rig.apply("litellm.yaml")?;
-    let bench = Bench::new(rig)?;
-    let kept = Kept::at(&rig.paths.root, of.resume)?;
     let docs = rig.paths.root.join("docs");
     let mut told = if of.add { published::read(&docs.join("benchmarks.json"))? } else { Vec::new() };
-    let commit = rig.paths.commit()?;
+    let kept = Kept::at(&rig.paths.root, of.resume)?;
+    rig.apply("litellm.yaml")?;
+    let bench = Bench::new(rig)?;
+    println!("each run is kept: after an interruption `target/release/scenario bench --resume` goes on");
     let (mut runs, mut failed) = (Vec::new(), Vec::new());
     let first = published::last_round(&told) + 1;
     let last = published::last_round(&told) + of.rounds;
     for round in first..=last {
-        for arm in &of.arms {
+        // What drifts in the machine meanwhile is not always to the same way's cost.
+        let order: Vec<Arm> = if round % 2 == 0 { of.arms.iter().rev().copied().collect() } else { of.arms.clone() };
+        for arm in &order {
             println!("\n== {} (round {round} of {last})", arm.told().1);
             if let Err(error) = way(rig, &bench, &kept, *arm, &of.demands, round).await {
                 println!("FAILED: {error:#}");
@@ -83,13 +89,13 @@ pub async fn run(rig: &Rig, of: &Comparison) -> Result<()> {
             }
             for demand in &of.demands {
                 if let Some(run) = kept.get(round, *arm, *demand)? {
-                    told.push(Told::new(round, *arm, *demand, &commit, &run.figures));
+                    told.push(Told::new(round, *arm, *demand, &run));
                     runs.push((*demand, *arm, run));
                 }
             }
         }
     }
-    let text = table::document(BUDGET, &told);
+    let text = table::document(BUDGET, &told, &bench.spec().await?, first);
     // A part of it is not for the documentation.
     let folder = if published::whole_rounds(&told).is_some() { docs } else { rig.paths.root.join(".local") };
     std::fs::write(folder.join("benchmarks.md"), &text)?;
@@ -105,7 +111,7 @@ pub async fn run(rig: &Rig, of: &Comparison) -> Result<()> {
 /// One way under all demands that it was not run under yet.
 async fn way(rig: &Rig, bench: &Bench<'_>, kept: &Kept, arm: Arm, demands: &[Demand], round: u32) -> Result<()> {
     let mut left = Vec::new();
-    for demand in demands {
+    for demand in demands.iter().filter(|demand| demand.is_for(arm)) {
         if kept.get(round, arm, *demand)?.is_none() {
             left.push(*demand);
         }
@@ -115,7 +121,7 @@ async fn way(rig: &Rig, bench: &Bench<'_>, kept: &Kept, arm: Arm, demands: &[Dem
     }
     prepare(rig, bench, arm).await?;
     for demand in left {
-        let run = one(rig, bench, demand, u64::from(round)).await?;
+        let run = one(rig, bench, demand, round).await?;
         println!(
             "{}, {}: worst 60 s {}, {:.1}% used, {} lost",
             arm.told().0,
@@ -142,6 +148,12 @@ async fn prepare(rig: &Rig, bench: &Bench<'_>, arm: Arm) -> Result<()> {
     let input = spec.prompt_tokens.mean / spec.mean_tokens();
     let config = serde_json::json!({"data": {"config.yaml": arm.config(input).to_string()}}).to_string();
     deployment(&["patch", "configmap", "litellm-config", "-p", &config])?;
+    let redis = if arm.has_redis() {
+        serde_json::json!({"REDIS_HOST": "127.0.0.1", "REDIS_PORT": rig.redis_port()?.to_string()})
+    } else {
+        serde_json::json!({"REDIS_HOST": null, "REDIS_PORT": null})
+    };
+    deployment(&["patch", "configmap", "local", "-p", &serde_json::json!({"data": redis}).to_string()])?;
     let image = format!("litellm=ghcr.io/berriai/litellm:v{}", arm.version());
     deployment(&["set", "image", "deployment/litellm", &image])?;
     if arm == Arm::TokenBudget {
@@ -156,16 +168,18 @@ async fn prepare(rig: &Rig, bench: &Bench<'_>, arm: Arm) -> Result<()> {
     if arm == Arm::TokenBudget {
         fleet.until_condition("gpt-4o", "Ready", "True", None, Duration::from_secs(120)).await?;
     }
+    let warm = LoadSpec { duration: WARM, progress: None, ..spec };
+    bench.offer(warm.tokens_per_minute(BUDGET as f64)).await?;
     Ok(())
 }
 
 /// Offers one demand to a fleet whose window is empty.
-async fn one(rig: &Rig, bench: &Bench<'_>, demand: Demand, seed: u64) -> Result<Run> {
+async fn one(rig: &Rig, bench: &Bench<'_>, demand: Demand, round: u32) -> Result<Run> {
     sleep(EMPTY).await;
-    let of_minute = Duration::from_millis(unix_ms() % 60_000);
-    sleep((PHASE + Duration::from_secs(60)).saturating_sub(of_minute)).await;
+    sleep(until_second(unix_ms(), phase(round))).await;
     let spec = LoadSpec {
-        seed,
+        seed: u64::from(round),
+        stream: demand.streamed(),
         skew: Skew::Zipf(1.1),
         duration: LOAD,
         progress: None,
@@ -183,16 +197,26 @@ async fn one(rig: &Rig, bench: &Bench<'_>, demand: Demand, seed: u64) -> Result<
         anyhow::Ok(())
     };
     let (report, gone) = tokio::join!(bench.offer(spec), loses_redis);
+    if demand == Demand::WithoutRedis {
+        // First of all: the next way needs it.
+        rig.start_redis()?;
+    }
     gone?;
     let report = report?;
-    let after = if demand == Demand::WithoutRedis {
-        rig.start_redis()?;
-        None
-    } else {
-        Some(commands(rig).await?)
-    };
+    let after = if demand == Demand::WithoutRedis { None } else { Some(commands(rig).await?) };
     let admitted = bench.admitted_since(from_ms).await?;
-    Ok(Run::new(&report, admitted, BUDGET, after.map(|after| after.saturating_sub(before))))
+    let ran = after.map(|after| after.saturating_sub(before));
+    Ok(Run::new(&report, admitted, BUDGET, ran, &rig.paths.commit()?))
+}
+
+/// The second of the clock's minute at which the loads of a round, from 1, begin.
+fn phase(round: u32) -> u64 {
+    PHASES[(round as usize + PHASES.len() - 1) % PHASES.len()]
+}
+
+/// How long it is from now, in Unix milliseconds, until this second of a minute.
+fn until_second(now_ms: u64, second: u64) -> Duration {
+    Duration::from_millis((second * 1000 + 60_000 - now_ms % 60_000) % 60_000)
 }
 
 /// The commands that Redis has run.
@@ -201,4 +225,17 @@ async fn commands(rig: &Rig) -> Result<u64> {
     let count = figure(&info, "total_commands_processed")? as u64;
     ensure!(count > 0, "Redis has run no command");
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_begins_at_the_next_second_of_its_round() {
+        assert_eq!((phase(1), phase(2), phase(3), phase(4)), (30, 0, 45, 30));
+        assert_eq!(until_second(120_000 + 27_500, 30), Duration::from_millis(2500));
+        assert_eq!(until_second(120_000 + 30_500, 30), Duration::from_millis(59_500));
+        assert_eq!(until_second(120_000, 0), Duration::ZERO);
+    }
 }

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::arms::{Arm, Demand};
-use super::run::Figures;
+use super::run::{Figures, Run};
 
 /// What is told of one run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,8 +26,9 @@ pub struct Told {
 impl Told {
     /// Of one run.
     #[must_use]
-    pub fn new(round: u32, arm: Arm, demand: Demand, commit: &str, figures: &Figures) -> Self {
-        Self { round, arm: arm.told().0, demand: demand.name(), commit: commit.to_owned(), figures: figures.clone() }
+    pub fn new(round: u32, arm: Arm, demand: Demand, run: &Run) -> Self {
+        let (commit, figures) = (run.commit.clone(), run.figures.clone());
+        Self { round, arm: arm.told().0, demand: demand.name(), commit, figures }
     }
 
     /// The way; `None` when there is none of this name any more.
@@ -43,12 +44,18 @@ impl Told {
     }
 }
 
-/// How many rounds there are, if each of them has all ways under all demands.
+/// Every demand with every way that runs under it.
+fn all() -> impl Iterator<Item = (Arm, Demand)> {
+    let arms = Arm::value_variants().iter();
+    arms.flat_map(|arm| Demand::value_variants().iter().map(|demand| (*arm, *demand)))
+        .filter(|(arm, of)| of.is_for(*arm))
+}
+
+/// How many rounds there are, if each of them is whole.
 #[must_use]
 pub fn whole_rounds(runs: &[Told]) -> Option<u32> {
     let rounds = last_round(runs);
-    let of_a_round = Arm::value_variants().len() * Demand::value_variants().len();
-    let whole = |round: u32| runs.iter().filter(|run| run.round == round).count() == of_a_round;
+    let whole = |round: u32| runs.iter().filter(|run| run.round == round).count() == all().count();
     (rounds > 0 && (1..=rounds).all(whole)).then_some(rounds)
 }
 
@@ -80,14 +87,13 @@ pub fn write(path: &Path, runs: &[Told]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::load::LoadReport;
-    use crate::scenario::compare::run::Run;
 
     #[test]
     fn what_was_written_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("benchmarks.json");
-        let run = Run::new(&LoadReport::default(), Vec::new(), 10, Some(3));
-        let told = Told::new(2, Arm::InputOutput, Demand::Burst, "abc", &run.figures);
+        let run = Run::new(&LoadReport::default(), Vec::new(), 10, Some(3), "abc");
+        let told = Told::new(2, Arm::InputOutput, Demand::Burst, &run);
         write(&path, &[told.clone(), told]).unwrap();
         let read = read(&path).unwrap();
         assert_eq!((read.len(), read[1].arm(), read[1].demand()), (2, Some(Arm::InputOutput), Some(Demand::Burst)));
@@ -96,13 +102,11 @@ mod tests {
 
     #[test]
     fn a_round_is_whole_with_all_ways_under_all_demands() {
-        let figures = Run::new(&LoadReport::default(), Vec::new(), 10, None).figures;
+        let run = Run::new(&LoadReport::default(), Vec::new(), 10, None, "abc");
         let mut runs = Vec::new();
-        for (arm, demand) in
-            Arm::value_variants().iter().flat_map(|a| Demand::value_variants().iter().map(move |d| (a, d)))
-        {
+        for (arm, demand) in all() {
             assert_eq!(whole_rounds(&runs), None);
-            runs.push(Told::new(1, *arm, *demand, "abc", &figures));
+            runs.push(Told::new(1, arm, demand, &run));
         }
         assert_eq!(whole_rounds(&runs), Some(1));
     }

@@ -16,7 +16,9 @@ pub struct Figures {
     pub worst_minute: u64,
     /// What was admitted of what the ideal bucket would have admitted, at most the budget in any 60 s.
     pub used: f64,
-    /// Requests refused beyond what the ideal bucket refuses; negative where too much was admitted.
+    /// The same of the ideal bucket, and of its minutes.
+    pub ideal_worst: (u64, u64),
+    /// Requests that got a 429 less those that the ideal bucket refuses; negative where too much was admitted.
     pub refused_beyond: i64,
     /// Latency of what was answered: p50 and p99 in milliseconds.
     pub latency_ms: Option<(f64, f64)>,
@@ -24,6 +26,10 @@ pub struct Figures {
     pub commands: Option<f64>,
     /// Requests that failed with anything but 429.
     pub lost: u64,
+    /// Requests that the load did not send, as too many had no answer yet.
+    pub dropped: u64,
+    /// How much later than planned a request left at most, in milliseconds.
+    pub late_ms: f64,
 }
 
 /// One run, with what its figures are of.
@@ -39,12 +45,14 @@ pub struct Run {
     pub from_ms: u64,
     /// When requests were refused, in Unix milliseconds.
     pub refused_ms: Vec<u64>,
+    /// The commit of this repository that ran.
+    pub commit: String,
 }
 
 impl Run {
     /// Judges a load by the provider's count.
     #[must_use]
-    pub fn new(report: &LoadReport, admitted: Vec<Arrival>, budget: u64, commands: Option<u64>) -> Self {
+    pub fn new(report: &LoadReport, admitted: Vec<Arrival>, budget: u64, commands: Option<u64>, commit: &str) -> Self {
         let summary = report.summary();
         let ideal = judge::ideal_admitted(&[], &report.arrivals(), budget, judge::WINDOW_MS);
         let offered = report.offered.len();
@@ -53,11 +61,14 @@ impl Run {
         let figures = Figures {
             worst_60s: judge::worst_60s_exact(&admitted).tokens,
             worst_minute: worst_minute(&admitted),
+            ideal_worst: (judge::worst_60s_exact(&ideal.admitted).tokens, worst_minute(&ideal.admitted)),
             used: judge::used(&admitted, &ideal.admitted, report.start_ms, report.offered_until_ms()),
             refused_beyond: signed(summary.counts.limited) - signed(ideal_refused as u64),
             latency_ms: summary.ok_latency_ms.map(|latency| (latency.p50, latency.p99)),
             commands: commands.map(|commands| commands as f64 / offered.max(1) as f64),
             lost: summary.counts.lost,
+            dropped: summary.counts.dropped,
+            late_ms: report.late_ms_max,
         };
         Self {
             figures,
@@ -65,6 +76,7 @@ impl Run {
             refused_ms: report.offered.iter().filter(|o| o.class == limited).map(|o| o.at_ms).collect(),
             admitted,
             ideal,
+            commit: commit.to_owned(),
         }
     }
 }

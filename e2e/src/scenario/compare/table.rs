@@ -6,6 +6,7 @@ use super::arms::{Arm, Demand};
 use super::published::{self, Told};
 use super::run::{Figures, Run};
 use crate::judge;
+use crate::load::LoadSpec;
 use crate::plot::{Compared, Curve};
 
 const HEAD: &str = "| | Worst 60 s | Worst minute of the clock | Used | Refused beyond ideal | p50 | p99 | Redis commands a request | Lost |\n|---|---|---|---|---|---|---|---|---|\n";
@@ -17,24 +18,26 @@ TokenBudget beside what LiteLLM has of its own. Written by `make bench`; nothing
 
 Five replicas of LiteLLM on a real control plane, with a real Redis, before a provider of ours that speaks the OpenAI API and counts every
 token: its count is the judge. The budget is {budget} tokens per minute. Each way gets the same requests (seeded: Zipf 1.1 over the pods,
-lognormal sizes), starts with an empty Redis and new processes, and begins each load at the same second of the clock's minute with an
-empty window. {rounds}
+lognormal sizes; of {mean} tokens in the mean, {input} of them prompt, with `max_tokens` {most}; not streamed where nothing else is said), starts with an
+empty Redis and new processes that have answered some requests, and begins each load with an empty window at the same second of the clock's minute:
+30 in the first round, 0 in the second, 45 in the third. LiteLLM does not retry (`num_retries: 0`), as its router otherwise sleeps for 60 s after
+a refusal of usage-based-routing-v2. A request that has no answer after 20 s is lost. {sent} {rounds}
 
 - **Worst 60 s**: the most tokens that the provider admitted in any 60 s. **Worst minute of the clock**: the same in whole minutes, by which
   LiteLLM's limiters count.
 - **Used**: what was admitted, of what one ideal bucket with a rolling minute would have admitted of the same requests.
-- **Refused beyond ideal**: requests that got a 429 and would have fitted into that bucket; negative where too many were admitted.
+- **Refused beyond ideal**: requests that got a 429, less those that the bucket refuses; negative where too many were admitted.
 - **p50, p99**: of the answers' latency; the provider takes 0.3 s. **Lost**: requests that failed with anything but 429.
 - **Redis commands a request**: all that Redis ran, those inside of scripts and of beats included. TokenBudget's are not on the way of a
-  request: five processes beat twice a second and more whatever the demand.
+  request: five processes beat twice a second, and draw when what they were lent runs short.
 - itpm/otpm splits the budget into input and output as the mean request has them.
 
-![Tokens admitted in the last 60 s under 1.3 times the budget](benchmarks.svg)
+![Tokens admitted in the last 60 s under 1.3 times the budget, round {plotted}](benchmarks.svg)
 
 ";
 
-/// The page of the documentation.
-pub fn document(budget: u64, runs: &[Told]) -> String {
+/// The page of the documentation; the plot is of the round `plotted`.
+pub fn document(budget: u64, runs: &[Told], spec: &LoadSpec, plotted: u32) -> String {
     let told = match published::whole_rounds(runs) {
         Some(1) => format!("Each ran once, with commit {}.", commits(runs)),
         Some(rounds) => format!(
@@ -44,8 +47,27 @@ pub fn document(budget: u64, runs: &[Told]) -> String {
         ),
         None => format!("This is a part of it, with commit {}.", commits(runs)),
     };
-    let head = INTRODUCTION.replace("{budget}", &budget.to_string()).replace("{rounds}", &told);
-    head + &tables(budget, runs)
+    let head = [
+        ("{budget}", budget.to_string()),
+        ("{mean}", format!("{:.0}", spec.mean_tokens())),
+        ("{input}", format!("{:.0}", spec.prompt_tokens.mean)),
+        ("{most}", spec.max_tokens.map_or_else(|| "missing".to_owned(), |most| format!("{:.0}", most.mean))),
+        ("{sent}", sent(runs)),
+        ("{rounds}", told),
+        ("{plotted}", plotted.to_string()),
+    ];
+    head.iter().fold(INTRODUCTION.to_owned(), |text, (mark, with)| text.replace(mark, with)) + &tables(budget, runs)
+}
+
+/// Whether the load was what it should be.
+fn sent(runs: &[Told]) -> String {
+    let late = runs.iter().map(|run| run.figures.late_ms).fold(0.0, f64::max);
+    match runs.iter().map(|run| run.figures.dropped).sum() {
+        0 => format!("All requests were sent, each at most {late:.0} ms later than planned."),
+        dropped => {
+            format!("{dropped} requests were not sent, as too many had no answer; the rest at most {late:.0} ms late.")
+        }
+    }
 }
 
 /// The commits of the rounds, in their order.
@@ -63,15 +85,21 @@ fn tables(budget: u64, runs: &[Told]) -> String {
 
 fn table(budget: u64, demand: Demand, runs: &[Told]) -> String {
     let mut text = format!("## {}\n\n{HEAD}", capitalised(&demand.told()));
+    // Rounded up: 100.0 % is never more than the budget.
+    let percent = |tokens: u64| Some((tokens as f64 * 1000.0 / budget as f64).ceil() / 10.0);
+    let all = |arm: Arm| runs.iter().filter(move |run| run.demand() == Some(demand) && run.arm() == Some(arm));
+    let of: Vec<&Figures> = all(Arm::TokenBudget).map(|run| &run.figures).collect();
+    if !of.is_empty() {
+        let worst = span(&of, &|run| percent(run.ideal_worst.0), 1, " %");
+        let minute = span(&of, &|run| percent(run.ideal_worst.1), 1, " %");
+        text += &format!("| One ideal bucket, computed | {worst} | {minute} | 100.0 % | 0 | - | - | - | - |\n");
+    }
     for arm in Arm::value_variants() {
-        let these = runs.iter().filter(|run| run.demand() == Some(demand) && run.arm() == Some(*arm));
-        let of: Vec<&Figures> = these.map(|run| &run.figures).collect();
+        let of: Vec<&Figures> = all(*arm).map(|run| &run.figures).collect();
         if of.is_empty() {
             continue;
         }
         let cell = |show: &dyn Fn(&Figures) -> Option<f64>, digits: usize, unit: &str| span(&of, show, digits, unit);
-        // Rounded up: 100.0 % is never more than the budget.
-        let percent = |tokens: u64| Some((tokens as f64 * 1000.0 / budget as f64).ceil() / 10.0);
         text += &format!(
             "| {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
             arm.told().1,
