@@ -10,7 +10,7 @@ use anyhow::Result;
 const CLOSE_WAIT: &str = "08";
 
 /// How many of each kind, of a process: connections to these ports, other connections (those of its own clients too), those that
-/// only this process still holds, and the rest.
+/// the other side has closed or that are dead, and the rest.
 ///
 /// # Errors
 /// When the process is gone.
@@ -39,7 +39,7 @@ fn kind(target: &str, connections: &BTreeMap<String, Connection>, servers: &[(&'
         Some(Connection { remote, .. }) => {
             servers.iter().find(|(_, port)| port == remote).map_or("other connections", |(name, _)| name)
         }
-        None => "other sockets",
+        None => "sockets without a connection",
     }
 }
 
@@ -74,7 +74,7 @@ mod tests {
         let kinds = ["socket:[4711]", "socket:[4712]", "socket:[1]", "/dev/null", "anon_inode:[eventpoll]"];
         let found = kinds.map(|target| kind(target, &connections, &[("redis", 6379)]));
         let closed = "connections that the other side has closed";
-        assert_eq!(found, ["redis", closed, "other sockets", "files", "pipes and events"]);
+        assert_eq!(found, ["redis", closed, "sockets without a connection", "files", "pipes and events"]);
     }
 
     #[test]
