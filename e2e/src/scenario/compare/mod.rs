@@ -20,7 +20,7 @@ use super::bench::{BUDGET, Bench};
 use super::fleet::{Fleet, until};
 use super::redis::{command, figure};
 use super::rig::Rig;
-use crate::clock::unix_ms;
+use crate::clock::{unix_ms, until_second};
 use crate::load::{Burst, LoadSpec, Skew};
 
 /// How long each demand lasts: over two edges of LiteLLM's minutes, and with [`EMPTY`] no more than three of them.
@@ -214,11 +214,6 @@ fn phase(round: u32) -> u64 {
     PHASES[(round as usize + PHASES.len() - 1) % PHASES.len()]
 }
 
-/// How long it is from now, in Unix milliseconds, until this second of a minute.
-fn until_second(now_ms: u64, second: u64) -> Duration {
-    Duration::from_millis((second * 1000 + 60_000 - now_ms % 60_000) % 60_000)
-}
-
 /// The commands that Redis has run.
 async fn commands(rig: &Rig) -> Result<u64> {
     let info: String = command(rig, "INFO stats").await?;
@@ -232,10 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_load_begins_at_the_next_second_of_its_round() {
+    fn each_round_has_its_phase() {
         assert_eq!((phase(1), phase(2), phase(3), phase(4)), (30, 0, 45, 30));
-        assert_eq!(until_second(120_000 + 27_500, 30), Duration::from_millis(2500));
-        assert_eq!(until_second(120_000 + 30_500, 30), Duration::from_millis(59_500));
-        assert_eq!(until_second(120_000, 0), Duration::ZERO);
     }
 }
