@@ -68,7 +68,7 @@ KINDS = {
         2, [("gpt", UNKNOWN)], 200, 500, inject="cut", stream=True, paths=STREAMS[2:]
     ),
     CUT_CHAT: Kind(2, [("gpt", UNKNOWN)], 200, 500, inject="cut", stream=True),
-    "timed out": Kind(4, [("gpt", UNKNOWN)], 408, 504, inject="late", timeout=1),
+    "timed out": Kind(4, [("gpt", UNKNOWN)], 408, 504, inject="late", timeout=3),
     "retried": Kind(6, [("gpt", UNKNOWN), ("gpt", REPORTED)], 200, inject="500-once", num_retries=1),
     "retried in vain": Kind(3, [("gpt", UNKNOWN), ("gpt", UNKNOWN)], 500, inject="500", num_retries=1),
     "fell back": Kind(5, [("flaky", UNKNOWN), ("spare", REPORTED)], 200, inject="500-once", model="flaky"),

@@ -244,7 +244,7 @@ def test_recycled_workers_leave_and_the_new_ones_spend_only_what_is_left(rig, st
     for thread in threads:
         thread.start()
     try:
-        until(lambda: len(members()) >= 4, 90)
+        until(lambda: len(members()) >= 4, 300)
         old = {m: r for m, r in members().items() if r["ended"]}
         assert len(old) >= 2
         assert all(r["record"] == r["spent"] for r in old.values()), "only the rest came back"

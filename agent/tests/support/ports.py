@@ -1,6 +1,7 @@
 """Free ports of this machine."""
 
-import random
+import itertools
+import os
 import socket
 from pathlib import Path
 
@@ -9,16 +10,19 @@ CLUSTER_BUS = 10000
 
 LOWEST = 10000
 
+asked = itertools.count()
+
 
 def free_port() -> int:
-    """A port nobody listens on now, nor on the one where a cluster's node would have its bus.
+    """A port nobody listens on now, nor on the one where a cluster's node would have its bus. No two calls
+    have the same, as a server listens only some time later; another run of ours began elsewhere.
 
     Both are below those that the system gives to outgoing connections: one of these could take the port
     before the server does, or while it is stopped.
     """
     outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
-        port = random.randrange(LOWEST, outgoing - CLUSTER_BUS)
+        port = LOWEST + (os.getpid() * 211 + next(asked)) % (outgoing - CLUSTER_BUS - LOWEST)
         if free(port) and free(port + CLUSTER_BUS):
             return port
 

@@ -189,9 +189,10 @@ def test_waiting_requests_are_woken_by_an_answer(tb, agent, give):
         assert 1000 < agent.wanted(books(agent)["tokens"])[0] < 1100
         give(books(agent)["tokens"], 2000)
         agent.wake()
-        start = time.monotonic()
+        for _ in range(9):
+            await asyncio.sleep(0)
+        assert task.done(), "it is woken, not asked again later"
         await task
-        assert time.monotonic() - start < 0.04
 
     asyncio.run(run())
     assert agent.wanted(books(agent)["tokens"])[0] == 0

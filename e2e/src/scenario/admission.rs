@@ -17,7 +17,7 @@ use super::rig::Rig;
 const SOON: Duration = Duration::from_secs(20);
 
 /// How long a pod takes at most until its LiteLLM serves.
-const BOOT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(300);
 
 /// A hook that the user has; Python brings it.
 const USERS_HOOK: &str = "gc:collect";
@@ -112,7 +112,10 @@ impl User<'_> {
                 "spec": {
                     "containers": [{
                         "name": "litellm", "image": "ghcr.io/berriai/litellm:v1.106.2",
-                        "args": ["--config", "/etc/litellm/config.yaml", "--port", "4000"],
+                        // uvicorn ends workers that it does not hear for 5 s, and six processes boot on few cores here.
+                        "args": [
+                            "--config", "/etc/litellm/config.yaml", "--port", "4000", "--timeout_worker_healthcheck", "60",
+                        ],
                         "env": [
                             {"name": "HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                             {"name": STARTUP_HOOKS, "value": USERS_HOOK},

@@ -32,19 +32,14 @@ pub fn process_of(pod: &str) -> Result<String> {
     Ok(process.file_name().to_string_lossy().into_owned())
 }
 
-/// How often the containers of the operator restarted, of each pod.
+/// How often the containers of the operator restarted, all pods together.
 ///
 /// # Errors
 /// When kubectl fails.
-pub fn restarts(rig: &Rig) -> Result<String> {
-    rig.kubectl(&[
-        "-n",
-        OPERATOR_NAMESPACE,
-        "get",
-        "pods",
-        "-o",
-        "jsonpath={.items[*].status.containerStatuses[*].restartCount}",
-    ])
+pub fn restarts(rig: &Rig) -> Result<u64> {
+    let counts = "jsonpath={.items[*].status.containerStatuses[*].restartCount}";
+    let counts = rig.kubectl(&["-n", OPERATOR_NAMESPACE, "get", "pods", "-o", counts])?;
+    counts.split_whitespace().map(|count| Ok(count.parse::<u64>()?)).sum()
 }
 
 /// Passes by its own metrics.

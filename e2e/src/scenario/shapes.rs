@@ -15,7 +15,7 @@ use super::rig::Rig;
 const NAME: &str = "shaped";
 const BUDGET: i64 = 60_000;
 /// A LiteLLM process has to start.
-const BOOT: Duration = Duration::from_secs(90);
+const BOOT: Duration = Duration::from_secs(240);
 const SOON: Duration = Duration::from_secs(20);
 
 /// Runs all of it on Deployment `plain`.

@@ -130,13 +130,14 @@ async fn waits_for_its_crd(rig: &Rig, chart: &str) -> Result<()> {
     rig.helm(&[&install[..], &["--set", "crds.install=false", "--set", "listen=$(POD_IP):8080"]].concat())?;
     let get = |path: &str| rig.kubectl(&["-n", OPERATOR_NAMESPACE, "get", "deployment,pods", "-o", path]);
     let (phase, ready) = ("jsonpath={.items[1].status.phase}", "jsonpath={.items[0].status.readyReplicas}");
-    until("the operator runs", Duration::from_secs(30), || Ok(get(phase)? == "Running")).await?;
+    until("the operator runs", Duration::from_secs(30), || Ok(get(phase).is_ok_and(|phase| phase == "Running")))
+        .await?;
     tokio::time::sleep(Duration::from_secs(5)).await;
     ensure!(get(ready)?.is_empty(), "the operator is ready without the CustomResourceDefinition");
     let crd = rig.paths.root.join("crds/tokenbudgets.yaml").to_string_lossy().into_owned();
     rig.kubectl(&["apply", "--server-side", "-f", &crd])?;
     let took = until("the operator is ready", Duration::from_secs(60), || Ok(get(ready)? == "1")).await?;
-    ensure!(restarts(rig)? == "0", "the operator restarted without the CustomResourceDefinition: {}", restarts(rig)?);
+    ensure!(restarts(rig)? == 0, "the operator restarted without the CustomResourceDefinition: {}", restarts(rig)?);
     println!("check: without the CRD the operator waits, and is ready {:.0} s after it came", took.as_secs_f32());
     rig.helm(&["uninstall", "tokenbudget", "--namespace", OPERATOR_NAMESPACE, "--timeout", "120s"])
 }
