@@ -1,6 +1,6 @@
 //! Step 3, plan: the policy and the books' shares that follow from what was validated. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::SignedDuration;
 use kube::ResourceExt;
@@ -122,11 +122,10 @@ fn write(observed: &Observed, fleet: &Fleet<'_>, book: BookId, budget: u64, firs
 }
 
 fn policy(tb: &TokenBudget, limits: &[EffectiveLimit], writes: &[PlanWrite], beat_ms: u64) -> Policy {
+    // Lookups, as there may be hundreds of derived limits.
+    let books: BTreeMap<_, _> = writes.iter().map(|w| ((w.book.limit.as_str(), w.book.unit), w)).collect();
     let book = |limit: &EffectiveLimit, unit: Unit| {
-        writes
-            .iter()
-            .find(|w| w.book.limit == limit.name && w.book.unit == unit)
-            .map(|w| UnitPolicy { budget: w.budget, safe: w.safe })
+        books.get(&(limit.name.as_str(), unit)).map(|w| UnitPolicy { budget: w.budget, safe: w.safe })
     };
     let limits = limits
         .iter()

@@ -16,7 +16,7 @@ use super::{seconds, signed};
 use crate::api::{
     ConditionKind as Kind, Conditions, LimitStatus, Mode, PodStatus, Reason, TokenBudget, TokenBudgetStatus,
 };
-use crate::ledger::{BookState, MemberRecord, Unit};
+use crate::ledger::{BookState, LimitPolicy, MemberRecord, Unit};
 use crate::plan::pressure_percent;
 
 /// Rows for pods in the status at most; the rest is in the metrics.
@@ -70,7 +70,9 @@ fn limit_rows(
         return tb.status.as_ref().map(|s| s.limits.clone()).unwrap_or_default();
     };
     memory.fleet.worst.retain(|book, _| planned.books.contains_key(book));
-    let derived = |name: &str| intent.policy.limits.iter().find(|l| l.name == name).and_then(|l| l.derived.clone());
+    // Lookups, as there may be hundreds of derived limits.
+    let limits: BTreeMap<&str, &LimitPolicy> = intent.policy.limits.iter().map(|l| (l.name.as_str(), l)).collect();
+    let derived = |name: &str| limits.get(name).and_then(|limit| limit.derived.clone());
     let mut rows: Vec<LimitStatus> = intent
         .writes
         .iter()
