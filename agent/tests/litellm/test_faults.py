@@ -221,9 +221,8 @@ def governed(rig, proxy):
 def test_a_redis_that_is_away_delays_the_start_by_less_than_two_seconds(rig, started):
     up, _, down, hung, _ = (rig.ready[proxy.name] for proxy in started)
     print(f"ready after {up:.1f} s, without Redis {down:.1f} s, with one that hangs {hung:.1f} s")  # noqa: T201
-    # All of them boot at once, and on a slow machine none like the other.
-    assert down - up < max(2, up / 4)
-    assert hung - up < max(2, up / 4)
+    assert down - up < 2
+    assert hung - up < 2
 
 
 @pytest.mark.parametrize("which", [2, 3], ids=["no Redis", "a Redis that hangs"])
@@ -563,7 +562,7 @@ def test_observe_refuses_nothing_and_says_what_it_would_have(rig, proxy):
         began = time.time()
         assert proxy.chat(700, "seen")[0] == 200
         took.append(time.time() - began)
-    assert min(took[1:]) < 0.25, "nobody waits for room"  # the first fits
+    assert statistics.median(took) < 0.25, "nobody waits for room"
     row = until(lambda: found if (found := rig.row(proxy, "uid-seen", "seen"))["denied"] else None, 3)
     row = until(lambda: found if (found := rig.row(proxy, "uid-seen", "seen"))["denied"] > 2100 else None, 3)
     assert 3 * 700 < row["denied"] < 3 * 750, "three of four"

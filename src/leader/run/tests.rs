@@ -100,7 +100,7 @@ async fn without_an_api_server_the_leader_stops_by_itself_and_comes_back() {
     tokio::spawn(work);
     assert!(leadership.gained().await);
     *server.cut_off.lock().unwrap() = true;
-    timeout(Duration::from_secs(5), leadership.lost()).await.unwrap();
+    timeout(Duration::from_millis(800), leadership.lost()).await.unwrap();
     assert!(leadership.token().is_none());
     *server.cut_off.lock().unwrap() = false;
     timeout(Duration::from_secs(2), leadership.gained()).await.unwrap();
