@@ -9,6 +9,12 @@ use anyhow::Result;
 /// it takes it out again.
 const CLOSE_WAIT: &str = "08";
 
+const CLOSED: &str = "connections that the other side has closed";
+const UNCONNECTED: &str = "sockets without a connection";
+
+/// The kinds that nobody can use any more.
+pub const DEAD: [&str; 2] = [CLOSED, UNCONNECTED];
+
 /// How many of each kind, of a process: connections to these ports, other connections (those of its own clients too), those that
 /// the other side has closed or that are dead, and the rest.
 ///
@@ -35,11 +41,11 @@ fn kind(target: &str, connections: &BTreeMap<String, Connection>, servers: &[(&'
     };
     match connections.get(inode) {
         Some(Connection { remote: 0, .. }) => "listening",
-        Some(Connection { is_closed: true, .. }) => "connections that the other side has closed",
+        Some(Connection { is_closed: true, .. }) => CLOSED,
         Some(Connection { remote, .. }) => {
             servers.iter().find(|(_, port)| port == remote).map_or("other connections", |(name, _)| name)
         }
-        None => "sockets without a connection",
+        None => UNCONNECTED,
     }
 }
 
@@ -73,8 +79,7 @@ mod tests {
         assert_eq!(connections["4711"].remote, 6379);
         let kinds = ["socket:[4711]", "socket:[4712]", "socket:[1]", "/dev/null", "anon_inode:[eventpoll]"];
         let found = kinds.map(|target| kind(target, &connections, &[("redis", 6379)]));
-        let closed = "connections that the other side has closed";
-        assert_eq!(found, ["redis", closed, "sockets without a connection", "files", "pipes and events"]);
+        assert_eq!(found, ["redis", CLOSED, UNCONNECTED, "files", "pipes and events"]);
     }
 
     #[test]

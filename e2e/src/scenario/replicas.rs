@@ -42,7 +42,8 @@ pub async fn watch(
         let wanted = usize::try_from(deployment["spec"]["replicas"].as_u64().unwrap_or(0)).unwrap_or(0);
         let ready = count("readyReplicas");
         if replicas.set(ready) {
-            println!("  {ready} of {wanted} replicas are ready ({:.0} s)", started.elapsed().as_secs_f32());
+            let cpu = cpu(&fleet)?;
+            println!("  {ready} of {wanted} replicas are ready ({:.0} s, {cpu})", started.elapsed().as_secs_f32());
         }
         if done(ready, wanted) && count("replicas") == wanted {
             return Ok(ready);
@@ -50,10 +51,22 @@ pub async fn watch(
         if started.elapsed() > limit {
             let hpa = rig.kubectl(&["-n", "llm", "describe", "hpa", "litellm"])?;
             bail!(
-                "the HPA did not scale as it should within {} s ({ready} of {wanted} ready):\n{hpa}",
-                limit.as_secs()
+                "{hpa}\nthe HPA did not scale as it should within {} s ({ready} of {wanted} ready, {})",
+                limit.as_secs(),
+                cpu(&fleet)?
             );
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// What the HPA sees and wants: `cpu 63 % of 50 %`.
+fn cpu(fleet: &Fleet<'_>) -> Result<String> {
+    let hpa = fleet.get("hpa", "litellm")?;
+    let percent = |of: &serde_json::Value, kind: &str| {
+        of["resource"][kind]["averageUtilization"].as_u64().map_or_else(|| "?".to_owned(), |p| p.to_string())
+    };
+    let seen = percent(&hpa["status"]["currentMetrics"][0], "current");
+    let wanted = percent(&hpa["spec"]["metrics"][0], "target");
+    Ok(format!("cpu {seen} % of {wanted} %"))
 }

@@ -35,7 +35,7 @@ const MORE_PROCESS_MB: f64 = 100.0;
 const MORE_FILES: usize = 20;
 /// LiteLLM's pools keep as many connections as there were calls at once, to Redis also dead ones after it was killed: 18 of a
 /// process without the agent. Fewer than the 50 faults, so that what leaks with each is seen.
-const MORE_PROCESS_FILES: usize = 40;
+const MORE_DEAD: usize = 30;
 
 /// One small fault.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -56,8 +56,10 @@ enum Blow {
 #[derive(Clone, Debug)]
 struct Held {
     operator: Footprint,
-    /// The largest of the fleet.
+    /// The largest of the fleet; its files are those without dead connections.
     process: Footprint,
+    /// Dead connections of a process, at most.
+    dead: usize,
     keys: usize,
     redis_mb: f64,
     redis_clients: f64,
@@ -136,20 +138,23 @@ async fn strike(rig: &Rig, relay: &Relay, blow: Blow, pod: usize) -> Result<()> 
 /// Looks at all parts when nothing is left in any window.
 async fn at_rest(rig: &Rig, relay: &Relay) -> Result<Held> {
     Fleet::of(rig).until_idle("gpt-4o", Duration::from_secs(240)).await?;
-    let mut process = Footprint { cpu_s: 0.0, rss_mb: 0.0, files: 0 };
+    let (mut process, mut dead) = (Footprint { cpu_s: 0.0, rss_mb: 0.0, files: 0 }, 0);
     let servers = [("to Redis", relay.port), ("to the provider", port_of(&rig.provider_url)?)];
     for index in 0..Fleet::of(rig).ready_pods()?.len() {
         let (pod, one) = a_pod(rig, index)?;
         let one = one.id().to_string();
-        println!("  {pod} has open: {:?}", open_files::of(&one, &servers)?);
-        let one = Footprint::of_process(&one)?;
-        process.rss_mb = process.rss_mb.max(one.rss_mb);
-        process.files = process.files.max(one.files);
+        let open = open_files::of(&one, &servers)?;
+        println!("  {pod} has open: {open:?}");
+        let gone: usize = open_files::DEAD.iter().filter_map(|kind| open.get(kind)).sum();
+        dead = dead.max(gone);
+        process.files = process.files.max(open.values().sum::<usize>() - gone);
+        process.rss_mb = process.rss_mb.max(Footprint::of_process(&one)?.rss_mb);
     }
     let info: String = command(rig, "INFO").await?;
     Ok(Held {
         operator: Footprint::of_leader(rig)?,
         process,
+        dead,
         keys: command::<Vec<String>>(rig, "KEYS tokenbudget:*").await?.len(),
         redis_mb: figure(&info, "used_memory")? / 1e6,
         redis_clients: figure(&info, "connected_clients")?,
@@ -165,11 +170,12 @@ impl Held {
                 more.push(format!("{what}: {now:.0} after the soak, {then:.0} before"));
             }
         };
-        let (files, process_files) = (MORE_FILES as f64, MORE_PROCESS_FILES as f64);
+        let files = MORE_FILES as f64;
         most("MB of the operator", self.operator.rss_mb, before.operator.rss_mb, MORE_OPERATOR_MB);
         most("open files of the operator", self.operator.files as f64, before.operator.files as f64, files);
         most("MB of a LiteLLM process", self.process.rss_mb, before.process.rss_mb, MORE_PROCESS_MB);
-        most("open files of a LiteLLM process", self.process.files as f64, before.process.files as f64, process_files);
+        most("open files of a LiteLLM process", self.process.files as f64, before.process.files as f64, files);
+        most("dead connections of a LiteLLM process", self.dead as f64, before.dead as f64, MORE_DEAD as f64);
         most("keys in Redis", self.keys as f64, before.keys as f64, 0.0);
         most("MB of Redis", self.redis_mb, before.redis_mb, 5.0);
         most("clients of Redis", self.redis_clients, before.redis_clients, files);
@@ -182,11 +188,12 @@ impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "operator {:.0} MB, {} files; LiteLLM at most {:.0} MB, {} files; Redis {} keys, {:.1} MB, {} clients; {} pods",
+            "operator {:.0} MB, {} files; LiteLLM at most {:.0} MB, {} files, {} dead connections; Redis {} keys, {:.1} MB, {} clients; {} pods",
             self.operator.rss_mb,
             self.operator.files,
             self.process.rss_mb,
             self.process.files,
+            self.dead,
             self.keys,
             self.redis_mb,
             self.redis_clients,
@@ -202,14 +209,19 @@ mod tests {
     #[test]
     fn what_grew_is_named() {
         let small = Footprint { cpu_s: 0.0, rss_mb: 30.0, files: 20 };
-        let before = Held { operator: small, process: small, keys: 3, redis_mb: 1.0, redis_clients: 5.0, rows: 3 };
+        let before =
+            Held { operator: small, process: small, dead: 0, keys: 3, redis_mb: 1.0, redis_clients: 5.0, rows: 3 };
         assert!(before.more_than(&before).is_empty());
         let leaks = Footprint { rss_mb: 46.0, ..small };
-        let after = Held { operator: leaks, keys: 4, ..before.clone() };
+        let after = Held { operator: leaks, dead: 31, keys: 4, ..before.clone() };
         let more = after.more_than(&before);
         assert_eq!(
             more,
-            ["MB of the operator: 46 after the soak, 30 before", "keys in Redis: 4 after the soak, 3 before"]
+            [
+                "MB of the operator: 46 after the soak, 30 before",
+                "dead connections of a LiteLLM process: 31 after the soak, 0 before",
+                "keys in Redis: 4 after the soak, 3 before"
+            ]
         );
     }
 }
