@@ -30,6 +30,9 @@ const LATE: Duration = Duration::from_secs(65);
 /// `minReplicas` in `manifests/hpa.yaml`.
 const LEAST_REPLICAS: usize = 2;
 
+/// An HPA has come to rest by then.
+const HPA: Duration = Duration::from_secs(240);
+
 /// The most seconds that unspent tokens may take to a hot pod.
 const MOST_LAG: f64 = 3.0;
 
@@ -112,7 +115,7 @@ pub async fn run(rig: &Rig) -> Result<Outcome> {
     late_joiners(&mut outcome, &offered, &early, most);
     shares_before_ready(&mut outcome, &newcomers.seen().await?, &early);
     rig.show(&["-n", "llm", "get", "hpa,tb"])?;
-    let light = LoadSpec { rate: 1.0, seed: 4, progress: None, ..spec.clone() };
+    let light = LoadSpec { rate: 0.5, seed: 4, progress: None, ..spec.clone() };
     let (falling, least) = bench.meanwhile(light, scale_down(rig, most, &mut replicas)).await?;
     offered.end_ms = falling.end_ms;
     offered.offered.extend(falling.offered);
@@ -216,9 +219,7 @@ async fn hot_pod_is_fast(outcome: &mut Outcome, bench: &Bench<'_>, hot: &Step) -
 /// Waits until the HPA has scaled up and the fleet has been whole for 65 s; answers with its number of pods.
 async fn scale_up(rig: &Rig, before: usize, replicas: &mut Replicas) -> Result<usize> {
     for _ in 0..3 {
-        let whole =
-            replicas::watch(rig, replicas, Duration::from_secs(180), |ready, wanted| ready > before && ready == wanted)
-                .await?;
+        let whole = replicas::watch(rig, replicas, HPA, |ready, wanted| ready > before && ready == wanted).await?;
         tokio::time::sleep(LATE).await;
         // An HPA may go there in two steps; the last pods to come have their time, too.
         if Fleet::of(rig).ready_pods()?.len() == whole {
@@ -230,10 +231,8 @@ async fn scale_up(rig: &Rig, before: usize, replicas: &mut Replicas) -> Result<u
 
 /// Waits until the HPA has scaled down; answers with the number of pods then.
 async fn scale_down(rig: &Rig, most: usize, replicas: &mut Replicas) -> Result<usize> {
-    replicas::watch(rig, replicas, Duration::from_secs(180), |ready, wanted| {
-        ready < most && wanted == LEAST_REPLICAS && ready == wanted
-    })
-    .await
+    replicas::watch(rig, replicas, HPA, |ready, wanted| ready < most && wanted == LEAST_REPLICAS && ready == wanted)
+        .await
 }
 
 fn judge_all(
