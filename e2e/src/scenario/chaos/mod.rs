@@ -5,6 +5,7 @@ mod cluster;
 mod faults;
 mod hostile;
 mod ledger;
+mod page;
 mod process;
 mod relay;
 mod row;
@@ -14,6 +15,7 @@ mod soak;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 pub use faults::Fault;
 use relay::Relay;
@@ -46,14 +48,20 @@ const AFTER: Duration = Duration::from_secs(65);
 /// The first load fills the window.
 const WARM: Duration = Duration::from_secs(70);
 
-/// Runs these faults one after the other, on a rig that has just been started; answers with what each missed.
+/// Runs these faults one after the other, on a rig that has just been started; answers with what each missed. All of them:
+/// their table goes into `docs/faults.md`.
 ///
 /// # Errors
 /// When the fleet is not as it was after a fault. A fault that cannot be made and a figure that is missed are in the table.
 pub async fn run(rig: &Rig, faults: &[Fault]) -> Result<Vec<String>> {
     let relay = Relay::start(rig).await?;
     checks::prepare(rig).await?;
-    strike(rig, Some(&relay), faults, false).await
+    let commit = rig.paths.commit()?;
+    let rows = strike(rig, Some(&relay), faults, false).await?;
+    if faults == Fault::value_variants() {
+        publish(rig, &row::table(&rows), &commit)?;
+    }
+    Ok(misses(&rows))
 }
 
 /// The same on a rig whose fleet enforces already, for faults that need nothing between it and Redis. One that used too little
@@ -62,10 +70,23 @@ pub async fn run(rig: &Rig, faults: &[Fault]) -> Result<Vec<String>> {
 /// # Errors
 /// As [`run`].
 pub async fn strike_all(rig: &Rig, faults: &[Fault]) -> Result<Vec<String>> {
-    strike(rig, None, faults, true).await
+    Ok(misses(&strike(rig, None, faults, true).await?))
 }
 
-async fn strike(rig: &Rig, relay: Option<&Relay>, faults: &[Fault], in_test: bool) -> Result<Vec<String>> {
+fn misses(rows: &[Row]) -> Vec<String> {
+    rows.iter().flat_map(Row::misses).collect()
+}
+
+fn publish(rig: &Rig, table: &str, commit: &str) -> Result<()> {
+    let path = rig.paths.root.join("docs/faults.md");
+    let cores = std::thread::available_parallelism()?.get();
+    let page = page::with_table(&std::fs::read_to_string(&path)?, table, commit, cores);
+    std::fs::write(&path, page.context("docs/faults.md has no marks of the table")?)?;
+    println!("and to {}", path.display());
+    Ok(())
+}
+
+async fn strike(rig: &Rig, relay: Option<&Relay>, faults: &[Fault], in_test: bool) -> Result<Vec<Row>> {
     // Nobody else moves the replicas.
     rig.kubectl(&["-n", "llm", "delete", "hpa", "litellm", "--ignore-not-found"])?;
     faults::settle(rig).await?;
@@ -96,7 +117,7 @@ async fn strike(rig: &Rig, relay: Option<&Relay>, faults: &[Fault], in_test: boo
     let path = rig.paths.root.join(".local/chaos.md");
     std::fs::write(&path, &table)?;
     println!("\n{table}\nwritten to {}", path.display());
-    Ok(rows.iter().flat_map(Row::misses).collect())
+    Ok(rows)
 }
 
 /// Ends the ledger's server without a word.

@@ -16,6 +16,8 @@ pub struct Row {
     /// The most of what was promised that any 60 s held, in tokens and as text.
     worst: String,
     used: f64,
+    /// The least use that is wanted; `None`: nothing is promised of it.
+    least_use: Option<f64>,
     lost: u64,
     recovered_s: Option<f64>,
     /// What did not reach its figure; empty when all is well.
@@ -58,14 +60,24 @@ impl Row {
             missed.push(format!("{:.1}% used", used * 100.0));
         }
         let recovered_s = recovered(admitted, budget, began_ms, ended_ms, step.to_ms);
-        Self { title: fault.told().1, worst, used, lost: step.lost, recovered_s, missed, broken }
+        Self { title: fault.told().1, worst, used, least_use, lost: step.lost, recovered_s, missed, broken }
     }
 
     /// The row of a fault that could not be made or measured.
     pub fn failed(fault: Fault, error: &anyhow::Error) -> Self {
         let missed = vec![format!("{error:#}").lines().next().unwrap_or_default().to_owned()];
         let title = fault.told().1;
-        Self { title, worst: "-".to_owned(), used: 0.0, lost: 0, recovered_s: None, missed, broken: false }
+        let worst = "-".to_owned();
+        Self {
+            title,
+            worst,
+            used: 0.0,
+            least_use: fault.least_use(),
+            lost: 0,
+            recovered_s: None,
+            missed,
+            broken: false,
+        }
     }
 
     /// Whether it used too little or could not be made, as somebody else may have had the CPU; never for what is promised.
@@ -111,14 +123,15 @@ impl fmt::Display for Row {
 /// The rows as a table for the documentation.
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| Fault | Worst 60 s of the budget (tokens) | Used | Lost to anything but 429 | Recovered after | |\n|---|---|---|---|---|---|\n",
+        "| Fault | Worst 60 s of the budget (tokens) | Used (wanted) | Lost to anything but 429 | Recovered after | |\n|---|---|---|---|---|---|\n",
     );
     for row in rows {
         text += &format!(
-            "| {} | {} | {:.1} % | {} | {} | {} |\n",
+            "| {} | {} | {:.1} % ({}) | {} | {} | {} |\n",
             row.title,
             row.worst,
             row.used * 100.0,
+            row.least_use.map_or_else(|| "nothing promised".to_owned(), |least| format!("{:.0} %", least * 100.0)),
             row.lost,
             row.recovery(),
             if row.missed.is_empty() { "ok".to_owned() } else { format!("**missed**: {}", row.missed.join("; ")) }
