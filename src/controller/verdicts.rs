@@ -43,6 +43,13 @@ impl Verdict {
         Self::unknown(Reason::Pending, "there is no Deployment to look at: see Accepted")
     }
 
+    fn without_pods() -> Self {
+        Self::no(
+            Reason::NoPods,
+            "the Deployments of spec.targetRefs have no pods: scale one up, and its pods come with the agent",
+        )
+    }
+
     fn of(problem: &Problem) -> Self {
         Self::no(problem.reason, problem.message.clone())
     }
@@ -65,14 +72,11 @@ pub fn attached(tb: &TokenBudget, valid: &Validated, applied: &Applied) -> Verdi
     if let Some((_, problem)) = applied.unattached.first() {
         return Verdict::of(problem);
     }
-    let with: usize = valid.targets.iter().map(|t| t.pods.iter().filter(|p| p.is_living()).count()).sum();
+    let with = living(valid);
     let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
     match (with, without) {
         _ if valid.targets.is_empty() => Verdict::without_targets(),
-        (0, 0) => Verdict::no(
-            Reason::NoPods,
-            "the Deployments of spec.targetRefs have no pods: scale one up, and its pods come with the agent",
-        ),
+        (0, 0) => Verdict::without_pods(),
         (_, 0) => Verdict::yes(Reason::AllPodsAttached, "every live pod was made with the agent"),
         _ => Verdict::no(
             Reason::PartiallyAttached,
@@ -86,6 +90,11 @@ pub fn attached(tb: &TokenBudget, valid: &Validated, applied: &Applied) -> Verdi
             ),
         ),
     }
+}
+
+/// How many pods with the agent have not ended.
+fn living(valid: &Validated) -> usize {
+    valid.targets.iter().map(|t| t.pods.iter().filter(|p| p.is_living()).count()).sum()
 }
 
 /// Whether the ledger answers.
@@ -164,7 +173,13 @@ pub fn enforcing(
     } else if valid.targets.is_empty() {
         Verdict::without_targets()
     } else if pods == 0 {
-        Verdict::no(Reason::NoPods, "no pod of the targets is ready: kubectl describe pods says why")
+        match living(valid) {
+            0 => Verdict::without_pods(),
+            n => Verdict::no(
+                Reason::WaitingForProcesses,
+                format!("none of {n} pods is ready: kubectl describe pods says why"),
+            ),
+        }
     } else if !known || waiting > 0 {
         Verdict::no(
             Reason::WaitingForProcesses,

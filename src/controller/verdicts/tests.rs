@@ -161,3 +161,18 @@ fn without_a_deployment_nothing_is_said_of_its_pods() {
     ];
     assert!(verdicts.iter().all(|v| v.holds.is_none() && v.reason == Reason::Pending), "{verdicts:?}");
 }
+
+#[test]
+fn a_fleet_that_does_not_get_ready_is_told_from_one_without_pods() {
+    let verdict = |pods: serde_json::Value| {
+        let mut valid = serving(&["gpt"], Some(&["gpt"]));
+        valid.targets[0].pods = json::<Vec<_>>(pods).into_iter().map(std::sync::Arc::new).collect();
+        let enforcing = enforcing(&tb("Automatic"), &Observed::default(), &valid, &applied(), &mut Memory::default());
+        (attached(&tb("Automatic"), &valid, &applied()).reason, enforcing.reason, enforcing.message)
+    };
+    let (attached, enforcing, message) = verdict(serde_json::json!([{"metadata": {"uid": "u"}}]));
+    assert_eq!((attached, enforcing), (Reason::AllPodsAttached, Reason::WaitingForProcesses));
+    assert_eq!(message, "none of 1 pods is ready: kubectl describe pods says why");
+    let (attached, enforcing, _) = verdict(serde_json::json!([]));
+    assert_eq!((attached, enforcing), (Reason::NoPods, Reason::NoPods));
+}
