@@ -42,7 +42,7 @@ pub async fn apply(
     valid: &Validated,
     intent: &Intent,
 ) -> Result<Applied, Error> {
-    moved::withdraw(tb, memory, &intent.writes).await;
+    moved::withdraw(tb, &mut memory.ledger).await;
     let ledger = match &observed.ledger {
         Some(Ok(seen)) => Some(write_ledger(tb, memory, seen.policy_version.as_deref(), intent).await),
         _ => None,
@@ -72,7 +72,7 @@ pub async fn apply(
             memory.targets.attached.remove(&target.name());
         }
         let attached = match tb.spec.attach {
-            AttachPolicy::Automatic => attach(tb, ctx, memory, target, observed, serves).await?,
+            AttachPolicy::Automatic => attach(tb, ctx, memory, target, observed, planned).await?,
             AttachPolicy::Admission => admission::leave_to_policy(tb, ctx, world, observed, target, planned).await?,
             AttachPolicy::Manual => Ok(()),
         };
@@ -152,15 +152,15 @@ async fn write_ledger(
     outcome
 }
 
-/// Adds the agent to the Deployment. The first time only when the ledger has answered: a process that never reached its
-/// ledger admits nothing for a while.
+/// Adds the agent to the Deployment. The first time, and with another ledger, only when that has answered: a process that never
+/// reached its ledger admits nothing for a while.
 async fn attach(
     tb: &TokenBudget,
     ctx: &Context,
     memory: &mut Memory,
     target: &Target,
     observed: &Observed,
-    serves: bool,
+    planned: bool,
 ) -> Result<Result<(), Problem>, Error> {
     let name = target.name();
     let wanted = match attachment(&target.deployment, &target.wanted) {
@@ -175,8 +175,12 @@ async fn attach(
         entry.has(&wanted.patch);
         return Ok(Ok(()));
     }
-    if !serves {
+    if !planned && !is_attached(&target.deployment) {
         let message = format!("Deployment {name} gets the agent once the ledger answers");
+        return Ok(Err(Problem { reason: Reason::LedgerUnreachable, message }));
+    }
+    if !planned && difference.names_another_ledger() {
+        let message = format!("Deployment {name} keeps the ledger that it has until the one that is named now answers");
         return Ok(Err(Problem { reason: Reason::LedgerUnreachable, message }));
     }
     if entry.is_older(&target.deployment.metadata) {

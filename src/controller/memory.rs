@@ -63,8 +63,8 @@ pub struct Memory {
 pub struct LedgerMemory {
     /// Connection to the ledger, and where that is.
     pub connection: Option<(RedisLocation, RedisLedger)>,
-    /// The one before it, as long as it is not told that it is.
-    pub former: Option<Former>,
+    /// Those before it, as long as they are not told that they are.
+    pub formers: Vec<Former>,
     /// The epoch that was claimed from it.
     pub epoch: Option<Epoch>,
     /// Where the ledger is, by which generation of the spec.

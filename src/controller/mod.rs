@@ -249,13 +249,16 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     let observed = observe::observe(tb, ctx, world, memory).await?;
     let valid = validate::validate(tb, &observed, &world.evidence);
     let intent = arrange::arrange(tb, &observed, &valid, &memory.ledger.books);
-    memory.fleet.departed.clone_from(&intent.departed);
+    let stays = tb.spec.paused || valid.waits_for_another();
+    if !valid.waits_for_another() {
+        memory.fleet.departed.clone_from(&intent.departed);
+    }
     if let Some((_, ledger)) = &memory.ledger.connection {
         ctx.crowd.set(&tb.uid().unwrap_or_default(), ledger.server(), intent.processes, Instant::now());
     }
     let answered = !matches!(observed.ledger, Some(Err(_)));
     memory.ledger.unanswered = if answered { 0 } else { memory.ledger.unanswered.saturating_add(1) };
-    let applied = if tb.spec.paused {
+    let applied = if stays {
         apply::leave_as_it_is(tb, ctx, memory, &observed).await
     } else {
         apply::apply(tb, ctx, world, memory, &observed, &valid, &intent).await?

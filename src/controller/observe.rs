@@ -19,9 +19,9 @@ use super::agent_pod::AgentPod;
 use super::context::Context;
 use super::counters;
 use super::memory::{Memory, WithoutAgent};
-use super::moved::Former;
+use super::moved;
 use super::reading::{Patience, or_before, recent};
-use super::redis_url::{Located, NoRedis, RedisLocation, locate, read_all};
+use super::redis_url::{Located, NoRedis, locate, read_all};
 use super::validate::Problem;
 use super::vanished;
 use super::workers::count_workers;
@@ -50,6 +50,8 @@ pub struct Observed {
     pub redis: Option<Located>,
     /// What the ledger says, or why it does not.
     pub ledger: Option<Result<Observation, LedgerError>>,
+    /// Why the Redis that is named now does not answer, while `redis` and `ledger` are those before it, which do.
+    pub unreached: Option<LedgerError>,
     /// Members of which the ledger has lost the record, with their last reports.
     pub lost: BTreeMap<String, Report>,
     /// Worker processes of the pods that began with another number of them than their Deployment has now, by UID.
@@ -96,13 +98,17 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
     for reference in &tb.spec.target_refs {
         targets.push(target(reference, &namespace, ctx, world, memory, patience).await?);
     }
-    let redis = redis(tb, &namespace, &targets, ctx, memory, patience).await?;
-    let mut ledger = match &redis {
-        Some(Ok(location)) => Some(read_ledger(tb, location, ctx, memory).await),
-        _ => None,
-    };
-    let now = Timestamp::now();
+    let mut redis = redis(tb, &namespace, &targets, ctx, memory, patience).await?;
     let uid = tb.uid().unwrap_or_default();
+    let (mut ledger, mut unreached) = (None, None);
+    if let Some(Ok(location)) = &redis {
+        let reached = moved::read(&uid, location, ctx, &mut memory.ledger).await;
+        ledger = Some(reached.seen);
+        if let Some((instead, why)) = reached.instead {
+            (redis, unreached) = (Some(Ok(instead)), Some(why));
+        }
+    }
+    let now = Timestamp::now();
     let beside = memory.ledger.connection.as_ref().map_or(0, |(_, ledger)| ctx.crowd.beside(&uid, &ledger.server()));
     let least_beat_ms = match (&ledger, ctx.crowd.is_known(Instant::now())) {
         (Some(Ok(_)), false) => stored_beat_ms(&uid, memory).await,
@@ -130,7 +136,19 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
     }
     let other_workers = other_workers(&targets, &mut memory.targets.began_with);
     let departed = memory.fleet.departed.clone();
-    Ok(Observed { now, targets, redis, ledger, lost, departed, other_workers, beside, least_beat_ms, admission })
+    Ok(Observed {
+        now,
+        targets,
+        redis,
+        ledger,
+        unreached,
+        lost,
+        departed,
+        other_workers,
+        beside,
+        least_beat_ms,
+        admission,
+    })
 }
 
 impl Observed {
@@ -304,28 +322,6 @@ async fn locate_for_all(
         });
     }
     Ok(found)
-}
-
-async fn read_ledger(
-    tb: &TokenBudget,
-    location: &RedisLocation,
-    ctx: &Context,
-    memory: &mut Memory,
-) -> Result<Observation, LedgerError> {
-    let uid = tb.uid().unwrap_or_default();
-    let ledger = match &memory.ledger.connection {
-        Some((known, ledger)) if known == location => ledger.clone(),
-        _ => {
-            let ledger = ctx.connect(location)?;
-            let before = memory.ledger.connection.replace((location.clone(), ledger.clone()));
-            memory.ledger.former =
-                before.filter(|(known, _)| known.url != location.url).map(|(_, ledger)| Former::new(ledger));
-            memory.ledger.epoch = None;
-            ledger
-        }
-    };
-    let books: Vec<_> = memory.ledger.books.held.iter().cloned().collect();
-    ledger.observe(&uid, &books).await
 }
 
 #[cfg(test)]

@@ -44,6 +44,15 @@ pub struct Target {
     pub pods_without_agent: usize,
 }
 
+impl Validated {
+    /// Whether an older TokenBudget of a Deployment has another Redis. Both may be on their way to it, one after the other, so what
+    /// the processes hold stays.
+    #[must_use]
+    pub fn waits_for_another(&self) -> bool {
+        self.problems.iter().any(|problem| problem.reason == Reason::SeveralLedgers)
+    }
+}
+
 impl Target {
     /// Name of the Deployment.
     #[must_use]

@@ -99,6 +99,16 @@ fn living(valid: &Validated) -> usize {
 
 /// Whether the ledger answers.
 pub fn ledger(tb: &TokenBudget, observed: &Observed, applied: &Applied) -> Verdict {
+    if let Some(error) = &observed.unreached {
+        return Verdict::no(
+            Reason::LedgerUnreachable,
+            format!(
+                "{}; until the Redis that is named now answers, the fleet goes on by the one before it, but a pod that starts with the \
+                 new URL has no ledger: mend that Redis or its Secret, or name the one before",
+                Causes(error)
+            ),
+        );
+    }
     let error = match (&observed.ledger, &applied.ledger) {
         (Some(Err(error)), _) | (_, Some(Err(error))) => error,
         (None, _) | (_, None) => {
@@ -151,6 +161,7 @@ pub fn enforcing(
     let degraded = valid.members.iter().find(|m| {
         m.finished_ms.is_none() && m.report.state == MemberState::Degraded && present.contains(&*m.report.pod_uid)
     });
+    let open = (tb.spec.on_ledger_loss == LedgerLossPolicy::Open).then(|| offline(observed, valid, &present)).flatten();
     let mut in_state: BTreeMap<&str, u32> = BTreeMap::new();
     for member in valid.members.iter().filter(|m| m.finished_ms.is_none() && m.report.state == wanted) {
         *in_state.entry(&member.report.pod_uid).or_default() += 1;
@@ -168,6 +179,13 @@ pub fn enforcing(
     let verdict = if let Some(member) = degraded {
         let what = member.report.problems.join("; ");
         Verdict::no(Reason::AgentDegraded, format!("pod {}: {what}", member.report.pod))
+    } else if let Some(pod) = open {
+        Verdict::no(
+            Reason::WaitingForProcesses,
+            format!(
+                "pod {pod} does not reach the ledger and goes by LiteLLM's own limits (onLedgerLoss: Open): its log says why"
+            ),
+        )
     } else if without > 0 {
         Verdict::no(Reason::PartiallyAttached, format!("{without} live pods run without the agent: see Attached"))
     } else if valid.targets.is_empty() {
@@ -218,6 +236,16 @@ pub fn enforcing(
         memory.fleet.whole_since = None;
     }
     verdict
+}
+
+/// The first live process whose lease is over, by its pod.
+fn offline<'a>(observed: &Observed, valid: &'a Validated, present: &BTreeSet<&str>) -> Option<&'a str> {
+    let Some(Ok(seen)) = &observed.ledger else { return None };
+    let is_over = |id: &str| {
+        seen.books.values().any(|book| book.members.get(id).is_some_and(|record| record.until_ms < book.clock_ms))
+    };
+    let mut live = valid.members.iter().filter(|m| m.finished_ms.is_none() && present.contains(&*m.report.pod_uid));
+    live.find(|member| is_over(&member.id)).map(|member| member.report.pod.as_str())
 }
 
 /// The first limit of the spec that no process has had a deployment for, for as long as the 60 s window: figures are reported

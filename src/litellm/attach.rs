@@ -23,6 +23,10 @@ const POLICY_VOLUME: &str = "tokenbudget-policy";
 /// Where the agent finds its policy; its default, so no variable says it.
 const POLICY_DIR: &str = "/etc/tokenbudget";
 
+/// Where the agent finds its ledger, where the container's own Redis is not it.
+pub(super) const REDIS_URL: &str = "TOKENBUDGET_REDIS_URL";
+pub(super) const REDIS_CA: &str = "TOKENBUDGET_REDIS_CA";
+
 /// The working directory of LiteLLM's images, which is on Python's path.
 const WORKING_DIR: &str = "/app";
 
@@ -184,9 +188,9 @@ pub fn attachment(deployment: &Deployment, wanted: &Wanted) -> Result<Attachment
     }
     if let Some(secret) = &wanted.redis_secret {
         let from = json!({"secretKeyRef": {"name": secret.name, "key": secret.key}});
-        env.push(json!({"name": "TOKENBUDGET_REDIS_URL", "valueFrom": from}));
+        env.push(json!({"name": REDIS_URL, "valueFrom": from}));
         let from = json!({"secretKeyRef": {"name": secret.name, "key": CA_KEY, "optional": true}});
-        env.push(json!({"name": "TOKENBUDGET_REDIS_CA", "valueFrom": from}));
+        env.push(json!({"name": REDIS_CA, "valueFrom": from}));
     }
     let policy = policy_config_map_name(&name_of(deployment));
     let mut metadata = json!({"labels": {ATTACHED_LABEL: ATTACHED_VALUE}});

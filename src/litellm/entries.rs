@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use serde_json::{Map, Value};
 
+use super::attach::{REDIS_CA, REDIS_URL};
 use super::{AGENT_FILE, ATTACHED_LABEL, ATTACHED_VALUE, Attachment, STARTUP_HOOKS, names_agent};
 use crate::api::FIELD_MANAGER;
 
@@ -68,6 +69,13 @@ impl Difference {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.surplus.is_empty()
+    }
+
+    /// Whether pods would start with another ledger.
+    #[must_use]
+    pub fn names_another_ledger(&self) -> bool {
+        let mut entries = self.missing.iter().chain(&self.surplus);
+        entries.any(|entry| matches!(entry, Entry::Env { name, .. } if name == REDIS_URL || name == REDIS_CA))
     }
 }
 

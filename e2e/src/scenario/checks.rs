@@ -15,7 +15,7 @@ use super::outsider::Outsider;
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 use super::{
     admission, audit, exposition, failover, killed, knobs, logs, manners, manual, observed, refusals, releases, rights,
-    schema, shapes, uninstall,
+    schema, shapes, uninstall, unreached,
 };
 use crate::load::LoadSpec;
 
@@ -65,6 +65,7 @@ pub async fn run(rig: &Rig) -> Result<()> {
     rig.apply("plain.yaml")?;
     schema::run(rig)?;
     // These start the operator anew, which then knows less of what it has seen.
+    unreached::run(rig, &fleet).await?;
     knobs::one_namespace(rig, &fleet).await?;
     bad_input(rig, &fleet).await?;
 

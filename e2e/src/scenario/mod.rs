@@ -37,6 +37,7 @@ mod schema;
 mod shapes;
 mod tools;
 pub mod uninstall;
+mod unreached;
 pub mod upgrade;
 
 pub use fleet::Fleet;

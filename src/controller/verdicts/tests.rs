@@ -163,6 +163,37 @@ fn without_a_deployment_nothing_is_said_of_its_pods() {
 }
 
 #[test]
+fn a_process_that_is_on_its_own_enforces_nothing_where_it_may() {
+    let tb: TokenBudget = json(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+        "metadata": {"name": "tb"}, "spec": {"targetRefs": [{"name": "litellm"}], "onLedgerLoss": "Open"}}));
+    let verdict = |until_ms| {
+        let record = crate::ledger::MemberRecord { until_ms, ..Default::default() };
+        let book = crate::ledger::BookState {
+            clock_ms: 100,
+            members: [("m".to_owned(), record)].into(),
+            ..Default::default()
+        };
+        let books = [(crate::ledger::BookId::new("gpt", crate::ledger::Unit::Tokens), book)].into();
+        let seen = crate::ledger::Observation { books, ..Default::default() };
+        let observed = Observed { ledger: Some(Ok(seen)), ..Observed::default() };
+        enforcing(&tb, &observed, &serving(&["gpt"], None), &applied(), &mut Memory::default())
+    };
+    assert_eq!(verdict(100).reason, Reason::WindowNotPassed);
+    let offline = verdict(99);
+    assert_eq!((offline.holds, offline.reason), (Some(false), Reason::WaitingForProcesses));
+    assert!(offline.message.starts_with("pod p does not reach the ledger"), "{}", offline.message);
+}
+
+#[test]
+fn the_one_before_serves_until_the_ledger_that_is_named_answers() {
+    let unreached = Some(LedgerError::Timeout { after: std::time::Duration::from_secs(1) });
+    let observed = Observed { unreached, ..Observed::default() };
+    let verdict = ledger(&tb("Automatic"), &observed, &applied());
+    assert_eq!((verdict.holds, verdict.reason), (Some(false), Reason::LedgerUnreachable));
+    assert!(verdict.message.contains("goes on by the one before it"), "{}", verdict.message);
+}
+
+#[test]
 fn a_fleet_that_does_not_get_ready_is_told_from_one_without_pods() {
     let verdict = |pods: serde_json::Value| {
         let mut valid = serving(&["gpt"], Some(&["gpt"]));

@@ -218,6 +218,8 @@ fn what_somebody_took_out_or_what_changed_is_named() {
         surplus.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["env TOKENBUDGET_REDIS_CA of container litellm", "env TOKENBUDGET_REDIS_URL of container litellm"]
     );
+    let surplus = super::super::Difference { surplus, missing: Vec::new() };
+    assert!(surplus.names_another_ledger() && !difference(&without, &made).names_another_ledger());
     // Another container: everything moves.
     let moved = attachment(
         &attach(&componentized(), &wanted()),
