@@ -25,6 +25,7 @@ from .constants import (
 )
 from .governor import Governor
 from .shapes import Answer, Policy
+from .siblings import siblings
 
 
 class Ledger(Connections, threading.Thread):
@@ -241,6 +242,7 @@ class Ledger(Connections, threading.Thread):
                 "container": env.get("TOKENBUDGET_CONTAINER", ""),
                 "worker": self.pid,
                 "startedMs": self.agent.started_ms,
+                "siblings": siblings(self.pid, os.getppid()),
                 "agent": AGENT,
                 "policy": version,
                 "state": state,

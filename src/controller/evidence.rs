@@ -1,5 +1,5 @@
-//! Which containers have ended, as the kubelet said, or as the node of a pod that vanished shows (`vanished`): the only
-//! evidence that a process is gone (design rule 8).
+//! Which containers have ended, as the kubelet said, or as the node of a pod that vanished shows (`vanished`), and which workers in
+//! one that lives, as their siblings said (`siblings`): the only evidence that a process is gone (design rule 8).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use jiff::{SignedDuration, Timestamp};
 
 use super::agent_pod::AgentPod;
+use crate::ledger::Report;
 
 /// How long evidence is kept after it was seen: longer than the ledger holds the record of an ended member (65 s). That of a
 /// pod that is still there is seen again in each pass, however long the ledger cannot be told.
@@ -16,6 +17,8 @@ const KEEP: SignedDuration = SignedDuration::from_mins(30);
 #[derive(Debug, Default)]
 pub struct Evidence {
     ended: Mutex<HashMap<(String, String), Ended>>,
+    /// By pod UID, container name, process id and start.
+    workers: Mutex<HashMap<(String, String, u32, u64), Ended>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +36,8 @@ impl Evidence {
         self.keep(pod, now);
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended.retain(|_, e| now.duration_since(e.seen) < KEEP);
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        workers.retain(|_, e| now.duration_since(e.seen) < KEEP);
     }
 
     /// Keeps what the status of a pod that is there says.
@@ -53,19 +58,56 @@ impl Evidence {
         ended.insert((pod_uid.to_owned(), container.to_owned()), Ended { finished: now, seen: now });
     }
 
+    /// Takes note of a worker that has ended by now.
+    pub fn worker_ended(&self, report: &Report, now: Timestamp) {
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = workers.entry(worker(report)).or_insert(Ended { finished: now, seen: now });
+        known.seen = now;
+    }
+
+    /// When the process of this report ended: its container, or it alone.
+    pub fn end_of(&self, report: &Report) -> Option<u64> {
+        self.finished_ms(&report.pod_uid, &report.container, report.started_ms).or_else(|| {
+            let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+            u64::try_from(workers.get(&worker(report))?.finished.as_millisecond()).ok()
+        })
+    }
+
     /// When a process that started at `started_ms` in this container ended: the container ended after that. Both by the
     /// wall clock of the node, unix ms. The kubelet cuts `finishedAt` to whole seconds, so a process of the next container
     /// never starts before it.
-    pub fn finished_ms(&self, pod_uid: &str, container: &str, started_ms: u64) -> Option<u64> {
+    fn finished_ms(&self, pod_uid: &str, container: &str, started_ms: u64) -> Option<u64> {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         let finished = ended.get(&(pod_uid.to_owned(), container.to_owned()))?.finished.as_millisecond();
         u64::try_from(finished).ok().filter(|finished| started_ms < *finished)
     }
 }
 
+fn worker(report: &Report) -> (String, String, u32, u64) {
+    (report.pod_uid.clone(), report.container.clone(), report.worker, report.started_ms)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_ends_alone_and_when_that_was_seen_first() {
+        let evidence = Evidence::default();
+        let report = |worker: u32| -> Report {
+            serde_json::from_value(serde_json::json!({"pod": "p", "podUid": "u", "container": "c", "worker": worker,
+                "startedMs": 7, "agent": "a", "state": "Enforcing"}))
+            .unwrap()
+        };
+        let at = |minutes: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_mins(minutes);
+        evidence.worker_ended(&report(8), at(1));
+        evidence.worker_ended(&report(8), at(20));
+        assert_eq!((evidence.end_of(&report(8)), evidence.end_of(&report(9))), (Some(60_000), None));
+        evidence.note(&AgentPod::default(), at(49));
+        assert!(evidence.end_of(&report(8)).is_some());
+        evidence.note(&AgentPod::default(), at(50));
+        assert_eq!(evidence.end_of(&report(8)), None);
+    }
 
     fn pod(yaml: &str) -> AgentPod {
         serde_saphyr::from_str(yaml).unwrap()

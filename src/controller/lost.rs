@@ -31,9 +31,7 @@ impl Known {
             let lives = records.get(&**id).copied();
             *lost_since = lives.is_none().then(|| lost_since.unwrap_or(now));
             // Of one that is not lost the ledger will say so.
-            lives.unwrap_or_else(|| {
-                evidence.finished_ms(&report.pod_uid, &report.container, report.started_ms).is_none()
-            })
+            lives.unwrap_or_else(|| evidence.end_of(report).is_none())
         });
         for (id, _) in records.into_iter().filter(|(_, lives)| *lives) {
             let Some(report) = seen.reports.get(id) else { continue };

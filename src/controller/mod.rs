@@ -24,6 +24,7 @@ mod publish;
 mod reading;
 mod redis_url;
 mod roster;
+mod siblings;
 mod status;
 #[cfg(test)]
 mod test_support;

@@ -22,6 +22,7 @@ use super::memory::{Memory, WithoutAgent};
 use super::moved;
 use super::reading::{Patience, or_before, recent};
 use super::redis_url::{Located, NoRedis, locate, read_all};
+use super::siblings;
 use super::validate::Problem;
 use super::vanished;
 use super::workers::count_workers;
@@ -118,6 +119,7 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         world.evidence.keep(pod, now);
     }
     if let Some(Ok(seen)) = &mut ledger {
+        siblings::ended(seen).for_each(|report| world.evidence.worker_ended(report, now));
         memory.fleet.known.fill(seen);
         memory.fleet.known.note(seen, &world.evidence, now);
         // What it finds can be found by a later pass as well; the plan can not wait.

@@ -30,7 +30,7 @@ pub struct Traffic {
 /// The processes that live, by id: not ended by the kubelet's evidence, nor by their last call.
 pub fn alive<'a>(seen: &'a Observation, evidence: &'a Evidence) -> impl Iterator<Item = (&'a String, &'a Report)> {
     let has_left = |id: &String| seen.books.values().any(|b| b.members.get(id).is_some_and(|m| m.ended_ms.is_some()));
-    let has_ended = |r: &Report| evidence.finished_ms(&r.pod_uid, &r.container, r.started_ms).is_some();
+    let has_ended = |r: &Report| evidence.end_of(r).is_some();
     seen.reports.iter().filter(move |(id, report)| !has_ended(report) && !has_left(id))
 }
 

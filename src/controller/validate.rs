@@ -161,11 +161,7 @@ fn members(observed: &Observed, evidence: &Evidence) -> Vec<Member> {
     observation
         .reports
         .iter()
-        .map(|(id, report)| Member {
-            id: id.clone(),
-            finished_ms: evidence.finished_ms(&report.pod_uid, &report.container, report.started_ms),
-            report: report.clone(),
-        })
+        .map(|(id, report)| Member { id: id.clone(), finished_ms: evidence.end_of(report), report: report.clone() })
         .collect()
 }
 

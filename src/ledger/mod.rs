@@ -23,7 +23,7 @@ pub use error::{LedgerError, RedisFault};
 pub use keys::{BookId, Keys, Unit};
 pub use policy::{LimitPolicy, Mode, ModelSelector, OnLedgerLoss, Policy, PolicyFile, Reserve, UnitPolicy};
 pub use redis::{RedisLedger, Timeouts};
-pub use report::{Declared, MemberState, Report};
+pub use report::{Declared, MemberState, Report, Siblings};
 pub use scripts::call_script;
 pub use sums::{calls_by, outside_of_router, reserved_by, seen_by, waited_by};
 pub use usage::{Calls, LimitUsage, MOST_DEPLOYMENTS, Minute, OutsideKind, OutsideUsage, Reserved};

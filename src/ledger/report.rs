@@ -34,6 +34,15 @@ impl MemberState {
     }
 }
 
+/// The worker processes of one supervisor, by their ids inside their container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Siblings {
+    /// The process that starts them.
+    pub supervisor: u32,
+    /// Those that it has, the one that says so among them.
+    pub workers: Vec<u32>,
+}
+
 /// A member's report, stored by its calls.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -51,6 +60,9 @@ pub struct Report {
     pub worker: u32,
     /// When the worker started, ms since 1970 by the pod's clock.
     pub started_ms: u64,
+    /// The worker processes beside it; `None` when it does not know.
+    #[serde(default, deserialize_with = "usage::siblings", skip_serializing_if = "Option::is_none")]
+    pub siblings: Option<Siblings>,
     /// Version of the agent.
     pub agent: String,
     /// Version of the policy it follows; empty while it has none.

@@ -1,6 +1,7 @@
 //! What a member says of the traffic that it saw. All of it may be missing (an older agent), and a value that is not
 //! what `docs/protocol.md` says is left out without taking the rest of the report with it.
 
+use super::report::Siblings;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -108,6 +109,11 @@ pub struct OutsideUsage {
 /// Whether the process keeps its counters to itself. Anything but a plain no counts as yes: then nothing is claimed.
 pub(super) fn private<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     Ok(!matches!(Value::deserialize(deserializer)?, Value::Null | Value::Bool(false)))
+}
+
+/// The processes beside one; none if they cannot be read.
+pub(super) fn siblings<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Siblings>, D::Error> {
+    Ok(serde_json::from_value(Value::deserialize(deserializer)?).ok())
 }
 
 /// The limits, or none if it cannot be told whose figures one of them has: a sum without it would claim too much.

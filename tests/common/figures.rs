@@ -29,6 +29,7 @@ pub fn report(state: MemberState) -> Report {
         container: "litellm".into(),
         worker: 7,
         started_ms: 1_790_000_000_000,
+        siblings: None,
         agent: "0.1.0".into(),
         policy: String::new(),
         state,

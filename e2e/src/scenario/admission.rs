@@ -10,6 +10,7 @@ use tokenbudget::litellm::{AGENT_HOOK, ATTACH_LABEL, ATTACH_VALUE, ATTACHED_LABE
 
 use super::checks::{delete_within, manifest};
 use super::fleet::{Fleet, message, name_of, until};
+use super::killed;
 use super::knobs::set;
 use super::rig::Rig;
 
@@ -69,6 +70,8 @@ pub async fn run(rig: &Rig) -> Result<()> {
         "check: a pod that asks by label enforces {:.0} s later, its own hook kept; nothing wrote the Deployment",
         took.as_secs_f32()
     );
+
+    killed::a_worker(rig, &user.fleet, user.name, &name_of(&pod)).await?;
 
     delete_within(rig, user.name, Duration::from_secs(30))?;
     rig.kubectl(&["-n", "llm", "delete", "pod", &name_of(&pod), "--wait=false"])?;

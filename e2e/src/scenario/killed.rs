@@ -23,6 +23,9 @@ const SOON: Duration = Duration::from_secs(10);
 /// The container starts again.
 const BOOT: Duration = Duration::from_secs(120);
 
+/// A lease is over, and the other worker's next report has come.
+const WORKER: Duration = Duration::from_secs(60);
+
 /// A lease is over, and the node has been ready for 3 minutes since: 211 to 225 s where nothing is slow.
 const VANISHED: Duration = Duration::from_secs(300);
 
@@ -62,6 +65,20 @@ pub async fn run(rig: &Rig, fleet: &Fleet<'_>) -> Result<()> {
     let took = ended.until_known(SOON).await?;
     println!("check: the ledger knows of a killed process after {:.1} s", took.as_secs_f32());
     fleet.until_ready(ready, BOOT).await.map(drop)
+}
+
+/// Kills one of a pod's two workers: the container lives on, so only the other worker can say so.
+///
+/// # Errors
+/// When the ledger does not come to know of it.
+pub async fn a_worker(rig: &Rig, fleet: &Fleet<'_>, budget: &str, pod: &str) -> Result<()> {
+    let ended = Ended::of(rig, fleet, budget, pod).await?;
+    let workers = ended.workers().await?;
+    ensure!(workers.len() == 2, "pod {pod} has workers {workers:?}");
+    chaos::kill_worker(rig, pod, &workers)?;
+    let took = ended.until_known(WORKER).await?;
+    println!("check: the ledger knows of a killed worker in a container that lives after {:.0} s", took.as_secs_f32());
+    Ok(())
 }
 
 /// Deletes a pod by force whose process stands still: its kubelet has nowhere to say that it ended, and the agent cannot.
@@ -164,6 +181,12 @@ impl Ended {
         let state = seen.books.get(&self.book).context("the fleet has no book")?;
         let of_pod = state.members.iter().filter(|(id, _)| id.starts_with(&self.pod_uid));
         Ok(of_pod.map(|(_, member)| member.ended_ms).collect())
+    }
+
+    /// The ids of its processes, by their reports.
+    async fn workers(&self) -> Result<Vec<u32>> {
+        let seen = self.ledger.observe(&self.uid, std::slice::from_ref(&self.book)).await?;
+        Ok(seen.reports.values().filter(|report| report.pod_uid == self.pod_uid).map(|report| report.worker).collect())
     }
 
     async fn until_known(&self, limit: Duration) -> Result<Duration> {

@@ -138,6 +138,16 @@ pub fn kill_process(rig: &Rig) -> Result<String> {
     Ok(pod)
 }
 
+/// Kills one of these worker processes of a pod of namespace `llm`; its supervisor starts another.
+///
+/// # Errors
+/// When the pod has none of them.
+pub fn kill_worker(rig: &Rig, pod: &str, workers: &[u32]) -> Result<()> {
+    let supervisor = cluster::process_of(&Fleet::of(rig).get("pod", pod)?)?;
+    let worker = supervisor.children()?.into_iter().find(|child| workers.contains(&child.id()));
+    worker.context("none of the workers is a child of the pod's process")?.signal(process::Signal::Kill)
+}
+
 /// Stops the process of a pod of namespace `llm`, which stays stopped.
 ///
 /// # Errors

@@ -50,6 +50,19 @@ impl Process {
         Ok(Self(found[0]))
     }
 
+    /// Those that it started.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn children(self) -> Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.0))? {
+            let text = std::fs::read_to_string(thread?.path().join("children"))?;
+            all.extend(text.split_whitespace().filter_map(|id| id.parse().ok()).map(Self));
+        }
+        Ok(all)
+    }
+
     /// Its id.
     pub const fn id(self) -> u32 {
         self.0

@@ -296,6 +296,7 @@ impl Member {
             container: "litellm".to_owned(),
             worker: 1,
             started_ms: u64::try_from(self.started.as_millisecond()).unwrap_or(0),
+            siblings: None,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             policy: version.to_owned(),
             state: MemberState::Enforcing,
