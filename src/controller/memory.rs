@@ -14,6 +14,7 @@ use super::lost::Known;
 use super::moved::Former;
 use super::reading::{ContainerRead, Reading};
 use super::redis_url::{Located, RedisLocation};
+use super::scaling::Scaling;
 use super::seconds;
 use super::vanished::Search;
 use crate::api::{ConditionKind, TargetRef, TokenBudget, TokenBudgetStatus};
@@ -188,6 +189,8 @@ pub struct ToldMemory {
     pub figures_at: Option<Instant>,
     /// The status.
     pub written: Option<TokenBudgetStatus>,
+    /// How large the fleet was and is.
+    pub scaling: Scaling,
 }
 
 /// What was done to one Deployment.
@@ -280,6 +283,7 @@ impl Memory {
         if let Some(since) = enforcing.filter(|c| c.status == "True") {
             self.fleet.whole_since = since.last_transition_time.0.checked_sub(WINDOW).ok();
         }
+        self.told.scaling.said_before(&status.limits);
         self.told.written = Some(status.clone());
     }
 }

@@ -25,6 +25,7 @@ mod reading;
 mod redis_url;
 mod roster;
 mod siblings;
+mod scaling;
 mod status;
 #[cfg(test)]
 mod test_support;

@@ -1,6 +1,6 @@
 //! Writes the status when it changed, and an event for each transition.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::Error;
 use super::context::Context;
 use super::memory::{Memory, Told, ToldEvent};
+use super::scaling::Scaling;
 use crate::api::{ConditionKind, FIELD_MANAGER, LimitOutside, LimitStatus, Reason, TokenBudget, TokenBudgetStatus};
 use crate::causes::Causes;
 
@@ -33,25 +34,18 @@ pub async fn publish(
     memory: &mut Memory,
     status: TokenBudgetStatus,
 ) -> Result<(), Error> {
-    forget_events(&mut memory.told.events, Instant::now());
+    let now = Instant::now();
+    forget_events(&mut memory.told.events, now);
     let old = memory.told.written.clone().unwrap_or_default();
-    if settled(&old) == settled(&status) {
-        return Ok(());
+    let mut events = Vec::new();
+    if is_due(&old, &status, memory.told.figures_at, now) {
+        write(tb, ctx, &status).await?;
+        memory.told.figures_at = Some(now);
+        events = transitions(&old, &status);
+        memory.told.written = Some(status.clone());
     }
-    let due = memory.told.figures_at.is_none_or(|at| at.elapsed() >= FIGURES);
-    if essence(&old) == essence(&status) && !due {
-        return Ok(());
-    }
-    let namespace = tb.namespace().unwrap_or_default();
-    let patch = json!({"apiVersion": TokenBudget::api_version(&()), "kind": TokenBudget::kind(&()), "status": status});
-    let params = PatchParams::apply(&format!("{FIELD_MANAGER}-status")).force();
-    let api: Api<TokenBudget> = Api::namespaced(ctx.client.clone(), &namespace);
-    ctx.ensure_leads()?;
-    api.patch_status(&tb.name_any(), &params, &Patch::Apply(&patch)).await?;
-    memory.told.figures_at = Some(Instant::now());
-    // Before the events: should they take longer than a pass may, they are not sent again.
-    let events = transitions(&old, &status);
-    memory.told.written = Some(status);
+    // Noted before they are sent: should they take longer than a pass may, they are not sent again.
+    events.extend(scaled(&mut memory.told.scaling, &status, now));
     for event in events {
         info!(reason = %event.reason, note = event.note.as_deref().unwrap_or_default(), "event");
         let recorder = recorder_of(&event, &mut memory.told.events, Instant::now(), || ctx.recorder());
@@ -60,6 +54,32 @@ pub async fn publish(
         }
     }
     Ok(())
+}
+
+async fn write(tb: &TokenBudget, ctx: &Context, status: &TokenBudgetStatus) -> Result<(), Error> {
+    let namespace = tb.namespace().unwrap_or_default();
+    let patch = json!({"apiVersion": TokenBudget::api_version(&()), "kind": TokenBudget::kind(&()), "status": status});
+    let params = PatchParams::apply(&format!("{FIELD_MANAGER}-status")).force();
+    let api: Api<TokenBudget> = Api::namespaced(ctx.client.clone(), &namespace);
+    ctx.ensure_leads()?;
+    api.patch_status(&tb.name_any(), &params, &Patch::Apply(&patch)).await?;
+    Ok(())
+}
+
+/// Whether it is written now: `figures_at` is when that was done last.
+fn is_due(old: &TokenBudgetStatus, new: &TokenBudgetStatus, figures_at: Option<Instant>, now: Instant) -> bool {
+    let figures_are_old = || figures_at.is_none_or(|at| now.duration_since(at) >= FIGURES);
+    settled(old) != settled(new) && (figures_are_old() || essence(old) != essence(new))
+}
+
+/// The events that the size of the fleet is worth. Without its ledger it is not known.
+fn scaled(scaling: &mut Scaling, status: &TokenBudgetStatus, now: Instant) -> Vec<Event> {
+    let answers = |c: &Condition| c.type_ == ConditionKind::LedgerReachable.as_str() && c.status == "True";
+    if !status.conditions.iter().any(answers) {
+        return Vec::new();
+    }
+    let notes = scaling.note(&status.limits, now);
+    notes.iter().map(|note| event(EventType::Normal, "Rebalanced", "Plan", note)).collect()
 }
 
 /// The recorder of the last event with the same reason and action if that said the same, else a new one.
@@ -92,19 +112,18 @@ fn settled(status: &TokenBudgetStatus) -> TokenBudgetStatus {
     status
 }
 
-/// The status without its figures: a change in it is a transition.
+/// The status without its figures: a change in it is a transition. Which pods there are is a figure, too: while a large fleet
+/// rolls, they are others in each pass, and the conditions say what is wrong with one.
 fn essence(status: &TokenBudgetStatus) -> TokenBudgetStatus {
     let mut status = status.clone();
-    (status.used, status.denied, status.utilization) = (None, None, None);
+    (status.used, status.denied, status.utilization, status.replicas) = (None, None, None, None);
     status.outside.clear();
+    status.pods.clear();
     for row in &mut status.limits {
         (row.spent, row.worst, row.denied, row.reserved_percent, row.observed) = (0, 0, 0, None, None);
-        (row.pool, row.pressure_percent) = (0, 0);
+        (row.pool, row.pressure_percent, row.aside, row.members) = (0, 0, 0, 0);
         // That there is something is no figure.
         row.outside = row.outside.as_ref().map(|_| LimitOutside::default());
-    }
-    for row in &mut status.pods {
-        (row.share, row.grant, row.spent, row.denied) = (0, 0, 0, 0);
     }
     for condition in &mut status.conditions {
         condition.message.clear();
@@ -132,7 +151,6 @@ fn transitions(old: &TokenBudgetStatus, new: &TokenBudgetStatus) -> Vec<Event> {
             events.push(event(EventType::Warning, Reason::TrafficOutside.as_str(), "Plan", &note));
         }
     }
-    events.extend(rebalanced(old, new));
     events
 }
 
@@ -154,27 +172,6 @@ fn changed<'a>(old: &TokenBudgetStatus, new: &'a TokenBudgetStatus) -> impl Iter
 /// The row of the same limit and unit in another status.
 fn row_of<'a>(status: &'a TokenBudgetStatus, row: &LimitStatus) -> Option<&'a LimitStatus> {
     status.limits.iter().find(|other| other.name == row.name && other.unit == row.unit)
-}
-
-/// One event for all limits whose fleet grew or shrank alike: with many limits each scaling would be told as often.
-fn rebalanced(old: &TokenBudgetStatus, new: &TokenBudgetStatus) -> Vec<Event> {
-    let mut changes: BTreeMap<(i64, i64), BTreeSet<&str>> = BTreeMap::new();
-    for row in &new.limits {
-        if let Some(before) = row_of(old, row).filter(|b| b.members != row.members && b.members > 0 && row.members > 0)
-        {
-            changes.entry((before.members, row.members)).or_default().insert(&row.name);
-        }
-    }
-    let told = |((before, now), limits): ((i64, i64), BTreeSet<&str>)| {
-        let first = limits.first().copied().unwrap_or_default();
-        let others = match limits.len() {
-            1 => String::new(),
-            more => format!(" (and {} more limits)", more - 1),
-        };
-        let note = format!("limit {first}{others}: {now} processes share it now, {before} before");
-        event(EventType::Normal, "Rebalanced", "Plan", &note)
-    };
-    changes.into_iter().map(told).collect()
 }
 
 fn same(old: Option<&Condition>, new: &Condition) -> bool {
@@ -250,7 +247,36 @@ mod tests {
     #[test]
     fn figures_and_messages_are_no_transition() {
         assert_eq!(essence(&status(1, 10, 1, "NoPods")), essence(&status(2, 10, 1, "NoPods")));
-        assert_ne!(essence(&status(1, 10, 1, "NoPods")), essence(&status(1, 10, 2, "NoPods")));
+        assert_eq!(essence(&status(1, 10, 1, "NoPods")), essence(&status(1, 10, 2, "NoPods")));
+        assert_ne!(essence(&status(1, 10, 1, "NoPods")), essence(&status(1, 11, 1, "NoPods")));
+        assert_ne!(essence(&status(1, 10, 1, "NoPods")), essence(&status(1, 10, 1, "AllPodsAttached")));
+    }
+
+    #[test]
+    fn a_fleet_that_rolls_is_written_each_15_s_and_told_when_it_is_whole() {
+        let rolled = |members: i64| {
+            let mut status = status(0, 10, members, "LedgerAnswers");
+            (status.conditions[0].type_, status.conditions[0].status) = ("LedgerReachable".into(), "True".into());
+            status.replicas = Some(format!("{members}/60"));
+            status.pods = (0..members).map(|i| PodStatus { pod: i.to_string(), ..PodStatus::default() }).collect();
+            status.limits[0].aside = 60 - members;
+            status
+        };
+        let start = Instant::now();
+        let (mut scaling, mut written, mut figures_at) = (Scaling::default(), rolled(1), Some(start));
+        scaling.said_before(&written.limits);
+        let (mut writes, mut events) = (0, Vec::new());
+        for second in 1..600 {
+            let (status, now) = (rolled(second.min(60)), start + Duration::from_secs(second.unsigned_abs()));
+            events.extend(scaled(&mut scaling, &status, now));
+            if is_due(&written, &status, figures_at, now) {
+                events.extend(transitions(&written, &status));
+                (written, figures_at, writes) = (status, Some(now), writes + 1);
+            }
+        }
+        let notes: Vec<_> = events.into_iter().filter_map(|event| event.note).collect();
+        assert_eq!((writes, notes), (4, vec!["limit a: 60 processes share it now, 1 before".to_owned()]));
+        assert_eq!(written, rolled(60));
     }
 
     #[test]
@@ -293,10 +319,7 @@ mod tests {
         let first = status(1, 10, 2, "NoPods");
         assert_eq!(reasons(&TokenBudgetStatus::default(), &first), ["NoPods"]);
         assert!(reasons(&first, &status(5, 10, 2, "NoPods")).is_empty());
-        assert_eq!(
-            reasons(&first, &status(1, 5, 3, "AttachContested")),
-            ["AttachContested", "BudgetCut", "Rebalanced"]
-        );
+        assert_eq!(reasons(&first, &status(1, 5, 3, "AttachContested")), ["AttachContested", "BudgetCut"]);
     }
 
     #[test]
@@ -312,17 +335,5 @@ mod tests {
         let events = transitions(&TokenBudgetStatus::default(), &new);
         assert_eq!(events.iter().map(|e| e.note.as_deref()).collect::<Vec<_>>(), [Some("is gone")]);
         assert!(transitions(&new, &new).is_empty());
-    }
-
-    #[test]
-    fn one_event_tells_of_a_scaling_whatever_the_number_of_limits() {
-        let with = |members| {
-            let mut status = status(1, 10, members, "NoPods");
-            status.limits =
-                ["a", "b", "c"].map(|name| LimitStatus { name: name.into(), ..status.limits[0].clone() }).into();
-            status
-        };
-        let notes: Vec<_> = transitions(&with(2), &with(5)).into_iter().filter_map(|event| event.note).collect();
-        assert_eq!(notes, ["limit a (and 2 more limits): 5 processes share it now, 2 before"]);
     }
 }
