@@ -27,7 +27,8 @@ struct Status {
     container_statuses: Option<Vec<ContainerStatus>>,
 }
 
-/// Whether all of its containers have ended for good: one that was evicted stays in the list for long.
+/// Whether all of its containers have ended for good: one that was evicted stays in the list for long. A kubelet says so only
+/// when none runs any more (`mergePodStatus`); of a pod whose node is gone the garbage collector does.
 fn is_over<'de, D: Deserializer<'de>>(phase: D) -> Result<bool, D::Error> {
     Ok(matches!(Option::<String>::deserialize(phase)?.as_deref(), Some("Failed" | "Succeeded")))
 }
@@ -43,6 +44,8 @@ struct Condition {
 #[serde(rename_all = "camelCase")]
 struct ContainerStatus {
     name: String,
+    #[serde(default)]
+    restart_count: i32,
     state: Option<State>,
     last_state: Option<State>,
 }
@@ -92,10 +95,16 @@ impl AgentPod {
         self.deployment.as_deref()
     }
 
+    /// All of its containers have ended for good, whether or not there is a time for it.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.over)
+    }
+
     /// Nobody has deleted it, and it has not ended.
     #[must_use]
     pub fn is_living(&self) -> bool {
-        self.metadata.deletion_timestamp.is_none() && !self.status.as_ref().is_some_and(|status| status.over)
+        self.metadata.deletion_timestamp.is_none() && !self.is_over()
     }
 
     /// It is living and Ready.
@@ -113,13 +122,18 @@ impl AgentPod {
         running?.started_at.as_ref().map(|time| time.0)
     }
 
-    /// The containers that have ended, also those that run again: the newest `finishedAt` of each.
+    /// The containers that have ended, also those that run again: the newest `finishedAt` of each. One that was restarted and
+    /// whose end has no time (the runtime did not know it any more) had ended when it started again.
     pub fn finished(&self) -> impl Iterator<Item = (&str, Timestamp)> {
         self.containers().filter_map(|container| {
             let states = [&container.state, &container.last_state].into_iter().flatten();
             let finished =
                 states.filter_map(|state| state.terminated.as_ref()?.finished_at.as_ref()).map(|time| time.0);
-            Some((container.name.as_str(), finished.max()?))
+            let restarted = || {
+                let running = container.state.as_ref().filter(|_| container.restart_count > 0)?.running.as_ref()?;
+                running.started_at.as_ref().map(|time| time.0)
+            };
+            Some((container.name.as_str(), finished.max().or_else(restarted)?))
         })
     }
 
@@ -158,6 +172,22 @@ mod tests {
         assert_eq!(pod.running_since("litellm"), Some(at("2026-01-01T00:00:11Z")));
         assert_eq!(pod.running_since("sidecar"), None);
         assert_eq!(pod.finished().collect::<Vec<_>>(), [("litellm", at("2026-01-01T00:00:10Z"))]);
+    }
+
+    #[test]
+    fn a_container_that_runs_again_had_ended_before() {
+        let finished = |restarts: u32, last: &str| {
+            let pod = pod(&format!(
+                "{{metadata: {{name: p}}, status: {{containerStatuses: [{{name: litellm, restartCount: {restarts}, \
+                 state: {{running: {{startedAt: '2026-01-01T00:00:11Z'}}}}, lastState: {last}}}]}}}}"
+            ));
+            pod.finished().map(|(_, at)| at.to_string()).collect::<Vec<_>>()
+        };
+        let unknown = "{terminated: {exitCode: 137, reason: ContainerStatusUnknown, finishedAt: null}}";
+        assert_eq!(finished(1, unknown), ["2026-01-01T00:00:11Z"]);
+        assert_eq!(finished(1, "{}"), ["2026-01-01T00:00:11Z"], "what was is not known any more");
+        assert_eq!(finished(1, "{terminated: {finishedAt: '2026-01-01T00:00:10Z'}}"), ["2026-01-01T00:00:10Z"]);
+        assert!(finished(0, "{}").is_empty(), "it has not ended yet");
     }
 
     #[test]

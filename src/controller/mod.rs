@@ -24,8 +24,8 @@ mod publish;
 mod reading;
 mod redis_url;
 mod roster;
-mod siblings;
 mod scaling;
+mod siblings;
 mod status;
 #[cfg(test)]
 mod test_support;
