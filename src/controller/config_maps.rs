@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::core::Status;
 use kube::{Api, Resource, ResourceExt};
 use sha2::{Digest, Sha256};
 
@@ -79,6 +80,22 @@ fn is_ours(found: &impl ResourceExt) -> bool {
     found.labels().get(MANAGED_BY).is_some_and(|by| by == OURS)
 }
 
+/// Refuses a ConfigMap that somebody else made: the apply is by force, and would take it over. One that lost the label still
+/// names us as a manager of its fields.
+fn refuse_others(found: &impl ResourceExt) -> Result<(), Error> {
+    let applied = || found.managed_fields().iter().any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
+    if is_ours(found) || applied() {
+        return Ok(());
+    }
+    let message = format!(
+        "ConfigMap {} is there and not the operator's: delete it or give it another name; or label it {MANAGED_BY}={OURS}, and the \
+         operator overwrites it, and deletes it with the last TokenBudget",
+        found.name_any()
+    );
+    // What an API server says to a write that meets what others own.
+    Err(kube::Error::Api(Box::new(Status::failure(&message, "Conflict").with_code(409))).into())
+}
+
 /// Deletes a ConfigMap that is ours: one of the same name that somebody else made stays.
 ///
 /// # Errors
@@ -141,7 +158,7 @@ fn less_one(found: ConfigMap, uid: &str) -> Option<ConfigMap> {
     Some(map)
 }
 
-/// Applies what `make` makes, unless what has this digest was applied lately.
+/// Applies what `make` makes, unless what has this digest was applied lately. The first time it looks whose ConfigMap is there.
 async fn apply(
     ctx: &Context,
     namespace: &str,
@@ -151,11 +168,17 @@ async fn apply(
 ) -> Result<(), Error> {
     let key = (namespace.to_owned(), name.to_owned());
     let is_current = |(known, at): &(Vec<u8>, Instant)| *known == digest && at.elapsed() < HEAL;
-    if ctx.applied_maps().get(&key).is_some_and(is_current) {
+    let applied = ctx.applied_maps().get(&key).map(is_current);
+    if applied == Some(true) {
         return Ok(());
     }
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let api = Api::<ConfigMap>::namespaced(ctx.client.clone(), namespace);
+    if applied.is_none()
+        && let Some(found) = api.get_metadata_opt(name).await?
+    {
+        refuse_others(&found)?;
+    }
     ctx.ensure_leads()?;
     api.patch(name, &params, &Patch::Apply(&make())).await?;
     ctx.applied_maps().insert(key, (digest, Instant::now()));
@@ -165,7 +188,11 @@ async fn apply(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controller::Settings;
+    use crate::controller::test_support::{Answers, MISSING, recording};
+    use crate::leader::Leadership;
     use crate::ledger::Policy;
+    use crate::ops::Metrics;
 
     fn policy(uid: &str) -> Policy {
         let text = r#"{"version": "x", "tokenBudget": "llm/a", "uid": "UID", "mode": "Enforce", "reserve": "MaxTokens",
@@ -194,5 +221,44 @@ mod tests {
         assert_eq!((owners, map.metadata.resource_version), (vec!["b".to_owned()], None));
         assert!(less_one(found(OURS), "c").is_none(), "it is in there no more");
         assert!(less_one(found("somebody"), "a").is_none());
+    }
+
+    const MAP: &str = "/api/v1/namespaces/llm/configmaps/m";
+
+    /// Applies a ConfigMap twice, with something else the second time, and answers what was asked of the API server.
+    async fn applied(answers: Answers) -> (Result<(), Error>, Vec<String>) {
+        let (client, told) = recording(answers);
+        let ctx = Context::new(client, Settings::default(), Leadership::always(), Metrics::default());
+        let mut outcome = Ok(());
+        for digest in [b"first", b"other"] {
+            outcome = outcome.and(apply(&ctx, "llm", "m", digest.to_vec(), ConfigMap::default).await);
+        }
+        let told = told.lock().unwrap().clone();
+        (outcome, told)
+    }
+
+    #[tokio::test]
+    async fn a_config_map_of_somebody_else_is_not_touched() {
+        let theirs = &[(MAP, 200, r#"{"metadata": {"name": "m", "labels": {"app": "theirs"}}}"#)];
+        let (outcome, told) = applied(theirs).await;
+        let why = outcome.unwrap_err();
+        let why = why.refusal().unwrap();
+        assert!(why.starts_with("ConfigMap m is there") && why.contains("delete it"), "{why}");
+        assert!(told.iter().all(|asked| asked == "GET"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn whose_a_config_map_is_is_asked_once() {
+        let labelled: Answers =
+            &[(MAP, 200, r#"{"metadata": {"name": "m", "labels": {"app.kubernetes.io/managed-by": "tokenbudget"}}}"#)];
+        let without: Answers =
+            &[(MAP, 200, r#"{"metadata": {"name": "m", "managedFields": [{"manager": "tokenbudget"}]}}"#)];
+        for found in [labelled, without] {
+            let (outcome, told) = applied(found).await;
+            outcome.unwrap();
+            assert_eq!(told, ["GET", "PATCH", "PATCH"]);
+        }
+        let (_, told) = applied(&[(MAP, 404, MISSING)]).await;
+        assert_eq!(told[..2], ["GET", "PATCH"], "one that is not there is made");
     }
 }

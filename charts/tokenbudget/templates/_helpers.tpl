@@ -131,8 +131,9 @@ securityContext:
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
   verbs: [list, watch]
-# get: Redis settings and hooks that a LiteLLM container takes from a ConfigMap. The others: the agent and the policies
-# beside the target, named tokenbudget-agent and tokenbudget-<deployment>. Names are only known at run time.
+# get: Redis settings and hooks that a LiteLLM container takes from a ConfigMap, and whether one with the name of ours is
+# somebody else's. The others: the agent and the policies beside the target, named tokenbudget-agent and
+# tokenbudget-<deployment>. Names are only known at run time.
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, create, patch, delete]
