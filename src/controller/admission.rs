@@ -119,7 +119,7 @@ pub async fn leave_to_policy(
         return refused(refusal);
     }
     let key = (namespace.clone(), policy_config_map_name(&name));
-    let settled = ctx.applied_maps().get(&key).is_some_and(|(_, at)| at.elapsed() > SETTLED);
+    let settled = ctx.applied_maps().get(&key).is_some_and(|map| map.at.elapsed() > SETTLED);
     if !(planned && settled && is_attached_by_us(&target.deployment)) {
         return Ok(Ok(()));
     }

@@ -7,6 +7,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::Status;
 use kube::{Api, Resource, ResourceExt};
+use serde::Serialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::admission;
@@ -14,7 +16,7 @@ use super::context::Context;
 use super::validate::Target;
 use super::{Error, World};
 use crate::api::{FIELD_MANAGER, TokenBudget};
-use crate::ledger::PolicyFile;
+use crate::ledger::{Policy, PolicyFile};
 use crate::litellm::{AGENT_CONFIG_MAP, agent_config_map, agent_digest, policy_config_map_name};
 
 /// How often an unchanged ConfigMap is applied again, in case that somebody deleted or changed it.
@@ -28,42 +30,98 @@ const OURS: &str = "tokenbudget";
 const POLICIES: &str = "policy.json";
 
 /// What was applied last, by namespace and name.
-pub type AppliedMaps = BTreeMap<(String, String), (Vec<u8>, Instant)>;
+pub type AppliedMaps = BTreeMap<(String, String), AppliedMap>;
+
+/// A ConfigMap that this operator has applied.
+#[derive(Debug)]
+pub struct AppliedMap {
+    digest: Vec<u8>,
+    /// When.
+    pub at: Instant,
+    /// The policies that were in it before, of TokenBudgets that this operator has not planned.
+    former: Vec<Value>,
+}
 
 /// Keeps both ConfigMaps as they should be.
 ///
 /// # Errors
-/// When the API server refuses or does not answer.
+/// When the API server refuses or does not answer, or one of that name is somebody else's.
 pub async fn keep(tb: &TokenBudget, ctx: &Context, world: &World, target: &Target) -> Result<(), Error> {
     let namespace = tb.namespace().unwrap_or_default();
+    let api = Api::<ConfigMap>::namespaced(ctx.client.clone(), &namespace);
     // The agent is the same file in every namespace: it is not made, and hashed, again for each pass.
     let digest = agent_digest().as_bytes().to_vec();
-    apply(ctx, &namespace, AGENT_CONFIG_MAP, digest, || agent_config_map(&namespace)).await?;
-    if let Some(map) = policies(ctx, world, &namespace, target) {
+    if former(ctx, &namespace, AGENT_CONFIG_MAP).is_none()
+        && let Some(found) = api.get_metadata_opt(AGENT_CONFIG_MAP).await?
+    {
+        refuse_others(&found)?;
+    }
+    apply(ctx, &namespace, AGENT_CONFIG_MAP, digest, Vec::new(), || agent_config_map(&namespace)).await?;
+
+    let name = policy_config_map_name(&target.name());
+    let known = former(ctx, &namespace, &name);
+    let mut former = match known {
+        Some(former) => former,
+        None => read_policies(&api, &name).await?,
+    };
+    former.retain(|policy| uid_of(policy).is_some_and(|uid| ctx.policy(uid).is_none()));
+    if let Some(map) = policies(ctx, world, &namespace, target, &former) {
         let digest = Sha256::digest(serde_json::to_vec(&map).unwrap_or_default()).to_vec();
-        apply(ctx, &namespace, &policy_config_map_name(&target.name()), digest, || map).await?;
+        apply(ctx, &namespace, &name, digest, former, || map).await?;
     }
     Ok(())
 }
 
-/// The policies of all TokenBudgets of a Deployment; none while one of them has not been planned since this operator
-/// started, since a file without it would tell the agents that it is gone.
-fn policies(ctx: &Context, world: &World, namespace: &str, target: &Target) -> Option<ConfigMap> {
+/// What a ConfigMap held before this operator applied it; none of one that it has not applied yet.
+fn former(ctx: &Context, namespace: &str, name: &str) -> Option<Vec<Value>> {
+    ctx.applied_maps().get(&(namespace.to_owned(), name.to_owned())).map(|map| map.former.clone())
+}
+
+/// The policies in a ConfigMap that is there, as an operator of another version may have written them.
+async fn read_policies(api: &Api<ConfigMap>, name: &str) -> Result<Vec<Value>, Error> {
+    let Some(found) = api.get_opt(name).await? else { return Ok(Vec::new()) };
+    refuse_others(&found)?;
+    let file = found.data.as_ref().and_then(|data| serde_json::from_str::<Value>(data.get(POLICIES)?).ok());
+    Ok(file.and_then(|file| file["tokenBudgets"].as_array().cloned()).unwrap_or_default())
+}
+
+fn uid_of(policy: &Value) -> Option<&str> {
+    policy["uid"].as_str()
+}
+
+/// A policy in the file: one that this operator planned, or one that stays as it was.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry<'a> {
+    Planned(Policy),
+    Former(&'a Value),
+}
+
+/// The policies of all TokenBudgets of a Deployment. A file without one of them would tell the agents that it is gone, so one that
+/// has not been planned since this operator started (just now, or it is paused, or cannot be) keeps the one that it had. One
+/// that had none holds up nobody else; there is no file while there are only such.
+fn policies(ctx: &Context, world: &World, namespace: &str, target: &Target, former: &[Value]) -> Option<ConfigMap> {
     let deployment = target.name();
     let budgets = world.budgets_of(namespace, &deployment);
     let live: Vec<_> = budgets.iter().filter(|b| b.metadata.deletion_timestamp.is_none()).collect();
-    let mut file = PolicyFile::default();
+    let (mut entries, mut planned, mut missing) = (Vec::new(), false, false);
     for budget in &live {
         let uid = budget.uid()?;
-        // A TokenBudget that cannot be planned (no ledger) has no policy, and holds up nobody else.
-        let Some(policy) = ctx.policy(&uid) else {
-            if budget.status.as_ref().is_some_and(|s| !s.limits.is_empty()) {
-                return None;
-            }
-            continue;
-        };
-        file.token_budgets.push(policy);
+        let had_limits = budget.status.as_ref().is_some_and(|s| !s.limits.is_empty());
+        if let Some(policy) = ctx.policy(&uid) {
+            entries.push(Entry::Planned(policy));
+            planned = true;
+        } else if let Some(policy) = former.iter().find(|policy| had_limits && uid_of(policy) == Some(&uid)) {
+            entries.push(Entry::Former(policy));
+        } else {
+            // Without limits it has no ledger and no policy.
+            missing |= had_limits;
+        }
     }
+    if missing && !planned {
+        return None;
+    }
+    let file = BTreeMap::from([("tokenBudgets", entries)]);
     let mut map = ConfigMap::default();
     map.metadata.name = Some(policy_config_map_name(&deployment));
     map.metadata.namespace = Some(namespace.to_owned());
@@ -158,30 +216,25 @@ fn less_one(found: ConfigMap, uid: &str) -> Option<ConfigMap> {
     Some(map)
 }
 
-/// Applies what `make` makes, unless what has this digest was applied lately. The first time it looks whose ConfigMap is there.
+/// Applies what `make` makes, unless what has this digest was applied lately. Before the first time somebody has to look whose
+/// ConfigMap is there.
 async fn apply(
     ctx: &Context,
     namespace: &str,
     name: &str,
     digest: Vec<u8>,
+    former: Vec<Value>,
     make: impl FnOnce() -> ConfigMap,
 ) -> Result<(), Error> {
     let key = (namespace.to_owned(), name.to_owned());
-    let is_current = |(known, at): &(Vec<u8>, Instant)| *known == digest && at.elapsed() < HEAL;
-    let applied = ctx.applied_maps().get(&key).map(is_current);
-    if applied == Some(true) {
+    if ctx.applied_maps().get(&key).is_some_and(|map| map.digest == digest && map.at.elapsed() < HEAL) {
         return Ok(());
     }
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let api = Api::<ConfigMap>::namespaced(ctx.client.clone(), namespace);
-    if applied.is_none()
-        && let Some(found) = api.get_metadata_opt(name).await?
-    {
-        refuse_others(&found)?;
-    }
     ctx.ensure_leads()?;
     api.patch(name, &params, &Patch::Apply(&make())).await?;
-    ctx.applied_maps().insert(key, (digest, Instant::now()));
+    ctx.applied_maps().insert(key, AppliedMap { digest, at: Instant::now(), former });
     Ok(())
 }
 
@@ -191,7 +244,7 @@ mod tests {
     use crate::controller::Settings;
     use crate::controller::test_support::{Answers, MISSING, recording};
     use crate::leader::Leadership;
-    use crate::ledger::Policy;
+    use crate::litellm::Wanted;
     use crate::ops::Metrics;
 
     fn policy(uid: &str) -> Policy {
@@ -223,42 +276,94 @@ mod tests {
         assert!(less_one(found("somebody"), "a").is_none());
     }
 
-    const MAP: &str = "/api/v1/namespaces/llm/configmaps/m";
+    const AGENT: &str = "/api/v1/namespaces/llm/configmaps/tokenbudget-agent";
+    const MAP: &str = "/api/v1/namespaces/llm/configmaps/tokenbudget-litellm";
+    const LABELLED: &str = r#"{"metadata": {"name": "m", "labels": {"app.kubernetes.io/managed-by": "tokenbudget"}}}"#;
+    const MANAGED: &str = r#"{"metadata": {"name": "m", "managedFields": [{"manager": "tokenbudget"}]}}"#;
+    const THEIRS: &str = r#"{"metadata": {"name": "tokenbudget-litellm", "labels": {"app": "theirs"}}}"#;
 
-    /// Applies a ConfigMap twice, with something else the second time, and answers what was asked of the API server.
-    async fn applied(answers: Answers) -> (Result<(), Error>, Vec<String>) {
+    fn budget(name: &str) -> TokenBudget {
+        let row = serde_json::json!({"name": "gpt", "unit": "tokens", "budget": 9, "spent": 0, "denied": 0, "pool": 0,
+            "aside": 0, "safeShare": 0, "members": 0});
+        serde_json::from_value(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+            "metadata": {"name": name, "namespace": "llm", "uid": name}, "spec": {"targetRefs": [{"name": "litellm"}]},
+            "status": {"limits": [row]}}))
+        .unwrap()
+    }
+
+    /// Passes of TokenBudget a by an operator that has just begun, each with its policy in this version; empty: it cannot be
+    /// planned. Nor can b. Answers what came of it, and of each request its method, the ConfigMap, and the policies in it.
+    async fn kept_by(versions: &[&str], answers: Answers) -> (Result<(), Error>, Vec<String>) {
         let (client, told) = recording(answers);
         let ctx = Context::new(client, Settings::default(), Leadership::always(), Metrics::default());
+        let deployment = serde_json::json!({"metadata": {"name": "litellm", "namespace": "llm"}, "spec": {"selector": {},
+            "template": {"spec": {"containers": [{"name": "litellm"}]}}}});
+        let world = World::of(deployment.clone()).with_budgets([budget("a"), budget("b")]);
+        let target = Target {
+            deployment: serde_json::from_value::<k8s_openapi::api::apps::v1::Deployment>(deployment).unwrap().into(),
+            container: "litellm".to_owned(),
+            wanted: Wanted::default(),
+            size: crate::plan::Target { replicas: 1, most_replicas: None, surge: 0, workers: 1 },
+            pods: Vec::new(),
+            pods_without_agent: 0,
+        };
         let mut outcome = Ok(());
-        for digest in [b"first", b"other"] {
-            outcome = outcome.and(apply(&ctx, "llm", "m", digest.to_vec(), ConfigMap::default).await);
+        for version in versions {
+            if !version.is_empty() {
+                ctx.publish_policy(&budget("a"), &Policy { version: (*version).to_owned(), ..policy("a") });
+            }
+            outcome = outcome.and(keep(&budget("a"), &ctx, &world, &target).await);
         }
         let told = told.lock().unwrap().clone();
-        (outcome, told)
+        let short = |(method, path, body): &(String, String, String)| {
+            let map: ConfigMap = serde_json::from_str(body).unwrap_or_default();
+            let policies = map.data.and_then(|data| serde_json::from_str::<PolicyFile>(data.get(POLICIES)?).ok());
+            let policies = policies.unwrap_or_default().token_budgets.into_iter();
+            let policies: String = policies.map(|policy| format!(" {}={}", policy.uid, policy.version)).collect();
+            format!("{method} {}{policies}", path.rsplit('/').next().unwrap().trim_start_matches("tokenbudget-"))
+        };
+        (outcome, told.iter().map(short).collect())
+    }
+
+    async fn kept(answers: Answers) -> (Result<(), Error>, Vec<String>) {
+        kept_by(&["1", "2"], answers).await
     }
 
     #[tokio::test]
     async fn a_config_map_of_somebody_else_is_not_touched() {
-        let theirs = &[(MAP, 200, r#"{"metadata": {"name": "m", "labels": {"app": "theirs"}}}"#)];
-        let (outcome, told) = applied(theirs).await;
+        let (outcome, told) = kept(&[(AGENT, 200, LABELLED), (MAP, 200, THEIRS)]).await;
         let why = outcome.unwrap_err();
         let why = why.refusal().unwrap();
-        assert!(why.starts_with("ConfigMap m is there") && why.contains("delete it"), "{why}");
-        assert!(told.iter().all(|asked| asked == "GET"), "{told:?}");
+        assert!(why.starts_with("ConfigMap tokenbudget-litellm is there") && why.contains("delete it"), "{why}");
+        assert_eq!(told, ["GET agent", "PATCH agent", "GET litellm", "GET litellm"]);
+        let (outcome, told) = kept(&[(AGENT, 200, THEIRS), (MAP, 200, LABELLED)]).await;
+        assert!(outcome.is_err());
+        assert_eq!(told, ["GET agent", "GET agent"]);
     }
 
     #[tokio::test]
     async fn whose_a_config_map_is_is_asked_once() {
-        let labelled: Answers =
-            &[(MAP, 200, r#"{"metadata": {"name": "m", "labels": {"app.kubernetes.io/managed-by": "tokenbudget"}}}"#)];
-        let without: Answers =
-            &[(MAP, 200, r#"{"metadata": {"name": "m", "managedFields": [{"manager": "tokenbudget"}]}}"#)];
-        for found in [labelled, without] {
-            let (outcome, told) = applied(found).await;
+        for ours in [&[(AGENT, 200, LABELLED), (MAP, 200, LABELLED)], &[(AGENT, 200, MANAGED), (MAP, 200, MANAGED)]] {
+            let (outcome, told) = kept(ours).await;
             outcome.unwrap();
-            assert_eq!(told, ["GET", "PATCH", "PATCH"]);
+            let wanted = ["GET agent", "PATCH agent", "GET litellm", "PATCH litellm a=1", "PATCH litellm a=2"];
+            assert_eq!(told, wanted);
         }
-        let (_, told) = applied(&[(MAP, 404, MISSING)]).await;
-        assert_eq!(told[..2], ["GET", "PATCH"], "one that is not there is made");
+        let (_, told) = kept(&[(AGENT, 404, MISSING)]).await;
+        assert_eq!(told[..2], ["GET agent", "PATCH agent"], "one that is not there is made");
+    }
+
+    #[tokio::test]
+    async fn a_tokenbudget_that_cannot_be_planned_keeps_its_policy_and_holds_up_nobody() {
+        let before = found(OURS);
+        let body: &'static str = serde_json::to_string(&before).unwrap().leak();
+        let answers: Answers = Vec::leak(vec![(AGENT, 200, LABELLED), (MAP, 200, body)]);
+        let (outcome, told) = kept(answers).await;
+        outcome.unwrap();
+        assert_eq!(told[2..], ["GET litellm", "PATCH litellm a=1 b=x", "PATCH litellm a=2 b=x"]);
+        let (_, told) = kept_by(&["", "1"], answers).await;
+        assert_eq!(told[2..], ["GET litellm", "PATCH litellm a=x b=x", "PATCH litellm a=1 b=x"]);
+        let (_, told) = kept_by(&["", "1"], &[(AGENT, 200, LABELLED), (MAP, 404, MISSING)]).await;
+        assert_eq!(told[2..], ["GET litellm", "GET litellm", "PATCH litellm a=1"], "there is none to keep");
     }
 }

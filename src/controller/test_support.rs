@@ -20,14 +20,20 @@ pub fn answering(answers: Answers) -> Client {
     recording(answers).0
 }
 
-/// The same, and the methods of all requests so far.
-pub fn recording(answers: Answers) -> (Client, Arc<Mutex<Vec<String>>>) {
-    let told = Arc::<Mutex<Vec<String>>>::default();
+/// What was asked of a server: method, path and body of each request.
+pub type Asked = Arc<Mutex<Vec<(String, String, String)>>>;
+
+/// The same, and what was asked so far.
+pub fn recording(answers: Answers) -> (Client, Asked) {
+    let told = Asked::default();
     let tells = told.clone();
     let service = tower::service_fn(move |request: axum::http::Request<kube::client::Body>| {
-        tells.lock().expect("nobody panics with it").push(request.method().to_string());
+        let tells = tells.clone();
         async move {
-            let path = request.uri().path();
+            let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
+            let body = request.into_body().collect_bytes().await.expect("a body");
+            let body = String::from_utf8_lossy(&body).into_owned();
+            tells.lock().expect("nobody panics with it").push((method, path.clone(), body));
             let known = answers.iter().find(|(known, ..)| *known == path);
             let (_, status, body) = known.copied().unwrap_or(("", 404, "404 page not found"));
             let answer = axum::http::Response::builder().status(status);

@@ -280,4 +280,16 @@ impl World {
             filling: Arc::new(Filling { left: AtomicUsize::new(0), synced: Mutex::default() }),
         }
     }
+
+    /// The same with these TokenBudgets.
+    pub fn with_budgets(mut self, budgets: impl IntoIterator<Item = TokenBudget>) -> Self {
+        let (store, mut writer) = reflector::store();
+        for budget in budgets {
+            let event = watcher::Event::Apply(budget);
+            self.indices.budgets.take(&event, targets);
+            writer.apply_watcher_event(&event);
+        }
+        self.budgets = store;
+        self
+    }
 }
