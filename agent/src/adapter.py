@@ -324,8 +324,9 @@ class Adapter:
         return books
 
     def skips_filter(self, model: str | None) -> bool:
-        """Whether LiteLLM goes to the check without asking the filter (async_get_available_deployment)."""
-        return model in self.matched or self.strategy() not in FILTERED
+        """Whether LiteLLM goes to the check without asking the filter (async_get_available_deployment): also
+        where it reads the deployment out of another id (Router._init_responses_api_endpoints)."""
+        return not model or model in self.matched or self.strategy() not in FILTERED
 
     def strategy(self) -> str:
         found = getattr(self.router, "routing_strategy", None) or FILTERED[0]

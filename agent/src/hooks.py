@@ -12,8 +12,9 @@ from litellm.integrations.custom_logger import CustomLogger
 from .agent import Agent
 from .book import within_reason
 from .constants import LATE_WAIT, LIFTED, MOST_STAMPS, STALE_CHECK
+from .estimates import is_governed
 from .refusal import Refused, RefusedLate
-from .request import UNREAD, Request, _called, _request, _unfiltered, model_id, weakly
+from .request import UNREAD, Called, Request, _called, _request, _unfiltered, model_id, weakly
 from .shapes import Data, Deployment, Needs
 from .start import restart_after_fork
 
@@ -59,10 +60,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
     ) -> None:
         """At the proxy's door: the only hook that sees an embedding's input before the router."""
         try:
-            self.agent.at_the_door(data, str(call_type))
-            if self.agent.adapter.skips_filter(data.get("model")):
-                call, called = data.get("litellm_logging_obj"), self.agent.called(data)
-                _unfiltered.set(self.agent.calls.keep(call, called))
+            self.came(data, str(getattr(call_type, "value", call_type)))
         except Exception as error:
             self.agent.fault("pre-call hook", error)
 
@@ -183,6 +181,18 @@ class Hooks(CustomLogger):  # type: ignore[misc]
 
     # -- what they do
 
+    def came(self, data: Data, call_type: str) -> None:
+        """The check may be the next that is asked, in another task."""
+        agent, call = self.agent, data.get("litellm_logging_obj")
+        if is_governed(call_type):
+            agent.at_the_door(data, call_type)
+            if not agent.adapter.skips_filter(data.get("model")):
+                return
+            called = agent.called(data)
+        else:
+            called = Called(data.get("litellm_call_id") or "", weakly(call), (0.0, {}, call_type))
+        _unfiltered.set(agent.calls.keep(call, called))
+
     async def filter(self, deployments: list[Deployment], messages: Any, kwargs: Data) -> list[Deployment]:
         agent = self.agent
         if not agent.governors or not isinstance(deployments, list) or not deployments:
@@ -190,7 +200,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         if agent.pid != os.getpid():
             restart_after_fork()
         previous = _request.request()
-        called = agent.called(kwargs, previous.called if previous else None)
+        called = agent.called(kwargs, previous.called if previous else _called.get() or _unfiltered.get()())
         again = previous is not None and previous.call_id == called.call_id
         tried = previous.attempt if previous else None
         if again and tried is not None:  # this is the next attempt of the same request
@@ -259,6 +269,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
                 return
             previous = _request.request()
             called = _unfiltered.get()() or (previous.called if previous else _called.get())
+            if called is not None and not called.is_governed():
+                return
             request = Request(called or agent.called({}), {}, None)
             request.needs = {key: agent.needs(request, deployment, books)}
             _request.set(request)
@@ -312,6 +324,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         books = agent.adapter.matched.get(str(deployment))
         if books and call_type not in NOT_COUNTED:
             agent.count(books, within_reason(logged.get("total_tokens") or 0))
+        if not is_governed(call_type or ""):
+            return None  # what it used is told of a call that was settled before
         # A fallback's usage is not that of another deployment's attempt.
         attempt = agent.open_attempt(kwargs, str(deployment) if deployment else None, copied=True)
         if attempt is None:

@@ -11,7 +11,7 @@ from typing import Any
 from .adapter import Adapter
 from .book import Book
 from .constants import IMAGE_TOKENS, LIFTED, MESSAGE_TOKENS
-from .estimates import ASKED, CONTENT, OUTPUTS, TIMES, WORDS, has_no_output, size_of
+from .estimates import ASKED, CONTENT, OUTPUTS, TIMES, WORDS, has_no_output, is_governed, size_of
 from .ring import Charge
 from .shapes import Body, Data, Deployment, Needs
 
@@ -31,6 +31,9 @@ class Called:
     def is_of(self, call: object) -> bool:
         """Whether this is LiteLLM's own object of it: what is found by an object's id is looked at first."""
         return (None if self.call is None else self.call()) is call
+
+    def is_governed(self) -> bool:
+        return self.body is None or is_governed(self.body[2])
 
     def is_open(self) -> bool:
         """Whether LiteLLM still has the call."""

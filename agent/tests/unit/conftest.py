@@ -73,7 +73,7 @@ class FakeAdapter:
         pass
 
     def skips_filter(self, model):
-        return model == "d1"
+        return not model or model == "d1"
 
     def max_output(self, deployment, model):
         return None

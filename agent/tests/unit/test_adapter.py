@@ -29,6 +29,8 @@ def test_an_entry_that_comes_and_goes_between_two_refreshes_is_forgotten(agent, 
     router.model_list.append(entry("second"))
     assert adapter.books_of(router.model_list[1]), "governed from its first request"
     assert adapter.skips_filter("second"), "its id is a name"
+    assert adapter.skips_filter(None), "LiteLLM reads it out of another id"
+    assert not adapter.skips_filter("gpt")
     router.model_list.pop()
     adapter.refresh()
     assert not adapter.skips_filter("second")

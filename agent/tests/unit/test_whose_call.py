@@ -58,7 +58,7 @@ def test_a_copy_of_the_details_settles_the_call_id(tb, agent, calls):
 def test_each_request_is_charged_for_what_its_own_client_sent(tb, agent, calls):
     async def both():
         hooks = tb.Hooks(agent)
-        sent = [{"litellm_call_id": "same", "litellm_logging_obj": call} for call in calls]
+        sent = [{"litellm_call_id": "same", "litellm_logging_obj": call, "model": "gpt"} for call in calls]
         for data, size in zip(sent, (3000, 30)):
             await hooks.async_pre_call_hook(None, None, {**data, "input": "x" * size}, "aembedding")
         return [agent.called(data).body[1]["input"] for data in sent]
@@ -134,7 +134,7 @@ def test_what_clients_of_ungoverned_models_sent_is_not_kept(tb, agent, monkeypat
 
     async def ask():
         hooks = tb.Hooks(agent)
-        kwargs = {"litellm_call_id": "a", "messages": MESSAGES}
+        kwargs = {"litellm_call_id": "a", "model": "gpt", "messages": MESSAGES}
         await hooks.async_pre_call_hook(None, None, kwargs, "acompletion")
         assert len(agent.bodies) == 1
         await hooks.async_filter_deployments("gpt", [DEPLOYMENT], MESSAGES, kwargs)

@@ -1,0 +1,77 @@
+"""Calls in which no model works: they are neither charged nor refused, and settle nothing."""
+
+import asyncio
+
+import pytest
+from support.calls import DEPLOYMENT, Logging, attempt, done, spent
+
+FETCHES = [
+    *("aget_responses", "acancel_responses", "adelete_responses", "alist_input_items", "acreate_file"),
+    *("afile_content", "avideo_status", "avideo_content", "aretrieve_batch"),
+    *("acreate_batch", "acancel_batch", "acreate_fine_tuning_job", "avector_store_search"),
+    *("aretrieve_container", "pass_through_endpoint"),
+]
+
+
+@pytest.mark.parametrize("call_type", FETCHES)
+def test_a_call_that_fetches_is_charged_nothing_and_settles_nothing(tb, agent, call_type):
+    """GET /v1/responses/{id}: the deployment is in the id, so the filter is not asked; the router has a
+    task of its own."""
+
+    async def fetched():
+        hooks, call = tb.Hooks(agent), Logging("a")
+        data = {"litellm_call_id": "a", "litellm_logging_obj": call, "response_id": "r", "model": None}
+        await hooks.async_pre_call_hook(None, None, data, call_type)
+
+        async def routed():
+            await hooks.async_pre_call_check(DEPLOYMENT, None)
+            await hooks.async_pre_call_deployment_hook(data, None)
+            hooks.log_pre_api_call("gpt", [], data)
+            usage = {"total_tokens": 5000, "model_id": "d1"}
+            details = {**data, "call_type": call_type, "standard_logging_object": usage}
+            await hooks.async_log_success_event(details, None, None, None)
+
+        await asyncio.create_task(routed())
+
+    asyncio.run(attempt(tb, agent, "a", 1000))  # a client may have chosen the same id
+    before = spent(agent)
+    asyncio.run(fetched())
+    assert spent(agent) == before
+    assert len(agent.attempts["a"]) == 1
+    assert not agent.bodies
+    assert not agent.faults
+    done(tb, agent, "a", 70)
+    assert spent(agent) == {"tokens": 70, "requests": 1}
+
+
+def test_a_call_whose_model_is_in_another_id_is_matched_by_its_own(tb, agent):
+    """POST /v1/videos/{id}/remix."""
+
+    async def remixed():
+        hooks, call = tb.Hooks(agent), Logging("a")
+        data = {"litellm_call_id": "a", "litellm_logging_obj": call, "prompt": "x" * 30, "max_tokens": 500}
+        await hooks.async_pre_call_hook(None, None, data, "avideo_remix")
+        await asyncio.create_task(hooks.async_pre_call_check(DEPLOYMENT, None))
+        return call
+
+    call = asyncio.run(remixed())
+    assert 500 < spent(agent)["tokens"] < 530
+    done(tb, agent, "a", 70, litellm_logging_obj=call)
+    assert spent(agent) == {"tokens": 70, "requests": 1}
+    assert not agent.attempts
+
+
+def test_what_came_without_a_model_is_estimated_where_the_filter_is_asked_after_all(tb, agent):
+    """A fallback to a group of deployments."""
+
+    async def fallback():
+        hooks, call = tb.Hooks(agent), Logging("a")
+        data = {"litellm_call_id": "a", "litellm_logging_obj": call, "input": "x" * 3000}
+        await hooks.async_pre_call_hook(None, None, data, "aembedding")
+        router = {"litellm_call_id": "a", "litellm_logging_obj": call}
+        await hooks.async_filter_deployments("gpt", [DEPLOYMENT], None, router)
+        await hooks.async_pre_call_check(DEPLOYMENT, None)
+        return call
+
+    assert asyncio.run(fallback())
+    assert spent(agent)["tokens"] == 3 + 4 + 1000
