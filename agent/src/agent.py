@@ -60,7 +60,7 @@ class Agent:
         self.bodies = {}  # call -> what came to the door for it, until it comes to the router
         self.waiters = {}  # future -> [(book, need)]
         self.stamps_known = set()  # call types and models that were seen to pass log_pre_api_call
-        self.calls, self.connections = Calls(), math.inf
+        self.calls, self.connections, self.overdue = Calls(), math.inf, 0
         self.faults, self.logged = {}, {}
         self.drift, self.outside = Drift(), Outside()
         self.last_tick, self.last_sweep = None, 0.0
@@ -212,7 +212,7 @@ class Agent:
             body = came.body
         elif previous is not None and previous.call_id == call_id:
             body = previous.body  # another attempt of the same request
-        return Called(call_id, weakly(call), body)
+        return Called(call_id, weakly(call), body, made_up=not data.get("litellm_call_id"))
 
     def sweep(self, now: float) -> None:
         for key, came in list(self.bodies.items()):
@@ -223,7 +223,9 @@ class Agent:
                 if attempt.forgotten() or now - attempt.reserved > ATTEMPT_BOUND:
                     self.failed(attempt, None)
                 elif not attempt.stamped and now - attempt.reserved > UNSENT_BOUND:
+                    attempt.overdue = not attempt.hooked
                     self.stamp(attempt, now)
+            self.overdue = sum(all(a.overdue for a in attempts) for attempts in self.attempts.values())
 
     # -- needs and admission
 
@@ -364,7 +366,7 @@ class Agent:
         then it is in no slot, and leaves no window, before it ends."""
         with self.lock:
             attempt.stamped = True
-            if len(self.attempts) > self.connections:
+            if len(self.attempts) - self.overdue > self.connections and not attempt.overdue:
                 return
             for book, charge in attempt.charges:
                 book.ring.stamp(charge, now)

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from .request import Attempt, Called
+from .request import Attempt, Called, _request
 from .shapes import Data
 
 
@@ -86,3 +86,19 @@ class Calls:
             if calls.get(key) is known:
                 del calls[key]
         known.answered = known.called = None  # which know it
+
+
+def adopt(attempts: dict[str | None, list[Attempt]], call_id: str | None) -> Attempt | None:
+    """LiteLLM made the id of its call after the check: under it goes what the check of this task reserved."""
+    request = _request.request()
+    own = None if request is None else request.attempt
+    if request is None or own is None or own.hooked or own.ended:
+        return None
+    if not call_id or not request.called.made_up:
+        return None
+    still = [attempt for attempt in attempts.pop(own.call_id, ()) if attempt is not own]
+    if still:
+        attempts[own.call_id] = still
+    own.call_id = call_id
+    attempts.setdefault(call_id, []).append(own)
+    return own

@@ -11,6 +11,7 @@ from litellm.integrations.custom_logger import CustomLogger
 
 from .agent import Agent
 from .book import within_reason
+from .calls import adopt
 from .constants import LATE_WAIT, LIFTED, MOST_STAMPS, STALE_CHECK
 from .estimates import is_governed
 from .refusal import Refused, RefusedLate
@@ -211,6 +212,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             _called.set(called)
             return deployments
         request = Request(called, kwargs, messages)
+        if not kwargs.get("litellm_call_id"):  # LiteLLM hands these on, and makes an id only later
+            kwargs["litellm_call_id"] = called.call_id
         if previous is not None and not again and tried is None:
             request.nested_in(previous)
         asked = [(d, agent.needs(request, d, books)) for d, books in governed]
@@ -288,8 +291,13 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         """Admits again what was reserved too long ago: the process may have been frozen in between."""
         agent = self.agent
         attempt = agent.open_attempt(kwargs)
+        if attempt is None:
+            with agent.lock:
+                attempt = adopt(agent.attempts, kwargs.get("litellm_call_id"))
         if attempt is None or attempt.stamped:
             return
+        if not attempt.hooked and not is_governed(call_type):
+            return agent.end(attempt, never_sent=True)
         attempt.hooked, attempt.kind = True, (call_type, attempt.model)
         attempt.call = weakly(kwargs.get("litellm_logging_obj")) or attempt.call
         boot, wall = agent.clock.boot(), agent.clock.wall()

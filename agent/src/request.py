@@ -20,13 +20,20 @@ class Called:
     """A request as LiteLLM knows it, in all its attempts. The client may choose the call id
     (x-litellm-call-id), the same for two requests: LiteLLM's own object of the call tells them apart."""
 
-    __slots__ = ("call_id", "call", "body", "__weakref__")
+    __slots__ = ("call_id", "call", "body", "made_up", "__weakref__")
     call_id: str
     call: weakref.ref[Any] | None
     body: Body | None  # what the client sent, if it came through the proxy's door
+    made_up: bool  # LiteLLM has no id for it yet
 
-    def __init__(self, call_id: str, call: weakref.ref[Any] | None = None, body: Body | None = None) -> None:
-        self.call_id, self.call, self.body = call_id, call, body
+    def __init__(
+        self,
+        call_id: str,
+        call: weakref.ref[Any] | None = None,
+        body: Body | None = None,
+        made_up: bool = False,
+    ) -> None:
+        self.call_id, self.call, self.body, self.made_up = call_id, call, body, made_up
 
     def is_of(self, call: object) -> bool:
         """Whether this is LiteLLM's own object of it: what is found by an object's id is looked at first."""
@@ -131,6 +138,7 @@ class Attempt:
         "hooked",
         "stamped",
         "ended",
+        "overdue",
         "kind",
         "call",
         "task",
@@ -146,6 +154,7 @@ class Attempt:
     hooked: bool
     stamped: bool
     ended: bool
+    overdue: bool  # nobody came for it: it is taken as sent, and holds no connection
     kind: tuple[str, str] | None  # call type and model
     call: weakref.ref[Any] | None  # LiteLLM's own object of this call: when it is gone, no event will come
     task: weakref.ref[Any] | None  # that reserved it
@@ -157,7 +166,7 @@ class Attempt:
         # Not the request itself: the two would hold each other until Python's collector runs.
         self.chars, self.overhead, self.n = request.chars, request.overhead, request.n
         self.charges, self.reserved = charges, now
-        self.hooked = self.stamped = self.ended = False
+        self.hooked = self.stamped = self.ended = self.overdue = False
         self.kind, self.call = None, request.called.call
         self.task = weakly(this_task())
 
