@@ -17,7 +17,6 @@ from .calls import Calls
 from .clock import Clock
 from .constants import (
     ATTEMPT_BOUND,
-    BODY_BOUND,
     MARGIN,
     NAMED_DEPLOYMENTS,
     STALL,
@@ -41,7 +40,6 @@ class Agent:
     env: Mapping[str, str]
     governors: dict[str, Governor]
     attempts: dict[str | None, list[Attempt]]  # the open ones; no key is None, but some ask for it
-    bodies: dict[object, Called]
     waiters: dict[asyncio.Future[None], Needs]
     stamps_known: set[tuple[str, str]]
     connections: float  # at most, to one host
@@ -57,7 +55,6 @@ class Agent:
         self.lock = threading.RLock()
         self.governors, self.attempts = {}, {}
         self.estimates = Estimates(lambda *of: self.adapter.max_output(*of) if self.adapter else None)
-        self.bodies = {}  # call -> what came to the door for it, until it comes to the router
         self.waiters = {}  # future -> [(book, need)]
         self.stamps_known = set()  # call types and models that were seen to pass log_pre_api_call
         self.calls, self.connections, self.overdue = Calls(), math.inf, 0
@@ -198,15 +195,13 @@ class Agent:
             call, call_id = data.get("litellm_logging_obj"), data.get("litellm_call_id") or ""
             asked = {name: data[name] for name in ASKED if name in data}
             known = None if call is None else self.calls.came(call, data)
-            self.bodies[key] = Called(call_id, known, (self.clock.boot(), asked, call_type))
+            self.calls.bodies[key] = Called(call_id, known, (self.clock.boot(), asked, call_type))
 
     def called(self, data: Data, previous: Called | None = None) -> Called:
         """Whose call `data` is, with what the client sent, which is kept no longer than this."""
         call_id = data.get("litellm_call_id") or uuid.uuid4().hex
-        call, key = data.get("litellm_logging_obj"), call_key(data)
-        came, body = self.bodies.get(key), None
-        if came is not None and came.is_of(call):
-            self.bodies.pop(key, None)
+        call, came, body = data.get("litellm_logging_obj"), self.calls.take(data), None
+        if came is not None:
             if came.call_id == call_id:
                 return came
             body = came.body
@@ -215,9 +210,7 @@ class Agent:
         return Called(call_id, weakly(call), body, made_up=not data.get("litellm_call_id"))
 
     def sweep(self, now: float) -> None:
-        for key, came in list(self.bodies.items()):
-            if came.body is not None and now - came.body[0] > BODY_BOUND:
-                self.bodies.pop(key, None)
+        self.calls.sweep(now)
         with self.lock:
             for attempt in [a for attempts in self.attempts.values() for a in attempts]:
                 if attempt.forgotten() or now - attempt.reserved > ATTEMPT_BOUND:

@@ -6,7 +6,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from .request import Attempt, Called, _request
+from .constants import BODY_BOUND
+from .request import Attempt, Called, _request, call_key
 from .shapes import Data
 
 
@@ -33,6 +34,7 @@ class Calls:
         self.by_object: dict[int, Known] = {}
         self.by_data: dict[int, Known] = {}
         self.answered: dict[str, Known] = {}  # by call id
+        self.bodies: dict[object, Called] = {}  # what came to the door, until it comes to the router
 
     def of(self, call: object) -> Known | None:
         """None for an object that cannot be known weakly."""
@@ -51,6 +53,20 @@ class Calls:
             known.data = id(data)
             self.by_data[known.data] = known
         return known
+
+    def take(self, data: Data) -> Called | None:
+        """What came to the door for this call; it is not kept any longer."""
+        key = call_key(data)
+        came = self.bodies.get(key)
+        if came is None or not came.is_of(data.get("litellm_logging_obj")):
+            return None
+        self.bodies.pop(key, None)
+        return came
+
+    def sweep(self, now: float) -> None:
+        for key, came in list(self.bodies.items()):
+            if came.body is not None and now - came.body[0] > BODY_BOUND:
+                self.bodies.pop(key, None)
 
     def with_call(self, data: Data) -> Data:
         """What came to the proxy's door, with LiteLLM's own object of the call, which it takes out before the
@@ -85,6 +101,9 @@ class Calls:
         for calls, key in kept:
             if calls.get(key) is known:
                 del calls[key]
+        came = self.bodies.get(known.key)
+        if came is not None and came.call is known:  # it was refused before it came to the router
+            self.bodies.pop(known.key, None)
         known.answered = known.called = None  # which know it
 
 

@@ -173,6 +173,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         left alone: LiteLLM before 1.92 does not cancel the call when a guardrail beside it fails."""
         try:
             data = self.agent.calls.with_call(request_data)
+            self.agent.calls.take(data)
             still = [a for a in self.agent.open_attempts(data) if not a.runs()]
             for attempt in still:  # what it failed with is what became of the last attempt
                 last = attempt is still[-1] and not isinstance(original_exception, Refused)

@@ -38,7 +38,7 @@ def test_a_call_that_fetches_is_charged_nothing_and_settles_nothing(tb, agent, c
     asyncio.run(fetched())
     assert spent(agent) == before
     assert len(agent.attempts["a"]) == 1
-    assert not agent.bodies
+    assert not agent.calls.bodies
     assert not agent.faults
     done(tb, agent, "a", 70)
     assert spent(agent) == {"tokens": 70, "requests": 1}

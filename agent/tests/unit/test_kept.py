@@ -61,7 +61,7 @@ def test_what_begins_in_a_request_and_goes_on_keeps_nothing_of_it(tb, agent):
 def test_only_what_counts_of_a_request_is_kept_from_the_door_on(tb, agent):
     call = Logging("a")
     agent.at_the_door(request_of(call, user="me", metadata={}), "acompletion")
-    (came,) = agent.bodies.values()
+    (came,) = agent.calls.bodies.values()
     assert came.body[1] == {"messages": MESSAGES, "max_tokens": 100}
 
 
@@ -69,12 +69,12 @@ def test_an_id_that_comes_again_is_not_the_same_call(tb, agent):
     """Of an object that came to the door, and was gone before the router was asked."""
     gone, other = Logging("a"), Logging("b")
     agent.at_the_door(request_of(gone), "acompletion")
-    agent.bodies = {id(other): agent.bodies.pop(id(gone))}
+    agent.calls.bodies = {id(other): agent.calls.bodies.pop(id(gone))}
     del gone
     assert agent.called({"litellm_call_id": "b", "litellm_logging_obj": other}).body is None
     agent.clock.now += 31
     agent.sweep(agent.clock.now)
-    assert not agent.bodies
+    assert not agent.calls.bodies
 
 
 def test_a_long_task_keeps_only_the_requests_that_are_open(tb, agent):
@@ -116,3 +116,32 @@ def test_the_models_that_are_known_to_be_stamped_are_so_many_at_most(tb, agent, 
         wild = {**DEPLOYMENT, "litellm_params": {"model": f"openai/made-up-{number}"}}
         asyncio.run(attempt(tb, agent, str(number), 10, [wild]))
     assert len(agent.stamps_known) == 5
+
+
+@pytest.mark.parametrize("ends", ["by LiteLLM's word", "without a word"])
+def test_what_was_refused_between_the_door_and_the_router_is_not_kept(tb, agent, ends):
+    """By LiteLLM's own limits of keys, or a guardrail: with bodies of 1 MB it is much."""
+
+    async def refused(data):
+        hooks = tb.Hooks(agent)
+        await hooks.async_pre_call_hook(None, None, data, "acompletion")
+        assert len(agent.calls.bodies) == 1
+        if ends == "by LiteLLM's word":
+            del data["litellm_logging_obj"]
+            await hooks.async_post_call_failure_hook(data, RuntimeError("over the limit of its key"), None)
+            assert not agent.calls.bodies
+
+    call = Logging("a")
+    asyncio.run(refused(request_of(call, model="gpt")))
+    del call
+    gc.collect()
+    assert not agent.calls.bodies
+    assert not agent.calls.by_object
+
+
+def test_of_a_call_that_passes_the_router_by_nothing_is_kept(tb, agent):
+    call = Logging("a")
+    data = request_of(call, model="gpt")
+    asyncio.run(tb.Hooks(agent).async_pre_call_hook(None, None, data, "pass_through_endpoint"))
+    assert not agent.calls.bodies
+    assert call

@@ -64,7 +64,7 @@ def test_each_request_is_charged_for_what_its_own_client_sent(tb, agent, calls):
         return [agent.called(data).body[1]["input"] for data in sent]
 
     assert [len(text) for text in asyncio.run(both())] == [3000, 30]
-    assert not agent.bodies
+    assert not agent.calls.bodies
 
 
 def test_a_call_id_in_steady_use_keeps_only_its_open_attempts(tb, agent):
@@ -136,11 +136,11 @@ def test_what_clients_of_ungoverned_models_sent_is_not_kept(tb, agent, monkeypat
         hooks = tb.Hooks(agent)
         kwargs = {"litellm_call_id": "a", "model": "gpt", "messages": MESSAGES}
         await hooks.async_pre_call_hook(None, None, kwargs, "acompletion")
-        assert len(agent.bodies) == 1
+        assert len(agent.calls.bodies) == 1
         await hooks.async_filter_deployments("gpt", [DEPLOYMENT], MESSAGES, kwargs)
 
     asyncio.run(ask())
-    assert not agent.bodies
+    assert not agent.calls.bodies
 
 
 def litellm_error(name, cause=None, context=None):
