@@ -6,6 +6,7 @@ import bisect
 import collections
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,13 +15,26 @@ from .constants import MOST_PARTS, UNKNOWN_OUTPUT
 from .request import Attempt, Request
 from .shapes import Deployment
 
-IMAGES = ("image_url", "image", "input_image", "input_audio", "file", "document", "input_file")
+# Parts that are one picture, sound or file each, however long they are.
+IMAGES = frozenset(
+    (
+        *("image_url", "image", "input_image", "computer_screenshot", "image_generation_call"),
+        *("input_audio", "audio_url", "video_url", "input_video", "file", "document", "input_file"),
+    )
+)
+LONG_WORD = 4096  # characters: no text has one
+# What begins so is no text: a data URL, or base64, of which LONG_WORD / 2 characters are looked at.
+ENCODED = re.compile(r"data:[^\s,]{0,256},|[A-Za-z0-9+/=_-]{%d}" % (LONG_WORD // 2))
+
+
+def is_encoded(text: str) -> bool:
+    return (len(text) > LONG_WORD or text.startswith("data:")) and ENCODED.match(text) is not None
 
 
 def size_of(value: object) -> tuple[int, int]:
     """Characters of text, and images, in a message, a prompt, a tool definition."""
     if isinstance(value, str):
-        return len(value), 0
+        return (0, 1) if is_encoded(value) else (len(value), 0)
     chars, images, left, looked = 0, 0, [value], 0
     while left:  # without recursion: a client may nest a body deeper than Python's stack
         value, looked = left.pop(), looked + 1
@@ -28,7 +42,8 @@ def size_of(value: object) -> tuple[int, int]:
             raise ValueError("a body of more than %d parts, or one that contains itself" % MOST_PARTS)
         values: Iterable[object]
         if isinstance(value, dict):
-            if value.get("type") in IMAGES:
+            kind = value.get("type")
+            if isinstance(kind, str) and kind in IMAGES:
                 images += 1
                 continue
             values = value.values()
@@ -42,7 +57,10 @@ def size_of(value: object) -> tuple[int, int]:
             continue
         for item in values:
             if isinstance(item, str):  # most are
-                chars += len(item)
+                if is_encoded(item):
+                    images += 1
+                else:
+                    chars += len(item)
             else:
                 left.append(item)
     return chars, images

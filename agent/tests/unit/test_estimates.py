@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 
 import pytest
 from support.calls import DEPLOYMENT, spent
@@ -37,7 +38,7 @@ def plainly(tb, value):
     """What counts, level by level."""
     if isinstance(value, str):
         return len(value), 0
-    if isinstance(value, dict) and value.get("type") in tb.IMAGES:
+    if isinstance(value, dict) and value.get("type") in list(tb.IMAGES):
         return 0, 1
     if isinstance(value, list) and value and isinstance(value[0], int):
         return 4 * len(value), 0
@@ -71,3 +72,49 @@ def test_a_body_that_contains_itself_ends(tb):
     body["content"] = [body]
     with pytest.raises(ValueError, match="contains itself"):
         tb.size_of(body)
+
+
+BASE64 = "iVBORw0KGgo" + "A" * 1_000_000
+URL = "data:image/png;base64," + BASE64
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": URL}},
+        {"type": "computer_call_output", "output": {"type": "to be invented", "image_url": URL}},
+        {"type": "image_generation_call", "result": BASE64},
+        {"type": "video_url", "video_url": {"url": URL}},
+        {"type": "to be invented", "result": BASE64},
+        [URL],
+        URL,
+    ],
+)
+def test_what_is_encoded_is_one_picture_wherever_it_stands(tb, part):
+    chars, images = tb.size_of(part)
+    assert chars < 50
+    assert images == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a text " * 10_000,
+        "\u6f22\u5b57" * 10_000,
+        "data: 1, 2, 3 " * 1000,
+        '{"a":1,"b":[2,3]}' * 1000,
+        "A" * 4096,
+        "data:",
+    ],
+    ids=["words", "no white space", "data", "json", "short", "a word"],
+)
+def test_what_is_text_is_counted_as_text(tb, text):
+    assert tb.size_of({"content": text}) == (len(text), 0)
+
+
+def test_a_long_text_is_not_read_through(tb):
+    text = "A" * 10_000_000
+    start = time.thread_time()
+    for _ in range(100):
+        tb.size_of([text])
+    assert time.thread_time() - start < 0.1
