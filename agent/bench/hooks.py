@@ -120,7 +120,8 @@ async def main():
     )  # without it every admission sees a loop that stands still
     out, numbers, count = {}, itertools.count(), int(sys.argv[2])
     for name, size in SIZES.items():
-        took = await timed(lambda text=("text " * size)[:size]: one(hooks, router, next(numbers), text), count)
+        prompt = ("text " * size)[:size]
+        took = await timed(lambda text=prompt: one(hooks, router, next(numbers), text), count)
         out[f"hooks alone, prompt of {name}"] = [middle, _] = middle_and_high(took)
     out["a loop of plain Python that takes as long"] = await machine(middle, count)
     watching.cancel()

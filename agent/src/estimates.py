@@ -22,6 +22,8 @@ IMAGES = frozenset(
         *("input_audio", "audio_url", "video_url", "input_video", "file", "document", "input_file"),
     )
 )
+INLINE = frozenset(("inlineData", "inline_data", "fileData", "file_data"))
+FILE = frozenset(("data", "fileUri", "file_uri"))
 LONG_WORD = 4096  # characters: no text has one
 # What begins so is no text: a data URL, or base64, of which LONG_WORD / 2 characters are looked at.
 ENCODED = re.compile(r"data:[^\s,]{0,256},|[A-Za-z0-9+/=_-]{%d}" % (LONG_WORD // 2))
@@ -29,6 +31,19 @@ ENCODED = re.compile(r"data:[^\s,]{0,256},|[A-Za-z0-9+/=_-]{%d}" % (LONG_WORD //
 
 def is_encoded(text: str) -> bool:
     return (len(text) > LONG_WORD or text.startswith("data:")) and ENCODED.match(text) is not None
+
+
+def is_inline(part: dict[str, object]) -> bool:
+    """Whether a part of Gemini's, which have no type, is a file. Tools may have parameters of these names."""
+    if INLINE.isdisjoint(part):
+        return False
+    files = [part[name] for name in INLINE if name in part]
+    return any(isinstance(file, dict) and not FILE.isdisjoint(file) for file in files)
+
+
+def is_text(source: object) -> bool:
+    """Whether a document (Anthropic) is none to be looked at, but a text or parts."""
+    return isinstance(source, dict) and source.get("type") in ("text", "content")
 
 
 def size_of(value: object) -> tuple[int, int]:
@@ -43,9 +58,10 @@ def size_of(value: object) -> tuple[int, int]:
         values: Iterable[object]
         if isinstance(value, dict):
             kind = value.get("type")
-            if isinstance(kind, str) and kind in IMAGES:
-                images += 1
-                continue
+            if is_inline(value) if kind is None else isinstance(kind, str) and kind in IMAGES:
+                if kind != "document" or not is_text(value.get("source")):
+                    images += 1
+                    continue
             values = value.values()
         elif isinstance(value, (list, tuple)):
             if value and isinstance(value[0], int):  # token ids
@@ -117,11 +133,17 @@ class Learned:
 
 
 # What counts of a request's body.
-CONTENT = ("messages", "input", "prompt")  # the first of these
-WORDS = frozenset(("tools", "functions", "system", "instructions", "response_format"))  # and all of these
-OUTPUTS = ("max_tokens", "max_completion_tokens", "max_output_tokens")  # the largest
-TIMES = frozenset(("n", "best_of"))
-ASKED = (*CONTENT, *WORDS, *OUTPUTS, *TIMES)
+CONTENT = ("messages", "input", "prompt", "contents")  # the first of these
+WORDS = frozenset(  # and all of these
+    (
+        *("tools", "functions", "system", "instructions", "response_format"),
+        *("systemInstruction", "system_instruction"),
+    )
+)
+OUTPUTS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens")  # the largest
+TIMES = frozenset(("n", "best_of", "candidateCount", "candidate_count"))
+CONFIGS = ("config", "generationConfig")  # Gemini's: some of these are in it
+ASKED = (*CONTENT, *WORDS, *OUTPUTS, *TIMES, *CONFIGS)
 NO_OUTPUT = ("embedding", "rerank", "moderation", "transcription", "speech", "image", "ocr", "search")
 
 

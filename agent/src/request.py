@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from .adapter import Adapter
 from .book import Book
 from .constants import IMAGE_TOKENS, LIFTED, MESSAGE_TOKENS
-from .estimates import ASKED, CONTENT, OUTPUTS, TIMES, WORDS, has_no_output, is_governed, size_of
+from .estimates import ASKED, CONFIGS, CONTENT, OUTPUTS, TIMES, WORDS, has_no_output, is_governed, size_of
 from .ring import Charge
 from .shapes import Body, Data, Deployment, Needs
 
@@ -92,7 +93,9 @@ class Request:
         self.messages = len(content) if isinstance(content, list) else 1
         self.output, self.n = None, 1
         prompts = prompts_in(content)
-        for name, value in given.items():
+        configs = [given[name] for name in CONFIGS if name in given]
+        stated = [config for config in configs if isinstance(config, dict)]
+        for name, value in itertools.chain(given.items(), *(config.items() for config in stated)):
             if name in OUTPUTS:
                 if isinstance(value, (int, float)) and value > (self.output or 0):
                     self.output = min(value, LIFTED)  # JSON's 1e400 is infinite

@@ -118,3 +118,65 @@ def test_a_long_text_is_not_read_through(tb):
     for _ in range(100):
         tb.size_of([text])
     assert time.thread_time() - start < 0.1
+
+
+TEXT = "some text " * 300
+
+
+def needed(tb, agent, data, messages=None):
+    request = tb.Request(tb.Called("a"), data, messages)
+    return agent.estimates.need(request, DEPLOYMENT, books(agent)["tokens"])
+
+
+@pytest.mark.parametrize("config", ["config", "generationConfig"])
+@pytest.mark.parametrize("most", ["maxOutputTokens", "max_output_tokens"])
+@pytest.mark.parametrize("system", ["systemInstruction", "system_instruction"])
+def test_geminis_own_requests_are_counted(tb, agent, config, most, system):
+    """/v1beta/models/{model}:generateContent."""
+    parts = [{"text": TEXT}, {"inlineData": {"mimeType": "image/png", "data": "A" * 3000}}]
+    data = {
+        "contents": [{"role": "user", "parts": parts}],
+        system: {"parts": [{"text": TEXT}]},
+        config: {most: 500, "candidateCount": 2, "temperature": 1},
+    }
+    assert 2 * 1000 + 1100 + 2 * 500 < needed(tb, agent, data) < 2 * 1000 + 1100 + 2 * 500 + 20
+    inside = {"contents": TEXT, config: {most: 500, system: {"parts": [{"text": TEXT}]}}}
+    assert 2 * 1000 + 500 < needed(tb, agent, inside) < 2 * 1000 + 500 + 20
+
+
+def test_a_tool_may_have_a_parameter_of_a_files_name(tb):
+    parameters = {"file_data": {"description": "y" * 600}}
+    assert tb.size_of({"properties": parameters}) == (600, 0)
+
+
+def test_the_largest_output_counts_wherever_it_is_stated(tb, agent):
+    data = {"contents": "x", "max_tokens": 500, "config": {"max_tokens": 5}}
+    assert needed(tb, agent, data) > 500
+
+
+@pytest.mark.parametrize("config", [None, "x", [1]])
+def test_a_config_that_is_none_is_left_alone(tb, agent, config):
+    assert needed(tb, agent, {"contents": "x", "config": config, "max_tokens": 5}) < 20
+
+
+def test_a_document_of_text_is_text_and_one_of_pages_a_file(tb, agent):
+    """Anthropic's."""
+
+    def document(source):
+        content = [{"type": "document", "source": source, "title": "x"}]
+        return needed(tb, agent, {"max_tokens": 1}, [{"role": "user", "content": content}])
+
+    assert 1000 < document({"type": "text", "media_type": "text/plain", "data": TEXT}) < 1030
+    assert 1000 < document({"type": "content", "content": [{"type": "text", "text": TEXT}]}) < 1030
+    assert 1100 < document({"type": "base64", "media_type": "application/pdf", "data": TEXT}) < 1120
+
+
+def test_the_door_keeps_what_geminis_requests_say(tb, agent):
+    async def ask():
+        hooks = tb.Hooks(agent)
+        data = {"contents": TEXT, "generationConfig": {"maxOutputTokens": 500}, "litellm_call_id": "a"}
+        await hooks.async_pre_call_hook(None, None, {**data, "model": "d1"}, "agenerate_content")
+        await hooks.async_pre_call_check(DEPLOYMENT, None)
+
+    asyncio.run(ask())
+    assert 1500 < spent(agent)["tokens"] < 1520
