@@ -375,6 +375,12 @@ class Adapter:
         other = data.get("litellm_logging_obj")
         return getattr(call, "model_call_details", data) is data if other is None else other is call
 
+    @staticmethod
+    def stream_began(data: Mapping[str, Any]) -> bool:
+        """Whether a part of the answer came: then the provider has counted the call, whatever it says now."""
+        details = getattr(data.get("litellm_logging_obj"), "model_call_details", data)
+        return bool(details.get("completion_start_time") or details.get("combined_usage_object"))
+
     def counts_alone(self) -> bool:
         """Whether the router keeps its counters in memory: nobody else can compare them."""
         return getattr(getattr(self.router, "cache", None), "redis_cache", None) is None

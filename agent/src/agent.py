@@ -437,13 +437,14 @@ class Agent:
         if self.waiters:
             self.wake()
 
-    def failed(self, attempt: Attempt, error: BaseException | None) -> None:
-        """An attempt that left counts, unless the provider refused it or was never reached. error: None if
-        unknown; one of the proxy's own says nothing of an attempt that left: its answer may still come."""
+    def failed(self, attempt: Attempt, error: BaseException | None, began: bool = False) -> None:
+        """An attempt that left counts, unless the provider refused it before its answer `began`, or was never
+        reached. error: None if unknown; one of the proxy's own says nothing of an attempt that left, whose
+        answer may still come."""
         if never_connected(error) or (not attempt.stamped and self.never_left(attempt)):
             self.end(attempt, never_sent=True)
         elif not is_of_the_proxy(error):
-            self.end(attempt, give_back=getattr(error, "status_code", None) == 429)
+            self.end(attempt, give_back=not began and getattr(error, "status_code", None) == 429)
         elif not attempt.stamped:
             self.end(attempt)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
+from .adapter import Adapter
 from .agent import Agent
 from .book import within_reason
 from .calls import adopt
@@ -141,7 +142,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             attempt = self.agent.open_attempt(kwargs, None if found is None else str(found))
             error = kwargs.get("exception")
             if attempt is not None and error is not None and not isinstance(error, Refused):
-                self.agent.failed(attempt, error)
+                self.agent.failed(attempt, error, Adapter.stream_began(kwargs))
         except Exception as error:
             self.agent.fault("failure event", error)
 
@@ -157,7 +158,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         try:
             attempt = self.agent.open_attempt(request_data)
             if attempt is not None:
-                self.agent.failed(attempt, exception)
+                self.agent.failed(attempt, exception, Adapter.stream_began(request_data))
         except Exception as error:
             self.agent.fault("failure hook", error)
 
@@ -177,7 +178,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             still = [a for a in self.agent.open_attempts(data) if not a.runs()]
             for attempt in still:  # what it failed with is what became of the last attempt
                 last = attempt is still[-1] and not isinstance(original_exception, Refused)
-                self.agent.failed(attempt, original_exception if last else None)
+                what = original_exception if last else None
+                self.agent.failed(attempt, what, Adapter.stream_began(data))
         except Exception as error:
             self.agent.fault("final failure hook", error)
 

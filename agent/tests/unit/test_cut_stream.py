@@ -1,0 +1,44 @@
+"""A provider that refuses in the middle of its answer has counted what it was sent and what it said."""
+
+import asyncio
+
+import pytest
+from support.calls import Logging, attempt, failed, spent
+
+
+class RateLimitError(Exception):
+    status_code = 429
+
+
+async def by_event(tb, agent, call):
+    details = {"exception": RateLimitError(), "litellm_params": {"model_info": {"id": "d1"}}}
+    call.model_call_details.update(details)
+    await tb.Hooks(agent).async_log_failure_event(call.model_call_details, None, None, None)
+
+
+async def by_hook(tb, agent, call):
+    data = {"litellm_call_id": "a", "litellm_logging_obj": call}
+    await tb.Hooks(agent).async_post_call_failure_deployment_hook(data, RateLimitError(), None)
+
+
+async def at_last(tb, agent, call):
+    data = {"litellm_call_id": "a", "litellm_logging_obj": call}
+    await tb.Hooks(agent).async_post_call_failure_hook(data, RateLimitError(), None)
+
+
+@pytest.mark.parametrize("told", [by_event, by_hook, at_last])
+@pytest.mark.parametrize("began", ["completion_start_time", "combined_usage_object", None])
+def test_a_429_gives_back_only_what_was_not_answered(tb, agent, told, began):
+    call = Logging("a")
+    asyncio.run(attempt(tb, agent, "a", 1000, litellm_logging_obj=call))
+    call.model_call_details.update({"completion_start_time": None} | ({began: object()} if began else {}))
+    asyncio.run(told(tb, agent, call))
+    assert not agent.attempts
+    assert not agent.faults
+    assert spent(agent) == {"tokens": 1000 + 19 if began else 0, "requests": 1}
+
+
+def test_without_litellms_object_the_429_counts(tb, agent):
+    asyncio.run(attempt(tb, agent, "a", 1000))
+    failed(tb, agent, "a", RateLimitError())
+    assert spent(agent) == {"tokens": 0, "requests": 1}
