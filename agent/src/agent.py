@@ -249,14 +249,14 @@ class Agent:
                 # Only what would have been admitted is in the ring.
                 taken = [need for need in needs if need not in observed]
                 for book, amount in observed:
-                    book.denied.add(request.call_id, amount, boot)
+                    book.denied.add(self.calls.key(request.called), amount, boot)
                     book.pending = max(book.pending, amount)
                 self.draw()
             charges = []
             for book, amount in taken:
                 charges.append((book, book.ring.charge(amount)))
                 if book.denied.by_id:
-                    book.denied.forget(request.call_id)
+                    book.denied.forget(self.calls.key(request.called))
             model = (deployment.get("litellm_params") or {}).get("model") or ""
             attempt = Attempt(request, model_id(deployment), model, charges, boot)
             self.attempts.setdefault(request.call_id, []).append(attempt)
@@ -317,7 +317,9 @@ class Agent:
         for future in waiters:
             finish(future)
 
-    def refusal(self, call_id: str, needs_list: list[Needs], kind: type[Refused] = Refused) -> Refused:
+    def refusal(
+        self, of: Called | Attempt, needs_list: list[Needs], kind: type[Refused] = Refused
+    ) -> Refused:
         """The 429, by the deployment that will have room first."""
         boot, wall = self.clock.boot(), self.clock.wall()
         best: tuple[int, Book, float] | MaybeNone = None
@@ -338,7 +340,7 @@ class Agent:
             seconds, book, amount = best
             for one, need in needs_list[0]:
                 if seconds <= 60:  # what can never be admitted is no demand
-                    one.denied.add(call_id, need, boot)
+                    one.denied.add(self.calls.key(of), need, boot)
         who, name = book.governor.name, f"{book.governor.name}/{book.limit}"
         if seconds > 60:
             text = (

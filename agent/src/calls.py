@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +11,15 @@ from .constants import BODY_BOUND
 from .request import Attempt, Called, _request, call_key
 from .shapes import Data
 
+NUMBERS = itertools.count()
+
 
 class Known(weakref.ref[Any]):
     """LiteLLM's own object of a call, as long as LiteLLM has it, and what is to be known of the call."""
 
-    __slots__ = ("key", "data", "answered", "called")
-    key: int  # the object's id
+    __slots__ = ("key", "number", "data", "answered", "called")
+    key: int  # the object's id, which another one may get after it
+    number: int  # and one that none gets again
     data: int | None  # the id of what came to the proxy's door
     answered: Attempt | None
     called: Called | None
@@ -24,7 +28,8 @@ class Known(weakref.ref[Any]):
         return super().__new__(cls, call, forget)
 
     def __init__(self, call: object, forget: Callable[[Any], None]) -> None:
-        self.key, self.data, self.answered, self.called = id(call), None, None, None
+        self.key, self.number = id(call), next(NUMBERS)
+        self.data, self.answered, self.called = None, None, None
 
 
 class Calls:
@@ -45,6 +50,13 @@ class Calls:
             except TypeError:
                 return None
         return found
+
+    def key(self, of: Called | Attempt) -> object:
+        """The same in all that is tried of one request, and of no other, even if a client gives all its
+        requests one id (x-litellm-call-id)."""
+        call = of.call and of.call()
+        known = None if call is None else self.of(call)
+        return of.call_id, known and known.number
 
     def came(self, call: object, data: Data) -> Known | None:
         """This came to the proxy's door for it."""

@@ -10,10 +10,10 @@ from .constants import OUTSIDE_STEPS, RATIOS, REPORT_EVERY, WINDOW
 
 
 class Denied:
-    """What was refused in the last 60 s, each request once however often it was tried."""
+    """What was refused in the last 60 s, each request (Calls.key) once however often it was tried."""
 
-    queue: collections.deque[tuple[float, str]]
-    by_id: dict[str, float]
+    queue: collections.deque[tuple[float, object]]
+    by_id: dict[object, float]
 
     def __init__(self) -> None:
         self.total, self.queue, self.by_id = 0.0, collections.deque(), {}
@@ -22,14 +22,14 @@ class Denied:
         while self.queue and self.queue[0][0] + WINDOW <= now:
             self.forget(self.queue.popleft()[1])
 
-    def add(self, key: str, amount: float, now: float) -> None:
+    def add(self, key: object, amount: float, now: float) -> None:
         self.advance(now)
         if key not in self.by_id:
             self.queue.append((now, key))
             self.by_id[key] = amount
             self.total += amount
 
-    def forget(self, key: str) -> None:
+    def forget(self, key: object) -> None:
         self.total -= self.by_id.pop(key, 0.0)
         if not self.by_id:
             self.total = 0.0

@@ -231,7 +231,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             held = [agent.held(needs, boot, wall) for _, needs in asked]
             wanting = [n for n in held if all(amount <= book.budget for book, amount in n)]
             if not wanting or not await agent.wait_for_room(wanting, request):
-                raise agent.refusal(request.call_id, held)
+                raise agent.refusal(request.called, held)
         if len(fitting) < len(asked):
             kept = {id(d) for d, _ in fitting}
             self.ask_for([needs for d, needs in asked if id(d) not in kept])
@@ -288,7 +288,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             if any(amount > book.budget for book, amount in held) or not await agent.wait_for_room(
                 [held], request
             ):
-                raise agent.refusal(request.call_id, [held])
+                raise agent.refusal(request.called, [held])
 
     async def before_call(self, kwargs: Data, call_type: str) -> None:
         """Admits again what was reserved too long ago: the process may have been frozen in between."""
@@ -315,7 +315,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             if boot >= until:
                 held = agent.held(needs, boot, wall)
                 agent.end(attempt, never_sent=True)
-                raise agent.refusal(attempt.call_id, [held], RefusedLate)
+                raise agent.refusal(attempt, [held], RefusedLate)
             agent.draw()
             await asyncio.sleep(0.1)
             boot, wall = agent.clock.boot(), agent.clock.wall()

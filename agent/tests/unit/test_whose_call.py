@@ -1,6 +1,7 @@
 """Which request, and which attempt of it, an event is of: what one call used never ends another's charge."""
 
 import asyncio
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -45,6 +46,34 @@ def test_the_events_of_a_call_are_told_by_its_details(tb, agent, calls):
     details["exception"], details["litellm_params"] = RuntimeError("500"), {"model_info": {"id": "d1"}}
     asyncio.run(tb.Hooks(agent).async_log_failure_event(details, None, None, None))
     assert not second.ended
+
+
+def refused(tb, agent, call):
+    with pytest.raises(tb.Refused):
+        asyncio.run(attempt(tb, agent, "same", 1000, litellm_logging_obj=call))
+
+
+def test_refusals_of_requests_with_one_id_are_each_demand(tb, agent, give):
+    """A client that sends its session's id as x-litellm-call-id."""
+    give(books(agent)["tokens"], 500)
+    denied, need = books(agent)["tokens"].denied, 1000 + 19
+    calls = [Logging("same"), Logging("same")]
+    for call in (*calls, *calls):
+        refused(tb, agent, call)
+    assert denied.total == 2 * need
+    give(books(agent)["tokens"], 1500)
+    asyncio.run(attempt(tb, agent, "same", 1000, litellm_logging_obj=calls.pop()))
+    assert denied.total == need, "the other one still waits"
+    done(tb, agent, "same", 10)
+
+
+def test_a_request_after_another_is_another_though_python_gives_its_object_the_same_place(tb, agent, give):
+    give(books(agent)["tokens"], 500)
+    for _ in range(5):
+        refused(tb, agent, Logging("same"))
+    assert books(agent)["tokens"].denied.total == 5 * (1000 + 19)
+    gc.collect()
+    assert not agent.calls.by_object
 
 
 def test_a_copy_of_the_details_settles_the_call_id(tb, agent, calls):
