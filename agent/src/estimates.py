@@ -73,7 +73,7 @@ def size_of(value: object) -> tuple[int, int]:
             continue
         for item in values:
             if isinstance(item, str):  # most are
-                if is_encoded(item):
+                if (len(item) > LONG_WORD or item[:5] == "data:") and is_encoded(item):
                     images += 1
                 else:
                     chars += len(item)

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import itertools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .adapter import Adapter
@@ -83,9 +83,8 @@ class Request:
         _, sent, call_type = called.body or (None, {}, "")
         given = sent.copy()
         for name in ASKED:  # what the router was given, else what the client sent
-            value = data.get(name)
-            if value is not None:
-                given[name] = value
+            if name in data and data[name] is not None:
+                given[name] = data[name]
         content = messages
         for name in CONTENT:
             content = content if content is not None else given.get(name)
@@ -93,9 +92,11 @@ class Request:
         self.messages = len(content) if isinstance(content, list) else 1
         self.output, self.n = None, 1
         prompts = prompts_in(content)
-        configs = [given[name] for name in CONFIGS if name in given]
-        stated = [config for config in configs if isinstance(config, dict)]
-        for name, value in itertools.chain(given.items(), *(config.items() for config in stated)):
+        stated: Iterable[tuple[str, Any]] = given.items()
+        for name in CONFIGS:
+            if name in given and isinstance(given[name], dict):
+                stated = itertools.chain(stated, given[name].items())
+        for name, value in stated:
             if name in OUTPUTS:
                 if isinstance(value, (int, float)) and value > (self.output or 0):
                     self.output = min(value, LIFTED)  # JSON's 1e400 is infinite
