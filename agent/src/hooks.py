@@ -201,10 +201,16 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         agent = self.agent
         if not agent.governors or not isinstance(deployments, list) or not deployments:
             return deployments
+        if not kwargs:  # of no request: LiteLLM wants to count tokens with what a deployment has for it
+            return deployments
         if agent.pid != os.getpid():
             restart_after_fork()
         previous = _request.request()
         called = agent.called(kwargs, previous.called if previous else _called.get() or _unfiltered.get()())
+        if not called.is_governed():
+            _called.set(called)
+            _request.set(UNREAD)
+            return deployments
         again = previous is not None and previous.call_id == called.call_id
         tried = previous.attempt if previous else None
         if again and tried is not None:  # this is the next attempt of the same request

@@ -213,7 +213,8 @@ class PerTask:
 
 _request = PerTask()  # the Request, set by the filter
 _called = PerTask()  # the Called of a request that the filter left alone: a fallback may skip the filter
-# In its place when the filter failed: the request goes LiteLLM's own way, past the check, too.
+# In its place when the filter failed, or when no model works in this call: it goes LiteLLM's own way, past
+# the check, too.
 UNREAD = object()
 # Set at the proxy's door only where LiteLLM will skip the filter. Weakly (Calls.keep): tasks that begin in a
 # request have its context for as long as they run.

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from support.calls import DEPLOYMENT, Logging, attempt, done, spent
+from support.calls import DEPLOYMENT, Logging, attempt, done, reserve, spent
 
 FETCHES = [
     *("aget_responses", "acancel_responses", "adelete_responses", "alist_input_items", "acreate_file"),
@@ -42,6 +42,52 @@ def test_a_call_that_fetches_is_charged_nothing_and_settles_nothing(tb, agent, c
     assert not agent.faults
     done(tb, agent, "a", 70)
     assert spent(agent) == {"tokens": 70, "requests": 1}
+
+
+@pytest.mark.parametrize("call_type", FETCHES)
+def test_a_full_limit_refuses_no_call_that_fetches(tb, agent, give, call_type):
+    """Where it names a model (batches, files, fine tuning) the filter is asked, in each of its attempts."""
+    for book in agent.adapter.books_of(None):
+        give(book, 0)
+
+    async def asked():
+        hooks, call = tb.Hooks(agent), Logging("a")
+        data = {"litellm_call_id": "a", "litellm_logging_obj": call, "model": "gpt"}
+        await hooks.async_pre_call_hook(None, None, data, call_type)
+        for _ in range(2):
+            deployments = [DEPLOYMENT]
+            left = await hooks.async_filter_deployments("gpt", deployments, [], dict(data))
+            assert left is deployments
+            await hooks.async_pre_call_check(DEPLOYMENT, None)
+            # Router._acreate_file: a task for each deployment.
+            await asyncio.create_task(hooks.async_pre_call_check(DEPLOYMENT, None))
+
+    asyncio.run(asked())
+    assert spent(agent) == {"tokens": 0, "requests": 0}
+    assert all(book.denied.total == 0 for book in agent.adapter.books_of(None))
+
+
+def test_a_full_limit_refuses_no_counting_of_tokens(tb, agent, give):
+    """LiteLLM's /v1/messages/count_tokens asks for a deployment without a request."""
+    for book in agent.adapter.books_of(None):
+        give(book, 0)
+    deployments = [DEPLOYMENT]
+    left = asyncio.run(tb.Hooks(agent).async_filter_deployments("gpt", deployments, None, {}))
+    assert left is deployments
+    assert all(book.denied.total == 0 for book in agent.adapter.books_of(None))
+
+
+def test_a_model_that_works_for_a_call_that_fetches_is_charged(tb, agent):
+    """A search in a vector store, whose question the router embeds."""
+
+    async def searched():
+        hooks, call = tb.Hooks(agent), Logging("a")
+        data = {"litellm_call_id": "a", "litellm_logging_obj": call, "model": "gpt"}
+        await hooks.async_pre_call_hook(None, None, data, "avector_store_search")
+        await reserve(hooks, {"metadata": {}, "max_tokens": 100})
+
+    asyncio.run(searched())
+    assert 100 < spent(agent)["tokens"] < 130
 
 
 def test_a_call_whose_model_is_in_another_id_is_matched_by_its_own(tb, agent):
