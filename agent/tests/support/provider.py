@@ -88,6 +88,10 @@ class Provider:
             while path[len("/seen/") :] not in self.tags:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
             return self.send(writer, 200, {})
+        if "/responses/" in path:  # of an answer that is there: what it once took is told, and not counted
+            usage = {"input_tokens": 2000, "output_tokens": 2000, "total_tokens": 4000}
+            answer = {"id": "resp_1", "object": "response", "created_at": 0, "model": "gpt", "output": []}
+            return self.send(writer, 200, {**answer, "status": "completed", "tools": [], "usage": usage})
         if method != "POST":
             return self.send(writer, 404, {})
         prompt, output = self.usage(path, body)
