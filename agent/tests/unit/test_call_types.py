@@ -1,6 +1,7 @@
 """Calls in which no model works: they are neither charged nor refused, and settle nothing."""
 
 import asyncio
+import enum
 
 import pytest
 from support.calls import DEPLOYMENT, Logging, attempt, done, reserve, spent
@@ -88,6 +89,18 @@ def test_a_model_that_works_for_a_call_that_fetches_is_charged(tb, agent):
 
     asyncio.run(searched())
     assert 100 < spent(agent)["tokens"] < 130
+
+
+def test_litellms_names_of_call_types_are_known(tb):
+    class CallTypes(str, enum.Enum):
+        acompletion = "acompletion"
+        aget_responses = "aget_responses"
+
+    assert tb.is_governed(CallTypes.acompletion)
+    assert not tb.is_governed(CallTypes.aget_responses)
+    assert all(
+        map(tb.is_governed, ("_arealtime", "anthropic_messages", "aembedding", "moderation", "None", ""))
+    )
 
 
 def test_a_call_whose_model_is_in_another_id_is_matched_by_its_own(tb, agent):

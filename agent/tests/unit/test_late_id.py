@@ -12,13 +12,17 @@ async def leaves(hooks, kwargs, call_type="acompletion"):
     hooks.log_pre_api_call("gpt", MESSAGES, kwargs)
 
 
-def test_a_call_without_an_id_is_matched_by_the_one_that_its_filter_gave_it(tb, agent):
+@pytest.mark.parametrize("handed_on", [True, False])
+def test_a_call_without_an_id_is_matched_by_the_one_that_its_filter_gave_it(tb, agent, handed_on):
+    """Or by LiteLLM's, where the router's arguments were copied before."""
+
     async def mirrored():
         hooks, kwargs, call = tb.Hooks(agent), {"max_tokens": 1000}, Logging("b")
         await reserve(hooks, kwargs)
         assert 1000 < spent(agent)["tokens"] < 1030
-        await leaves(hooks, {**kwargs, "litellm_logging_obj": call})
-        return kwargs["litellm_call_id"]
+        call_id = kwargs["litellm_call_id"] if handed_on else "b"
+        await leaves(hooks, {"litellm_call_id": call_id, "litellm_logging_obj": call})
+        return call_id
 
     done(tb, agent, asyncio.run(mirrored()), 70)
     assert spent(agent) == {"tokens": 70, "requests": 1}
