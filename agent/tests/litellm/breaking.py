@@ -19,7 +19,7 @@ class Boom(Exception):
 
 # The code in which the agent's hooks touch the agent first: that is where they fail.
 HOOKS = {
-    "at the door": "async_pre_call_hook",
+    "at the door": "came",
     "filter": "filter",
     "check": "check",
     "deployment hook": "before_call",
