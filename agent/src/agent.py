@@ -205,8 +205,8 @@ class Agent:
             if came.call_id == call_id:
                 return came
             body = came.body
-        elif previous is not None and previous.call_id == call_id:
-            body = previous.body  # another attempt of the same request
+        elif previous is not None and previous.call_id == (data.get("litellm_call_id") or ""):
+            body = previous.body  # another attempt of the same request, or one of which no id is known at all
         return Called(call_id, weakly(call), body, made_up=not data.get("litellm_call_id"))
 
     def sweep(self, now: float) -> None:

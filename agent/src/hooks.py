@@ -206,7 +206,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         if agent.pid != os.getpid():
             restart_after_fork()
         previous = _request.request()
-        called = agent.called(kwargs, previous.called if previous else _called.get() or _unfiltered.get()())
+        called = agent.called(kwargs, previous.called if previous else _unfiltered.get()() or _called.get())
         if not called.is_governed():
             _called.set(called)
             _request.set(UNREAD)

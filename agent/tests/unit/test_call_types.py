@@ -68,6 +68,23 @@ def test_a_full_limit_refuses_no_call_that_fetches(tb, agent, give, call_type):
     assert all(book.denied.total == 0 for book in agent.adapter.books_of(None))
 
 
+def test_a_full_limit_refuses_no_upload_of_a_file(tb, agent, give):
+    """POST /v1/files: LiteLLM makes neither an id nor an object of the call before the router is asked."""
+    for book in agent.adapter.books_of(None):
+        give(book, 0)
+
+    async def uploaded():
+        hooks, deployments = tb.Hooks(agent), [DEPLOYMENT]
+        await hooks.async_pre_call_hook(None, None, {"metadata": {}}, "acreate_file")
+        kwargs = {"metadata": {}, "purpose": "batch"}
+        for _ in range(2):
+            assert await hooks.async_filter_deployments("gpt", deployments, [], kwargs) is deployments
+            await asyncio.create_task(hooks.async_pre_call_check(DEPLOYMENT, None))
+
+    asyncio.run(uploaded())
+    assert all(book.denied.total == 0 for book in agent.adapter.books_of(None))
+
+
 def test_a_full_limit_refuses_no_counting_of_tokens(tb, agent, give):
     """LiteLLM's /v1/messages/count_tokens asks for a deployment without a request."""
     for book in agent.adapter.books_of(None):
