@@ -153,22 +153,19 @@ def has_no_output(call_type: str) -> bool:
     return any(word in call_type for word in NO_OUTPUT)
 
 
-# Calls in which a model works. All others fetch, list, count or manage what is there: they have no part in a
-# limit, even if what they fetch tells the usage of what once made it.
-WORKING = (
-    "completion text_completion adapter_completion responses compact_responses responses_websocket "
-    "realtime realtime_calls anthropic_messages generate_content generate_content_stream "
-    "adapter_generate_content llm_passthrough_route create_interaction run_thread run_thread_stream "
-    "send_message query ingest embedding embeddings rerank moderation ocr decisions systemone "
-    "image_generation image_edit image_variation transcription audio_transcription speech create_video "
-    "video_generation video_remix video_edit video_extension"
+# Calls that fetch, list, count or manage what is there: no model works, and they have no part in a limit,
+# even if what they fetch tells the usage of what once made it. Whatever is not known here is governed.
+MANAGED = re.compile(
+    r"_?a?_?(get|list|delete|cancel|retrieve|upload|update|count|file|vector_store|add_message|run_code"
+    r"|code_interpreter_tool|pass_through_endpoint|call_mcp_tool|video_(content|delete|list|retrieve|get|status|create_character)"
+    r"|create_(batch|container|file|fine_tuning_job|assistants|thread|sandbox|skill|eval))(_|s?$|s_)"
 )
-GOVERNED = frozenset(prefix + name for prefix in ("", "a", "_a") for name in WORKING.split())
 
 
+@functools.lru_cache(maxsize=256)
 def is_governed(call_type: str) -> bool:
     """Whether calls of this type may be charged and refused; also where LiteLLM has no name for it."""
-    return call_type in GOVERNED or call_type in ("", "None")
+    return MANAGED.match(call_type) is None
 
 
 UNLEARNED = Learned()  # of a model that has not answered yet

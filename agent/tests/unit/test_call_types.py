@@ -116,7 +116,10 @@ def test_litellms_names_of_call_types_are_known(tb):
     assert tb.is_governed(CallTypes.acompletion)
     assert not tb.is_governed(CallTypes.aget_responses)
     assert all(
-        map(tb.is_governed, ("_arealtime", "anthropic_messages", "aembedding", "moderation", "None", ""))
+        map(
+            tb.is_governed,
+            ("_arealtime", "anthropic_messages", "aembedding", "moderation", "None", "", "anew_one"),
+        )
     )
 
 
