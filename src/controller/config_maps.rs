@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use kube::core::Status;
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde_json::Value;
@@ -145,13 +144,11 @@ fn refuse_others(found: &impl ResourceExt) -> Result<(), Error> {
     if is_ours(found) || applied() {
         return Ok(());
     }
-    let message = format!(
+    Err(Error::NotOurs(format!(
         "ConfigMap {} is there and not the operator's: delete it or give it another name; or label it {MANAGED_BY}={OURS}, and the \
          operator overwrites it, and deletes it with the last TokenBudget",
         found.name_any()
-    );
-    // What an API server says to a write that meets what others own.
-    Err(kube::Error::Api(Box::new(Status::failure(&message, "Conflict").with_code(409))).into())
+    )))
 }
 
 /// Deletes a ConfigMap that is ours: one of the same name that somebody else made stays.

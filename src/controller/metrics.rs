@@ -107,7 +107,7 @@ fn processes(seen: &Observation) -> BTreeMap<ProcessState, i64> {
         if of.iter().any(|(record, _)| record.ended_ms.is_some()) {
             continue;
         }
-        let state = if of.iter().any(|(record, clock_ms)| record.until_ms < *clock_ms) {
+        let state = if of.iter().any(|(record, clock_ms)| record.lease_is_over(*clock_ms)) {
             ProcessState::Offline
         } else {
             match seen.reports.get(id).map(|report| report.state) {

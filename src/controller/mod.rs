@@ -100,6 +100,9 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// A ConfigMap that has the name of one of ours is somebody else's; the text names it and the way out.
+    #[error("{0}")]
+    NotOurs(String),
     /// The machine was suspended, or the lease ran out: another replica may write now.
     #[error("this replica does not lead any more")]
     NotLeading,
@@ -110,11 +113,14 @@ pub enum Error {
 
 impl Error {
     /// What the API server says to a write that only others can make possible: no right, another owner, an admission policy, a
-    /// webhook that denies it (400 where it names no code) or is away (500).
+    /// webhook that denies it (400 where it names no code) or is away (500). Or what the operator itself does not write over.
     fn refusal(&self) -> Option<&str> {
-        let Self::Kubernetes(error) = self else { return None };
-        match error.as_ref() {
-            kube::Error::Api(status) if is_refusal(status.code) => Some(&status.message),
+        match self {
+            Self::Kubernetes(error) => match error.as_ref() {
+                kube::Error::Api(status) if is_refusal(status.code) => Some(&status.message),
+                _ => None,
+            },
+            Self::NotOurs(message) => Some(message),
             _ => None,
         }
     }
@@ -312,7 +318,7 @@ fn on_error(tb: Arc<TokenBudget>, error: &Error, ctx: Arc<Context>) -> Action {
     }
     match error {
         Error::Deadline => error!(%namespace, name, ?wait, failures, "{error}"),
-        Error::Kubernetes(_) | Error::Packed { .. } | Error::NotLeading => {
+        Error::Kubernetes(_) | Error::Packed { .. } | Error::NotOurs(_) | Error::NotLeading => {
             warn!(%namespace, name, ?wait, failures, "{}", Causes(error))
         }
     }

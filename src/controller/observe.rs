@@ -119,7 +119,7 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         world.evidence.keep(pod, now);
     }
     if let Some(Ok(seen)) = &mut ledger {
-        siblings::ended(seen).for_each(|report| world.evidence.worker_ended(report, now));
+        siblings::ended(seen).into_iter().for_each(|report| world.evidence.worker_ended(report, now));
         memory.fleet.known.fill(seen);
         memory.fleet.known.note(seen, &world.evidence, now);
         // What it finds can be found by a later pass as well; the plan can not wait.

@@ -10,19 +10,23 @@ use crate::ledger::{BookState, Observation, Report};
 const LATER_MS: u64 = 15_000;
 
 /// The reports of workers that have ended: silent for a lease, and no child of their supervisor any more.
-pub fn ended(seen: &Observation) -> impl Iterator<Item = &Report> {
-    let mut containers: BTreeMap<(&str, &str), Vec<(&str, &Report)>> = BTreeMap::new();
-    // One that has nobody beside it is not spoken of.
-    for (id, report) in seen.reports.iter().filter(|(_, report)| report.siblings.is_some()) {
+pub fn ended(seen: &Observation) -> Vec<&Report> {
+    // One that knows of nobody beside it is not spoken of.
+    let speak = || seen.reports.iter().filter(|(_, report)| report.siblings.is_some());
+    let silent: Vec<_> = speak().filter(|(id, _)| seen.is_silent(id)).collect();
+    // Mostly nobody is silent, and then the others, who may be thousands, are not looked at.
+    if silent.is_empty() {
+        return Vec::new();
+    }
+    let mut containers: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (id, report) in speak() {
         containers.entry((&report.pod_uid, &report.container)).or_default().push((id, report));
     }
-    containers.into_values().filter(|all| all.len() > 1).flat_map(move |all| {
-        let is_missed = |(id, report): &(&str, &Report)| {
-            all.iter().any(|(other, by)| misses(by, report) && is_later(seen, other, id))
-        };
-        let missed: Vec<&Report> = all.iter().filter(|one| is_missed(one)).map(|(_, report)| *report).collect();
-        missed
-    })
+    let is_missed = |(id, report): &(&String, &Report)| {
+        let mut beside = containers.get(&(&report.pod_uid, &report.container)).into_iter().flatten();
+        beside.any(|(other, by)| misses(by, report) && calls_after(seen, other, id))
+    };
+    silent.into_iter().filter(is_missed).map(|(_, report)| report).collect()
 }
 
 /// Whether a process says that another one of its supervisor's is not there.
@@ -31,13 +35,10 @@ fn misses(by: &Report, of: &Report) -> bool {
     by.supervisor == siblings.supervisor && !by.workers.contains(&of.worker)
 }
 
-/// Whether one was silent for a lease in each book that it has, and the other has called after it.
-fn is_later(seen: &Observation, other: &str, id: &str) -> bool {
-    let mut both = seen.books.values().filter_map(|book| until(book, id).map(|until_ms| (book, until_ms))).peekable();
-    both.peek().is_some()
-        && both.all(|(book, until_ms)| {
-            until_ms < book.clock_ms && until(book, other).is_some_and(|later| later > until_ms + LATER_MS)
-        })
+/// Whether one has called since the other's last call, in each book of that.
+fn calls_after(seen: &Observation, one: &str, other: &str) -> bool {
+    let mut last = seen.books.values().filter_map(|book| until(book, other).map(|until_ms| (book, until_ms)));
+    last.all(|(book, until_ms)| until(book, one).is_some_and(|later| later > until_ms + LATER_MS))
 }
 
 fn until(book: &BookState, id: &str) -> Option<u64> {
@@ -64,7 +65,7 @@ mod tests {
             book.members.insert(id.clone(), MemberRecord { until_ms: *until_ms, ..MemberRecord::default() });
             seen.reports.insert(id, serde_json::from_value(report).unwrap());
         }
-        ended(&seen).map(|report| report.worker).collect()
+        ended(&seen).into_iter().map(|report| report.worker).collect()
     }
 
     #[test]

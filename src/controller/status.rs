@@ -121,7 +121,7 @@ fn pod_rows(valid: &Validated, books: &Books<'_>) -> Vec<PodStatus> {
                 continue;
             };
             let report = &member.report;
-            let offline = record.until_ms < state.clock_ms;
+            let offline = record.lease_is_over(state.clock_ms);
             let key = (report.pod.clone(), limit.clone(), unit.as_str());
             let row = rows.entry(key).or_insert_with(|| PodStatus {
                 pod: report.pod.clone(),
@@ -157,8 +157,7 @@ fn worse(state: &str) -> usize {
 fn columns(status: &mut TokenBudgetStatus, tb: &TokenBudget, valid: &Validated) {
     let names: Vec<&str> = tb.spec.target_refs.iter().map(|t| t.name.as_str()).collect();
     status.target = Some(names.join(","));
-    let attached: usize = valid.targets.iter().map(|t| t.pods.iter().filter(|p| p.is_living()).count()).sum();
-    let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
+    let (attached, without) = (valid.living_pods(), valid.pods_without_agent());
     status.replicas = Some(format!("{attached}/{}", attached + without));
     let sum = |unit: Unit, of: fn(&LimitStatus) -> i64| {
         let mut rows = status.limits.iter().filter(|r| r.unit == unit.as_str()).peekable();

@@ -73,11 +73,7 @@ pub fn traffic(observed: &Observed, valid: &Validated, evidence: &Evidence, memo
         }
     }
     // Of a process that has been silent for a lease, nobody knows what its last 5 minutes were.
-    let is_silent = |id: &String| {
-        let mut records = seen.books.values().filter_map(|book| Some((book, book.members.get(id)?))).peekable();
-        records.peek().is_some() && records.all(|(book, record)| record.until_ms < book.clock_ms)
-    };
-    let answering = living.iter().filter(|(id, _)| !is_silent(id)).map(|(_, report)| *report);
+    let answering = living.iter().filter(|(id, _)| !seen.is_silent(id)).map(|(_, report)| *report);
     traffic.past_router = outside_of_router(answering)
         .into_iter()
         .map(|sum| OutsideTraffic {

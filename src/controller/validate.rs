@@ -49,7 +49,20 @@ impl Validated {
     /// the processes hold stays.
     #[must_use]
     pub fn waits_for_another(&self) -> bool {
-        self.problems.iter().any(|problem| problem.reason == Reason::SeveralLedgers)
+        // Of targets that name several themselves there are targets.
+        self.targets.is_empty() && self.problems.iter().any(|problem| problem.reason == Reason::SeveralLedgers)
+    }
+
+    /// Pods with the agent that have not ended.
+    #[must_use]
+    pub fn living_pods(&self) -> usize {
+        self.targets.iter().map(|target| target.pods.iter().filter(|pod| pod.is_living()).count()).sum()
+    }
+
+    /// Live pods that were made without the agent.
+    #[must_use]
+    pub fn pods_without_agent(&self) -> usize {
+        self.targets.iter().map(|target| target.pods_without_agent).sum()
     }
 }
 
@@ -196,6 +209,26 @@ mod tests {
         assert_eq!(names(&["gpt", "claude"], &[]).len(), 2);
         assert_eq!(names(&["gpt"], &["gpt", "claude"]).len(), 2, "one process has reported again, and one has not");
         assert_eq!(names(&[], &["gpt", "claude"]).len(), 2);
+    }
+
+    #[test]
+    fn only_one_that_steps_back_waits_for_another() {
+        let waits = |reason, targets| {
+            let problems = vec![Problem { reason, message: String::new() }];
+            let valid = Validated { targets, problems, limits: Limits::Waiting, members: Vec::new() };
+            valid.waits_for_another()
+        };
+        assert!(waits(Reason::SeveralLedgers, Vec::new()));
+        assert!(!waits(Reason::Overlap, Vec::new()));
+        let target = Target {
+            deployment: Arc::default(),
+            container: "litellm".to_owned(),
+            wanted: Wanted::default(),
+            size: plan::Target { replicas: 1, most_replicas: None, surge: 0, workers: 1 },
+            pods: Vec::new(),
+            pods_without_agent: 0,
+        };
+        assert!(!waits(Reason::SeveralLedgers, vec![target]), "its own targets name different servers");
     }
 
     #[test]

@@ -129,7 +129,7 @@ fn suspects(
     let lost = known.lost().map(|(_, report, since)| (&*report.pod_uid, (report, now.duration_since(since))));
     let mut found: BTreeMap<&str, (&Report, SignedDuration)> = lost.collect();
     for book in seen.books.values() {
-        let silent = book.members.iter().filter(|(_, m)| m.ended_ms.is_none() && m.until_ms < book.clock_ms);
+        let silent = book.members.iter().filter(|(_, m)| m.ended_ms.is_none() && m.lease_is_over(book.clock_ms));
         for (id, member) in silent {
             let Some(report) = seen.reports.get(id) else { continue };
             let ms = i64::try_from(book.clock_ms - member.until_ms).unwrap_or(i64::MAX);

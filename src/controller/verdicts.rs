@@ -72,8 +72,7 @@ pub fn attached(tb: &TokenBudget, valid: &Validated, applied: &Applied) -> Verdi
     if let Some((_, problem)) = applied.unattached.first() {
         return Verdict::of(problem);
     }
-    let with = living(valid);
-    let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
+    let (with, without) = (valid.living_pods(), valid.pods_without_agent());
     match (with, without) {
         _ if valid.targets.is_empty() => Verdict::without_targets(),
         (0, 0) => Verdict::without_pods(),
@@ -90,11 +89,6 @@ pub fn attached(tb: &TokenBudget, valid: &Validated, applied: &Applied) -> Verdi
             ),
         ),
     }
-}
-
-/// How many pods with the agent have not ended.
-fn living(valid: &Validated) -> usize {
-    valid.targets.iter().map(|t| t.pods.iter().filter(|p| p.is_living()).count()).sum()
 }
 
 /// Whether the ledger answers.
@@ -173,7 +167,7 @@ pub fn enforcing(
         workers < observed.workers(pod, target.size.workers)
     });
     let (waiting, pods) = (waiting.count(), serving().count());
-    let without: usize = valid.targets.iter().map(|t| t.pods_without_agent).sum();
+    let without = valid.pods_without_agent();
     let known = matches!(&valid.limits, Limits::Known(_)) && matches!(&applied.ledger, Some(Ok(_)));
 
     let verdict = if let Some(member) = degraded {
@@ -191,7 +185,7 @@ pub fn enforcing(
     } else if valid.targets.is_empty() {
         Verdict::without_targets()
     } else if pods == 0 {
-        match living(valid) {
+        match valid.living_pods() {
             0 => Verdict::without_pods(),
             n => Verdict::no(
                 Reason::WaitingForProcesses,
@@ -242,7 +236,7 @@ pub fn enforcing(
 fn offline<'a>(observed: &Observed, valid: &'a Validated, present: &BTreeSet<&str>) -> Option<&'a str> {
     let Some(Ok(seen)) = &observed.ledger else { return None };
     let is_over = |id: &str| {
-        seen.books.values().any(|book| book.members.get(id).is_some_and(|record| record.until_ms < book.clock_ms))
+        seen.books.values().any(|book| book.members.get(id).is_some_and(|record| record.lease_is_over(book.clock_ms)))
     };
     let mut live = valid.members.iter().filter(|m| m.finished_ms.is_none() && present.contains(&*m.report.pod_uid));
     live.find(|member| is_over(&member.id)).map(|member| member.report.pod.as_str())

@@ -61,6 +61,12 @@ impl MemberRecord {
         self.leaves.0.iter_mut().take(steps).map(std::mem::take).fold(0, u64::saturating_add)
     }
 
+    /// It has not called for as long as its lease, by this ledger time.
+    #[must_use]
+    pub const fn lease_is_over(&self, clock_ms: u64) -> bool {
+        self.until_ms < clock_ms
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_ascii_whitespace().map(|word| word.parse::<u64>().ok());
         let mut next = || words.next()?;
@@ -150,7 +156,7 @@ impl BookState {
                     denied: record.denied,
                     record: record.record,
                     share: record.share,
-                    lost: gone || record.until_ms < self.clock_ms,
+                    lost: gone || record.lease_is_over(self.clock_ms),
                     offline: if gone { 0 } else { record.off },
                 }
             })

@@ -53,6 +53,15 @@ pub struct Observation {
     pub books: BTreeMap<BookId, BookState>,
 }
 
+impl Observation {
+    /// Whether a member has not called for as long as its lease, in each book that has it; not one that no book has.
+    #[must_use]
+    pub fn is_silent(&self, id: &str) -> bool {
+        let mut records = self.books.values().filter_map(|book| Some((book, book.members.get(id)?))).peekable();
+        records.peek().is_some() && records.all(|(book, record)| record.lease_is_over(book.clock_ms))
+    }
+}
+
 /// What the operator knows of a member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemberPlan {
