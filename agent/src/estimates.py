@@ -157,7 +157,8 @@ def has_no_output(call_type: str) -> bool:
 # even if what they fetch tells the usage of what once made it. Whatever is not known here is governed.
 MANAGED = re.compile(
     r"_?a?_?(get|list|delete|cancel|retrieve|upload|update|count|file|vector_store|add_message|run_code"
-    r"|code_interpreter_tool|pass_through_endpoint|call_mcp_tool|video_(content|delete|list|retrieve|get|status|create_character)"
+    r"|code_interpreter_tool|pass_through_endpoint|call_mcp_tool"
+    r"|video_(content|delete|list|retrieve|get|status|create_character)"
     r"|create_(batch|container|file|fine_tuning_job|assistants|thread|sandbox|skill|eval))(_|s?$|s_)"
 )
 

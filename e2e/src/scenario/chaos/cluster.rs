@@ -71,8 +71,7 @@ pub fn operators(rig: &Rig, replicas: u32) -> Result<()> {
 pub fn leader(rig: &Rig) -> Result<Process> {
     let leader = holder(rig)?;
     let pod = rig.kubectl(&["-n", OPERATOR_NAMESPACE, "get", "pod", pod_of(&leader), "-o", "json"])?;
-    let pod: serde_json::Value = serde_json::from_str(&pod)?;
-    Process::of_container(text(&pod["status"]["containerStatuses"][0]["containerID"]))
+    process_of(&serde_json::from_str(&pod)?)
 }
 
 /// The ledger's server.
