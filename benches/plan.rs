@@ -44,7 +44,13 @@ fn book<'a>(ids: &'a [String], numbers: &mut Numbers) -> BookDemand<'a> {
         }
     });
     let n = ids.len() as u32;
-    BookDemand { budget: 1_500 * u64::from(n), most_processes: 2 * n, unrecorded: 3, members: members.collect() }
+    BookDemand {
+        budget: 1_500 * u64::from(n),
+        most_processes: 2 * n,
+        unrecorded: 3,
+        booted: 0,
+        members: members.collect(),
+    }
 }
 
 /// The same fleet when nothing moves: every share is what the plan says already.

@@ -223,6 +223,15 @@ fn a_safe_share_is_set_aside_for_a_process_that_the_ledger_does_not_know() {
 }
 
 #[test]
+fn what_is_set_aside_is_the_safe_share_that_a_process_booted_with() {
+    // With the second fault before and after the time from which the process is counted.
+    for at in [210.0, 260.0] {
+        let faults = [(200.0, Fault::Orphan(290.0)), (at, Fault::Most(24))];
+        breaks_without(&[Rule::RememberBooted], &busy(), fleet(&faults));
+    }
+}
+
+#[test]
 fn a_pod_that_vanished_is_no_evidence() {
     let faults = [(200.0, Fault::CutOff(0, 300.0)), (200.5, Fault::Vanish(0))];
     breaks_without(&[Rule::Evidence], &busy(), fleet(&faults));

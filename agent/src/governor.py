@@ -74,6 +74,14 @@ class Governor:
             name: tally for name, tally in self.tallies.items() if any(n == name for n, _ in books)
         }
 
+    def narrow(self, policy: Policy) -> None:
+        """The policy file has changed: in a book that was never answered a smaller safe share counts."""
+        for limit in policy.get("limits") or []:
+            for unit in ("tokens", "requests"):
+                book, amounts = self.books.get((limit["name"], unit)), limit.get(unit)
+                if book is not None and amounts and not book.answered:
+                    book.safe = min(book.safe, amounts.get("safe", 0))
+
     def tally(self, limit: str) -> Tally:
         found = self.tallies.get(limit)
         if found is None:

@@ -291,7 +291,13 @@ class Ledger(Connections, threading.Thread):
             policies = [policy for policy in policies if isinstance(policy, dict)]
             for policy in policies:
                 uid = policy.get("uid")
-                if not uid or uid in agent.governors or policy.get("mode") == "Detached":
+                if not uid or policy.get("mode") == "Detached":
+                    continue
+                if uid in agent.governors:
+                    try:
+                        agent.governors[uid].narrow(policy)
+                    except Exception as error:
+                        agent.fault("policy file", error)
                     continue
                 if uid in self.detached and self.detached[uid] == policy.get("version"):
                     continue

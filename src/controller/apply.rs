@@ -49,6 +49,7 @@ pub async fn apply(
     };
     if matches!(ledger, Some(Ok(_))) {
         memory.ledger.books.wrote(intent.writes.iter().map(|w| w.book.clone()).collect(), Instant::now());
+        memory.ledger.books.booted.clone_from(&intent.booted);
         memory.ledger.planned = true;
         memory.ledger.planned_now = true;
         ctx.publish_policy(tb, &intent.policy);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::SignedDuration;
 use kube::ResourceExt;
 
+use super::booted::BootedBooks;
 use super::fleet::Fleet;
 use super::limits::{EffectiveLimit, Limits};
 use super::memory::KnownBooks;
@@ -15,7 +16,7 @@ use crate::api::TokenBudget;
 use crate::ledger::{
     self, BookId, LimitPolicy, MemberPlan, ModelSelector, OnLedgerLoss, PlanWrite, Policy, Reserve, Unit, UnitPolicy,
 };
-use crate::plan::{BookDemand, Departed, plan_book};
+use crate::plan::{BookDemand, Booted, Departed, plan_book, safe_share};
 
 /// How long a grant lasts without an answer of the ledger.
 pub const LEASE: SignedDuration = SignedDuration::from_secs(30);
@@ -35,6 +36,8 @@ pub struct Intent {
     pub processes: u32,
     /// Processes that ended without a record.
     pub departed: Departed,
+    /// By which safe shares processes may go that have none.
+    pub booted: BTreeMap<BookId, Booted>,
 }
 
 /// Plans every book, by which of them the ledger may hold.
@@ -47,20 +50,21 @@ pub fn arrange(tb: &TokenBudget, observed: &Observed, valid: &Validated, known: 
     let (mut fleet, before) = (Fleet::of(valid, observed), Before::of(tb, limits));
     let departed = fleet.departed(observed, limits);
     fleet.departed = departed.processes();
+    let mut booted = BootedBooks::of(&known.booted, limits, &fleet, observed);
     let writes: Vec<PlanWrite> = limits
         .iter()
         .flat_map(|limit| limit.books().map(move |(unit, budget)| (limit, BookId::new(&limit.name, unit), budget)))
         .map(|(limit, book, budget)| {
             // Also one that no status could name yet.
             let first = before.is_first(limit, book.unit) && !known.may_have_spent(&book);
-            write(observed, &fleet, book, budget, first)
+            write(observed, &fleet, &mut booted, limit, book, budget, first)
         })
         .collect();
     let wanted: BTreeSet<&BookId> = writes.iter().map(|w| &w.book).collect();
     let forgotten = known.held.iter().filter(|book| !wanted.contains(book)).cloned().collect();
     let beat_ms = fleet.size.beat_ms(observed.beside).max(observed.least_beat_ms);
     let policy = policy(tb, limits, &writes, beat_ms);
-    Intent { policy, writes, forgotten, processes: fleet.size.most_processes, departed }
+    Intent { policy, writes, forgotten, processes: fleet.size.most_processes, departed, booted: booted.next() }
 }
 
 /// The books that the status names: every one that was made. Lookups, as there may be hundreds of derived limits.
@@ -92,15 +96,26 @@ impl<'a> Before<'a> {
     }
 }
 
-fn write(observed: &Observed, fleet: &Fleet<'_>, book: BookId, budget: u64, first: bool) -> PlanWrite {
+fn write(
+    observed: &Observed,
+    fleet: &Fleet<'_>,
+    booted: &mut BootedBooks<'_>,
+    limit: &EffectiveLimit,
+    book: BookId,
+    budget: u64,
+    first: bool,
+) -> PlanWrite {
     let state = match &observed.ledger {
         Some(Ok(observation)) => observation.books.get(&book),
         _ => None,
     };
+    let unrecorded = fleet.unrecorded(state);
+    let safe = safe_share(budget, fleet.size.most_processes);
     let demand = BookDemand {
         budget,
         most_processes: fleet.size.most_processes,
-        unrecorded: fleet.unrecorded(state),
+        unrecorded,
+        booted: booted.largest(limit, &book, safe, unrecorded),
         members: state.map(|state| state.demands(|id| fleet.has_ended(id))).unwrap_or_default(),
     };
     let plan = plan_book(&demand);

@@ -17,11 +17,12 @@ use super::redis_url::{Located, RedisLocation};
 use super::scaling::Scaling;
 use super::seconds;
 use super::vanished::Search;
+use super::workers::SeenWorkers;
 use crate::api::{ConditionKind, TargetRef, TokenBudget, TokenBudgetStatus};
 use crate::ledger::{BookId, Epoch, HOLD_MS, RedisLedger, Unit};
 use crate::litellm::Inherited;
 use crate::ops::Outcome;
-use crate::plan::{Amounts, Departed, Outside, Worst};
+use crate::plan::{Amounts, Booted, Departed, Outside, Worst};
 
 /// How long the fleet has to be whole before the promise holds: the 60 s window.
 pub const WINDOW: SignedDuration = SignedDuration::from_secs(60);
@@ -87,6 +88,8 @@ pub struct LedgerMemory {
 pub struct KnownBooks {
     /// Those that the last pass knew: the ledger may hold them.
     pub held: BTreeSet<BookId>,
+    /// By which safe shares processes may go that the ledger has no record of.
+    pub booted: BTreeMap<BookId, Booted>,
     /// Those of limits that went, and when.
     gone: BTreeMap<BookId, Instant>,
 }
@@ -116,6 +119,8 @@ pub struct TargetMemory {
     pub workers: BTreeMap<String, ContainerRead<u32>>,
     /// With how many workers each pod began, by its UID: a change of the template is none of the pods that run.
     pub began_with: HashMap<String, u32>,
+    /// How many workers were seen in pods that have more than their template says.
+    pub seen_workers: SeenWorkers,
     /// What `envFrom` gives to the startup hooks.
     pub hooks: BTreeMap<String, ContainerRead<Option<Inherited>>>,
     /// How many live pods had no agent.
@@ -168,6 +173,8 @@ pub struct FleetMemory {
     pub departed: Departed,
     /// Pods of silent members that are not there any more, by UID.
     pub vanished: BTreeMap<String, Search>,
+    /// The version of the policy that the ledger has, and since when.
+    pub policy: Option<(String, Timestamp)>,
     /// Since when every live process has enforced.
     pub whole_since: Option<Timestamp>,
     /// Since when no process has had a deployment for these limits.
@@ -273,6 +280,7 @@ impl Memory {
             let unit = if row.unit == Unit::Tokens.as_str() { Unit::Tokens } else { Unit::Requests };
             let book = BookId::new(&row.name, unit);
             self.fleet.worst.insert(book.clone(), Worst::said_before(seconds(now), amount(row.worst)));
+            self.ledger.books.booted.insert(book.clone(), Booted::said_before(amount(row.safe_share)));
             self.ledger.books.held.insert(book);
             if let Some(said) = &row.outside {
                 let amounts = Amounts { tokens: amount(said.tokens), requests: amount(said.requests) };
@@ -298,7 +306,7 @@ mod tests {
             "apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget", "metadata": {"name": "tb"},
             "spec": {"targetRefs": [{"name": "litellm"}]},
             "status": {"limits": [{"name": "gpt", "unit": "tokens", "budget": 9, "spent": 0, "denied": 0, "pool": 0,
-                "aside": 0, "safeShare": 0, "members": 0, "worst": 8, "outside": {"tokens": 7000, "requests": 3}}]}
+                "aside": 0, "safeShare": 7, "members": 0, "worst": 8, "outside": {"tokens": 7000, "requests": 3}}]}
         }))
         .unwrap();
         let mut memory = Memory::default();
@@ -306,6 +314,7 @@ mod tests {
         assert_eq!(memory.fleet.outside.of("gpt"), Some(Amounts { tokens: 7_000, requests: 3 }));
         let book = BookId::new("gpt", Unit::Tokens);
         assert!(memory.ledger.books.held.contains(&book));
+        assert_eq!(memory.ledger.books.booted[&book].largest(), 7);
         assert_eq!(memory.fleet.worst.get_mut(&book).map(|worst| worst.note(60, 5)), Some(8));
     }
 

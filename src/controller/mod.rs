@@ -4,6 +4,7 @@ mod admission;
 mod agent_pod;
 mod apply;
 mod arrange;
+mod booted;
 mod config_maps;
 mod context;
 mod counters;

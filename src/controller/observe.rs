@@ -1,6 +1,6 @@
 //! Step 1, observe: everything that a pass decides on, read once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use super::redis_url::{Located, NoRedis, locate, read_all};
 use super::siblings;
 use super::validate::Problem;
 use super::vanished;
-use super::workers::count_workers;
+use super::workers::{self, count_workers};
 use super::{Error, World};
 use crate::api::{AttachPolicy, TargetRef, TokenBudget};
 use crate::ledger::{Ledger, LedgerError, Observation, Report};
@@ -59,6 +59,8 @@ pub struct Observed {
     pub other_workers: BTreeMap<String, u32>,
     /// What the last pass knew of processes that ended without a record.
     pub departed: Departed,
+    /// A ConfigMap of the pods could not be written: it may have a policy of before.
+    pub old_files: bool,
     /// The most processes of other TokenBudgets on the same Redis.
     pub beside: u32,
     /// The least time between two beats, as long as not all of them are known, in ms.
@@ -136,7 +138,12 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
     for target in &mut targets {
         target.pods = world.attached_pods(&namespace, &target.reference.name);
     }
-    let other_workers = other_workers(&targets, &mut memory.targets.began_with);
+    let mut other_workers = workers::others(&targets, &mut memory.targets.began_with);
+    if let Some(Ok(seen)) = &ledger {
+        workers::see(seen, &targets, &other_workers, &mut memory.targets.seen_workers, now);
+    }
+    workers::raise(&mut targets, &mut other_workers, &mut memory.targets.seen_workers, now);
+    let old_files = targets.iter().any(|t| memory.targets.maps_refused.contains_key(&t.reference.name));
     let departed = memory.fleet.departed.clone();
     Ok(Observed {
         now,
@@ -146,6 +153,7 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         unreached,
         lost,
         departed,
+        old_files,
         other_workers,
         beside,
         least_beat_ms,
@@ -159,24 +167,6 @@ impl Observed {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         self.other_workers.get(uid).copied().unwrap_or(workers)
     }
-}
-
-/// Takes note of how many worker processes each pod began with, and answers for those that differ from their Deployment now.
-/// An operator that has just begun takes them to be as the template is.
-fn other_workers(targets: &[TargetSeen], began: &mut HashMap<String, u32>) -> BTreeMap<String, u32> {
-    let pods = || targets.iter().flat_map(|target| target.pods.iter().map(move |pod| (target.workers, pod)));
-    let uids: HashSet<&str> = pods().filter_map(|(_, pod)| pod.metadata.uid.as_deref()).collect();
-    began.retain(|uid, _| uids.contains(uid.as_str()));
-    let mut others = BTreeMap::new();
-    for (workers, pod) in pods() {
-        let Some(uid) = pod.metadata.uid.as_deref() else { continue };
-        match began.get(uid) {
-            Some(&first) if first != workers => drop(others.insert(uid.to_owned(), first)),
-            Some(_) => {}
-            None => drop(began.insert(uid.to_owned(), workers)),
-        }
-    }
-    others
 }
 
 /// What the policy says that an operator before this one stored: an operator that has just begun knows of few processes, and
@@ -338,22 +328,5 @@ mod tests {
         let both = serde_json::json!({"matchLabels": {"app": "a"}, "matchExpressions": [{"key": "tier", "operator": "In", "values": ["x"]}]});
         assert_eq!(selected(both).as_deref(), Some("app=a,tier in (x),tokenbudget.dev/agent!=attached"));
         assert_eq!(selected(serde_json::json!({"matchExpressions": [{"key": "tier", "operator": "Near"}]})), None);
-    }
-
-    #[test]
-    fn a_pod_has_the_workers_that_it_began_with() {
-        let pod = |uid: &str| {
-            let mut pod = AgentPod::default();
-            pod.metadata.uid = Some(uid.to_owned());
-            Arc::new(pod)
-        };
-        let seen = |workers, pods: &[&str]| {
-            vec![TargetSeen { workers, pods: pods.iter().map(|uid| pod(uid)).collect(), ..TargetSeen::default() }]
-        };
-        let mut began = HashMap::new();
-        assert!(other_workers(&seen(1, &["a", "b"]), &mut began).is_empty());
-        let others = other_workers(&seen(4, &["b", "c"]), &mut began);
-        assert_eq!(others, [("b".to_owned(), 1)].into());
-        assert_eq!(began, [("b".to_owned(), 1), ("c".to_owned(), 4)].into());
     }
 }

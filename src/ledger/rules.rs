@@ -74,6 +74,8 @@ pub enum Rule {
     NeverAnswered,
     /// The operator sets a safe share aside for every live process without a record.
     SetAside,
+    /// What is set aside for a process without a record is the largest safe share that it may have booted with.
+    RememberBooted,
     /// The operator sets a safe share aside for every member that the ledger had and lost, until there is evidence of its end.
     RememberLost,
     /// The operator sets a safe share aside for every process that ended without a record, for a window from then on.

@@ -4,6 +4,7 @@
 //! ledger's scripts decide what is *lent*; a share only says what a member is entitled to (design section 7). [`Outside`]
 //! finds out what others spend of the same quota.
 
+mod booted;
 mod departed;
 mod fair;
 mod fleet;
@@ -14,6 +15,7 @@ mod stay;
 mod tests;
 mod worst;
 
+pub use booted::Booted;
 pub use departed::{Departed, HOLD_MS};
 use fair::Level;
 pub use fair::max_min;
@@ -62,6 +64,8 @@ pub struct BookDemand<'a> {
     pub most_processes: u32,
     /// Live processes that have no record and may spend a safe share nevertheless.
     pub unrecorded: u32,
+    /// The largest safe share that one of those may go by: that of its policy file, which may be of before a change.
+    pub booted: u64,
     /// Every member that has a record, in any order; by id it is quickest.
     pub members: Vec<MemberDemand<'a>>,
 }
@@ -93,7 +97,8 @@ pub fn plan_book(book: &BookDemand<'_>) -> BookPlan {
     let lost = || book.members.iter().filter(|m| m.lost);
     // A process that the ledger has heard but that never heard the ledger will come to more than its record.
     let beyond = lost().map(|m| m.offline.saturating_sub(m.record)).fold(0, u64::saturating_add);
-    let aside = part(budget, book.unrecorded, most).saturating_add(beyond).min(budget);
+    let unrecorded = part(budget, book.unrecorded, most).max(book.booted.saturating_mul(u64::from(book.unrecorded)));
+    let aside = unrecorded.saturating_add(beyond).min(budget);
     let held = lost().map(|m| m.record).fold(0, u64::saturating_add);
     let room = (budget - aside).saturating_sub(held);
 
@@ -105,7 +110,7 @@ pub fn plan_book(book: &BookDemand<'_>) -> BookPlan {
     for (&i, share) in present.iter().zip(given) {
         shares[i] = share;
     }
-    BookPlan { safe: budget / most, aside, level, shares }
+    BookPlan { safe: safe_share(budget, book.most_processes), aside, level, shares }
 }
 
 /// The level, and the shares of those that are present, in their order.
@@ -133,6 +138,12 @@ fn share_out(book: &BookDemand<'_>, room: u64, present: &[usize]) -> (u64, Vec<u
         shares = members().map(|m| m.share).collect();
     }
     (level.full.min(room), shares)
+}
+
+/// What each of so many processes may spend without the ledger, in tokens or requests.
+#[must_use]
+pub fn safe_share(budget: u64, most_processes: u32) -> u64 {
+    budget / u64::from(most_processes.max(1))
 }
 
 /// So many parts of `most` of the budget, rounded down once and not for each: then it takes no more of a larger budget

@@ -43,6 +43,8 @@ pub enum Fault {
     TwoOperators(f64),
     /// The operator sees Kubernetes so much later, from now on.
     KubernetesLate(f64),
+    /// So many processes are expected at most: the safe share becomes another.
+    Most(u32),
     /// The budgets become so many percent of what they were at first.
     Budget(u64),
     /// The lease becomes so long.
@@ -108,9 +110,10 @@ fn draw(kind: Kind, most: usize, rng: &mut SplitMix64) -> Fault {
             2 => Fault::KubernetesLate(5.0 * rng.unit()),
             _ => Fault::Vanish(who),
         },
-        Kind::Changes => match rng.below(4) {
+        Kind::Changes => match rng.below(5) {
             0 | 1 => Fault::Scale(1 + rng.below(most.max(1))),
             2 => Fault::Budget([40, 70, 100][rng.below(3)]),
+            3 => Fault::Most(u32::try_from(most * [1, 2, 6][rng.below(3)]).unwrap_or(u32::MAX)),
             _ => Fault::Lease([10.0, 30.0, 60.0][rng.below(3)]),
         },
     }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::server::Server;
 use crate::ledger::rules::{Rule, Rules};
 use crate::ledger::{BookId, BookState, Epoch, HOLD_MS, MemberPlan, PlanWrite, Unit};
-use crate::plan::{BookDemand, Departed, plan_book};
+use crate::plan::{BookDemand, Booted, Departed, plan_book, safe_share};
 
 /// A process without a record is counted from this age on, in seconds (`LEASE` in `controller/arrange.rs`).
 const COUNTED_FROM: f64 = 30.0;
@@ -49,6 +49,8 @@ pub struct Operator {
     known: BTreeSet<String>,
     /// Processes that ended without a record.
     departed: Departed,
+    /// By which safe shares processes may go that have no record, by book.
+    booted: Vec<Booted>,
     rules: Rules,
 }
 
@@ -56,7 +58,7 @@ impl Operator {
     /// One that has just started, or taken over.
     #[must_use]
     pub fn new(ever: bool, rules: Rules) -> Self {
-        Self { epoch: None, ever, known: BTreeSet::new(), departed: Departed::default(), rules }
+        Self { epoch: None, ever, known: BTreeSet::new(), departed: Departed::default(), booted: Vec::new(), rules }
     }
 
     /// One pass: answers whether it wrote. `leads`: it may claim the ledger anew.
@@ -88,6 +90,8 @@ impl Operator {
         let stays = |id: &str| live.contains(id);
         self.departed = self.departed.pass(there, stays, (now * 1000.0) as u64);
         let departed = if self.rules.hold(Rule::CountDeparted) { self.departed.processes() } else { 0 };
+        self.booted.resize(wish.budgets.len(), Booted::default());
+        let booted = &mut self.booted;
         let writes: Vec<PlanWrite> = wish
             .budgets
             .iter()
@@ -97,7 +101,10 @@ impl Operator {
                 let members = book.map(|book| book.demands(ended)).unwrap_or_default();
                 let unrecorded = u32::try_from(unrecorded(book).len()).unwrap_or(u32::MAX).saturating_add(departed);
                 let unrecorded = if self.rules.hold(Rule::SetAside) { unrecorded } else { 0 };
-                let demand = BookDemand { budget, most_processes: wish.most, unrecorded, members };
+                let safe = safe_share(budget, wish.most);
+                booted[place] = booted[place].pass(safe, unrecorded > 0, (now * 1000.0) as u64);
+                let largest = if self.rules.hold(Rule::RememberBooted) { booted[place].largest() } else { 0 };
+                let demand = BookDemand { budget, most_processes: wish.most, unrecorded, booted: largest, members };
                 let plan = plan_book(&demand);
                 let members = demand.members.iter().zip(plan.shares);
                 let members = members

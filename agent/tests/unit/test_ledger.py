@@ -119,6 +119,27 @@ def test_the_same_policy_counts_again_after_a_file_without_it(member, operator, 
     until(lambda: one.book().answered)
 
 
+def test_one_that_was_never_answered_takes_a_smaller_safe_share_from_its_file(member, operator):
+    one = member([policy([limit(safe=15000)], beatMs=100)])  # which no ledger has
+    for safe, counts in ((2500, 2500), (20000, 2500)):
+        one.write([policy([limit(safe=safe)], version=str(safe))])
+        one.ledger.read_policies()
+        assert one.book().safe == counts
+    one.write([{"uid": "uid-1", "limits": [{}]}])
+    one.ledger.read_policies()
+    assert "policy file" in one.agent.faults
+    assert one.book().safe == 2500
+
+
+def test_one_that_was_answered_goes_by_the_ledger_and_not_by_its_file(member, operator):
+    one, smaller = member([policy([limit(safe=15000)], beatMs=100)]), policy([limit(safe=2500)], version="3")
+    operator.publish(policy([limit(safe=15000)], beatMs=100))
+    until(lambda: one.book().answered)
+    one.write([smaller])
+    one.ledger.read_policies()
+    assert one.book().safe == 15000
+
+
 def test_a_policy_file_that_comes_late_is_found_within_two_seconds(member, operator):
     pol = policy([limit()], beatMs=100)
     operator.publish(pol)

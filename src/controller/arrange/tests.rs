@@ -55,13 +55,17 @@ fn written_without(valid: &Validated, records: &[(&str, u64)], lost: &[(&str, &s
 }
 
 fn intent(valid: &Validated, records: &[(&str, u64)], before: Observed) -> Intent {
+    intent_after(&KnownBooks::default(), valid, records, before)
+}
+
+fn intent_after(known: &KnownBooks, valid: &Validated, records: &[(&str, u64)], before: Observed) -> Intent {
     let record = |&(id, share): &(&str, u64)| {
         (id.to_owned(), MemberRecord { share, spent: 40_000, until_ms: 30_000, ..MemberRecord::default() })
     };
     let book = BookState { members: records.iter().map(record).collect(), clock_ms: 1, ..BookState::default() };
     let books = [(BookId::new("gpt", Unit::Tokens), book)].into();
     let ledger = Observation { policy_version: None, reports: BTreeMap::new(), unreadable: Vec::new(), books };
-    arrange(&budget(), &Observed { ledger: Some(Ok(ledger)), ..before }, valid, &KnownBooks::default())
+    arrange(&budget(), &Observed { ledger: Some(Ok(ledger)), ..before }, valid, known)
 }
 
 fn at_noon() -> Observed {
@@ -152,6 +156,58 @@ fn a_safe_share_is_set_aside_for_each_grown_process_without_a_record() {
     let valid = fleet(pods, vec![member("a", "1", false), member("b", "2", false)]);
     let write = written(&valid, &[("a", 15_000)]);
     assert_eq!((write.safe, write.aside), (15_000, 30_000));
+}
+
+/// The fleet at noon and some seconds, after a pass that left these books.
+fn later(booted: BTreeMap<BookId, plan::Booted>, seconds: i64, valid: &Validated, change: fn(&mut Observed)) -> Intent {
+    let now = NOW.parse::<Timestamp>().unwrap() + SignedDuration::from_secs(seconds);
+    let mut before = Observed { now, ..Observed::default() };
+    change(&mut before);
+    let mut books = KnownBooks::default();
+    books.booted = booted;
+    intent_after(&books, valid, &[], before)
+}
+
+#[test]
+fn what_is_set_aside_is_the_safe_share_that_a_process_may_have_booted_with() {
+    let mut valid = fleet(vec![pod("1", "2026-11-24T11:59:00Z")], Vec::new());
+    let before = later(BTreeMap::new(), 0, &valid, |_| {}).booted;
+    let young = fleet(vec![pod("1", "2026-11-24T12:00:00Z")], Vec::new());
+    let unseen = later(BTreeMap::new(), 0, &young, |_| {}).booted;
+    valid.targets[0].size.replicas = 24;
+    for before in [before, unseen] {
+        let cut = later(before, 1, &valid, |_| {});
+        assert_eq!((cut.writes[0].safe, cut.writes[0].aside), (2_500, 15_000));
+        let stays = later(cut.booted, 9_000, &valid, |_| {});
+        assert_eq!(stays.writes[0].aside, 15_000, "as long as it has no record");
+    }
+}
+
+#[test]
+fn a_file_that_could_not_be_written_has_the_safe_share_of_before() {
+    let mut valid = fleet(Vec::new(), Vec::new());
+    let before = later(BTreeMap::new(), 0, &valid, |_| {}).booted;
+    valid.targets[0].size.replicas = 24;
+    let old = later(before, 1, &valid, |observed| observed.old_files = true);
+    let still = later(old.booted, 9_000, &valid, |observed| observed.old_files = true);
+    let written = later(still.booted.clone(), 9_001, &valid, |_| {});
+    let book = BookId::new("gpt", Unit::Tokens);
+    assert_eq!((still.booted[&book].largest(), written.booted[&book].largest()), (15_000, 15_000));
+    assert_eq!(later(written.booted, 9_181, &valid, |_| {}).booted[&book].largest(), 2_500);
+}
+
+#[test]
+fn a_limit_of_another_name_has_the_safe_share_of_the_one_before() {
+    let old = fleet(vec![pod("1", "2026-11-24T11:59:00Z")], Vec::new());
+    let before = later(BTreeMap::new(), 0, &old, |_| {}).booted;
+    let limit =
+        |name: &str, tokens| EffectiveLimit { name: name.to_owned(), tokens: Some(tokens), ..Default::default() };
+    let renamed = Validated { limits: Limits::Known(vec![limit("other", 20_000)]), ..old };
+    let next = later(before.clone(), 1, &renamed, |_| {});
+    assert_eq!((next.writes[0].safe, next.writes[0].aside), (5_000, 15_000));
+    let beside = Validated { limits: Limits::Known(vec![limit("gpt", 60_000), limit("other", 20_000)]), ..renamed };
+    let next = later(before, 1, &beside, |_| {});
+    assert_eq!(next.writes.iter().map(|w| w.aside).collect::<Vec<_>>(), [15_000, 5_000]);
 }
 
 #[test]

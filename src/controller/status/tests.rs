@@ -32,7 +32,14 @@ fn write(limit: &str, unit: Unit) -> PlanWrite {
 fn intent(writes: Vec<PlanWrite>) -> Intent {
     let policy: Policy = json(serde_json::json!({"version": "", "tokenBudget": "a/b", "uid": "u", "mode": "Enforce",
         "reserve": "MaxTokens", "maxWaitMs": 0, "onLedgerLoss": "SafeShare", "leaseMs": 1, "beatMs": 1, "limits": []}));
-    Intent { policy, writes, forgotten: Vec::new(), processes: 1, departed: Departed::default() }
+    Intent {
+        policy,
+        writes,
+        forgotten: Vec::new(),
+        processes: 1,
+        departed: Departed::default(),
+        booted: BTreeMap::new(),
+    }
 }
 
 fn rows(intent: &Intent, applied: &Applied, traffic: &Traffic, books: &Books<'_>) -> Vec<LimitStatus> {

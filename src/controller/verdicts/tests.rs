@@ -207,3 +207,25 @@ fn a_fleet_that_does_not_get_ready_is_told_from_one_without_pods() {
     let (attached, enforcing, _) = verdict(serde_json::json!([]));
     assert_eq!((attached, enforcing), (Reason::NoPods, Reason::NoPods));
 }
+
+#[test]
+fn a_process_that_stays_behind_the_policy_does_not_enforce_it() {
+    let mut memory = Memory::default();
+    let mut verdict = |has: &str, stored: &str, second: i64| {
+        let seen = crate::ledger::Observation { policy_version: Some(stored.to_owned()), ..Default::default() };
+        let now = Timestamp::from_second(second).unwrap();
+        let observed = Observed { now, ledger: Some(Ok(seen)), ..Observed::default() };
+        let mut valid = serving(&["gpt"], Some(&["gpt"]));
+        valid.members[0].report.policy = has.to_owned();
+        enforcing(&tb("Automatic"), &observed, &valid, &applied(), &mut memory).reason
+    };
+    assert_eq!(verdict("one", "one", 0), Reason::WindowNotPassed);
+    assert_eq!(verdict("one", "one", 60), Reason::Enforcing);
+    assert_eq!(verdict("one", "two", 61), Reason::Enforcing, "it has just been written");
+    assert_eq!(verdict("one", "two", 91), Reason::Enforcing);
+    assert_eq!(verdict("one", "two", 92), Reason::WaitingForProcesses);
+    assert_eq!(verdict("two", "two", 93), Reason::WindowNotPassed);
+    assert_eq!(verdict("two", "two", 153), Reason::Enforcing);
+    assert_eq!(verdict("two", "three", 10), Reason::WindowNotPassed, "a clock that was set back");
+    assert_eq!(verdict("two", "three", 41), Reason::WaitingForProcesses);
+}

@@ -86,6 +86,7 @@ impl World<'_> {
             Fault::Budget(percent) => {
                 self.wish.budgets = self.config.budgets.iter().map(|b| b * percent / 100).collect();
             }
+            Fault::Most(most) => self.wish.most = most,
             Fault::Lease(seconds) => {
                 let before = self.wish.lease;
                 self.wish.lease = before.max(seconds);

@@ -49,7 +49,8 @@ pub fn target(reference: &TargetRef, deployment: &Deployment, most_replicas: Opt
 /// What a process may spend when it has lost the ledger.
 #[must_use]
 pub fn safe_share(budget: u64, fleet: FleetSize) -> u64 {
-    let demand = BookDemand { budget, most_processes: fleet.most_processes, unrecorded: 0, members: Vec::new() };
+    let demand =
+        BookDemand { budget, most_processes: fleet.most_processes, unrecorded: 0, booted: 0, members: Vec::new() };
     plan_book(&demand).safe
 }
 
