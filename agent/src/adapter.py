@@ -17,6 +17,7 @@ from .book import Book
 from .constants import log
 from .governor import Governor, Limits
 from .hooks import Hooks
+from .narrowing import Narrowing
 from .refusal import QuietRefusals
 from .request import model_id
 from .shapes import Data, Deployment, Row
@@ -64,6 +65,7 @@ class Adapter:
         self.declared_rows, self.identities = None, {}
         self.limits, self.made_of, self.limited = Limits([]), None, set()
         self.caches = []  # (object, attribute, original)
+        self.narrowing = Narrowing()
         self.dirty = True
         self.quiet = QuietRefusals()
 
@@ -184,6 +186,7 @@ class Adapter:
             )
         )
         self.problem("strategy", unasked)
+        self.problem("narrowing", self.narrowing.refresh(router, models))
         governors = list(self.agent.governors.values())
         entries = [self.entry(deployment) for deployment in models]
         made_of = (entries, [(governor, governor.limits) for governor in governors])

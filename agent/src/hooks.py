@@ -76,7 +76,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         **_: Any,
     ) -> list[Deployment]:
         try:
-            return await self.filter(healthy_deployments, messages, request_kwargs or {})
+            return await self.filter(model, healthy_deployments, messages, request_kwargs or {})
         except Refused:
             raise
         except Exception as error:
@@ -197,7 +197,9 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             called = Called(data.get("litellm_call_id") or "", weakly(call), (0.0, {}, call_type))
         _unfiltered.set(agent.calls.keep(call, called))
 
-    async def filter(self, deployments: list[Deployment], messages: Any, kwargs: Data) -> list[Deployment]:
+    async def filter(
+        self, model: str, deployments: list[Deployment], messages: Any, kwargs: Data
+    ) -> list[Deployment]:
         agent = self.agent
         if not agent.governors or not isinstance(deployments, list) or not deployments:
             return deployments
@@ -227,11 +229,21 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             request.nested_in(previous)
         asked = [(d, agent.needs(request, d, books)) for d, books in governed]
         request.needs = {model_id(d): needs for d, needs in asked}
+        narrowed = False
         while True:
             boot, wall = agent.clock.boot(), agent.clock.wall()
             agent.tick(boot)
             with agent.lock:
                 fitting = [(d, needs) for d, needs in asked if agent.fits(needs, boot, wall)]
+            if len(fitting) < len(asked) and not narrowed:  # a tier is not left for want of room
+                narrowed = True
+                left = await agent.adapter.narrowing.eligible(model, called, deployments, messages, kwargs)
+                if left is None:
+                    fitting = asked
+                elif left is not deployments:
+                    eligible = set(map(model_id, left))
+                    asked = [(d, needs) for d, needs in asked if model_id(d) in eligible]
+                    continue
             if fitting:
                 break
             held = [agent.held(needs, boot, wall) for _, needs in asked]

@@ -87,6 +87,7 @@ def agent(tb, clock):
     """An agent with one TokenBudget of 60000 tokens and 600 requests, whose ledger has granted half of it."""
     made = tb.Agent(clock=clock, environ={"TOKENBUDGET_POD_UID": "pod-1"})
     made.adapter = FakeAdapter(made)
+    made.adapter.narrowing = tb.Narrowing()
     pol = policy([limit(requests=600)], maxWaitMs=0)
     made.governors[pol["uid"]] = tb.Governor(pol, clock.boot())
     for book in made.adapter.books_of(None):
