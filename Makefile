@@ -47,7 +47,7 @@ test-agent: prepare-litellm
 	  echo "the agent in LiteLLM $$version"; \
 	  (cd agent && TOKENBUDGET_LITELLM_VENV=$(CACHE)/litellm/$$version \
 	    $(TOOLS)/python -m pytest -q tests/litellm/test_one_process.py tests/litellm/test_strategies.py \
-	    tests/litellm/test_ways_in.py tests/litellm/test_outside.py) || exit 1; \
+	    tests/litellm/test_ways_in.py tests/litellm/test_outside.py tests/litellm/test_eligible.py) || exit 1; \
 	done
 
 .PHONY: test-matrix
