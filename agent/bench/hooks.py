@@ -51,6 +51,7 @@ def agent():
     for book in made.governors["u"].books.values():
         sent = book.prepare(True, 0, 0, made.clock.boot(), made.clock.wall())
         book.apply(sent, ["ok", 10**11, 10**11, 10**11, 10**12, 10**9])
+    made.governors["u"].renewed()
     return made, hooks, router
 
 

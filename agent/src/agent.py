@@ -29,6 +29,7 @@ from .estimates import ASKED, Estimates
 from .governor import Governor
 from .refusal import Refused, is_of_the_proxy, never_connected
 from .request import Attempt, Called, Request, _request, call_key, model_id, weakly
+from .ring import Ring
 from .shapes import Data, Deployment, MaybeNone, Needs
 
 
@@ -46,6 +47,7 @@ class Agent:
     faults: dict[str, tuple[float, str]]
     logged: dict[str, float]
     last_tick: float | None
+    recent: set[Ring]  # those that were stamped lately: all that a stall may concern, and perhaps some more
     resting: asyncio.Future[None] | None
     draw: Callable[[], None]
     adapter: Adapter | MaybeNone
@@ -61,6 +63,7 @@ class Agent:
         self.faults, self.logged = {}, {}
         self.drift, self.outside = Drift(), Outside()
         self.last_tick, self.last_sweep = None, 0.0
+        self.recent = set()
         self.resting = None  # the light loop waits for this, or until there is something to look over
         self.draw = lambda: None  # set by the ledger thread
         self.adapter = None
@@ -120,9 +123,9 @@ class Agent:
             self.last_tick = now
         if last is not None and now - last > STALL:
             with self.lock:
-                for governor in self.governors.values():
-                    for book in governor.books.values():
-                        book.ring.stall(last - MARGIN, now, turn)
+                self.forget_recent(last)
+                for ring in self.recent:
+                    ring.stall(last - MARGIN, now, turn)
         if now - self.last_sweep > 1:
             self.last_sweep = now
             self.sweep(now)
@@ -130,11 +133,11 @@ class Agent:
     def may_rest(self, now: float) -> bool:
         """Whether no turn of the event loop needs to be measured: nothing is on its way out."""
         with self.lock:
-            return not self.attempts and not any(
-                book.ring.may_stall(now)
-                for governor in self.governors.values()
-                for book in governor.books.values()
-            )
+            return not self.attempts and not any(ring.may_stall(now) for ring in self.recent)
+
+    def forget_recent(self, tick: float) -> None:
+        """`tick`: the last one, from which on the next stall is measured."""
+        self.recent = {ring for ring in self.recent if ring.may_stall(tick)}
 
     def rouse(self) -> bool:
         """Ends the light loop's rest; whether it was resting."""
@@ -218,6 +221,7 @@ class Agent:
                 elif not attempt.stamped and now - attempt.reserved > UNSENT_BOUND:
                     attempt.overdue = not attempt.hooked
                     self.stamp(attempt, now)
+            self.forget_recent(now if self.last_tick is None else self.last_tick)
             self.overdue = sum(all(a.overdue for a in attempts) for attempts in self.attempts.values())
 
     # -- needs and admission
@@ -365,6 +369,7 @@ class Agent:
                 return
             for book, charge in attempt.charges:
                 book.ring.stamp(charge, now)
+                self.recent.add(book.ring)
 
     def open_attempts(self, data: Mapping[str, Any], copied: bool = False) -> list[Attempt]:
         """Of the call that these arguments of a hook are of. Copied: LiteLLM may have copied them, to leave
@@ -431,6 +436,7 @@ class Agent:
                     if total > 0:
                         book.governor.tally(book.limit).ratios.append(charge.amount / total)
                     book.ring.settle(charge, total, now)
+                self.recent.add(book.ring)
             still = [a for a in self.attempts.get(attempt.call_id, ()) if not a.ended]
             if still:
                 self.attempts[attempt.call_id] = still

@@ -30,6 +30,7 @@ class Governor:
     figures: dict[str, Any]
     last_good: float | None
     reported: tuple[object, ...] | None  # what its last report was made of, but for the figures
+    oldest: tuple[float, float] | None  # boot and wall time of the books' leases; None: nothing was ever lent
 
     def __init__(self, policy: Policy, now: float) -> None:
         self.uid, self.started, self.books = policy["uid"], now, {}
@@ -73,6 +74,12 @@ class Governor:
         self.tallies = {
             name: tally for name, tally in self.tallies.items() if any(n == name for n, _ in books)
         }
+        self.renewed()
+
+    def renewed(self) -> None:
+        """Leases were, or books came and went. Each request asks whether one is over: not of each book."""
+        leases = [(book.boot, book.wall) for book in self.books.values() if book.boot is not None]
+        self.oldest = (min(boot for boot, _ in leases), min(wall for _, wall in leases)) if leases else None
 
     def narrow(self, policy: Policy) -> None:
         """The policy file has changed: in a book that was never answered a smaller safe share counts."""
@@ -109,12 +116,12 @@ class Governor:
         self.down, self.backoff, self.retry_at = False, 0.0, -1e9
 
     def lost(self, boot: float, wall: float) -> bool:
-        """The ledger has not answered for a lease."""
+        """The ledger has not answered for a lease, for any of the books that something was lent of."""
         if not self.books:
             return False
-        if all(book.boot is None for book in self.books.values()):  # nothing was lent: no lease to wait for
+        if self.oldest is None:  # no lease to wait for
             return boot - self.started >= (min(TOUCH, self.lease) if self.open_on_loss else self.lease)
-        return any(book.lease_over(boot, wall) for book in self.books.values() if book.boot is not None)
+        return boot - self.oldest[0] >= self.lease or wall - self.oldest[1] >= self.lease
 
     def acting(self, boot: float, wall: float) -> str:
         """enforce, observe, or open (nothing is refused: LiteLLM's own limit holds)."""

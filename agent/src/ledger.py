@@ -170,6 +170,7 @@ class Ledger(Connections, threading.Thread):
             good = [book.apply(one, answer) for (book, one), answer in zip(sent, answers)]
             for book, _ in sent:
                 book.ring.guard = agent.drift.guard()
+            governor.renewed()
             if any(good) or not good:
                 governor.last_good = boot
         if policy:

@@ -100,7 +100,10 @@ def give(tb, book, clock, grant, state="ok", share=None, pool=None):
     sent = book.prepare(True, 0, 0, clock.boot(), clock.wall())
     pool = book.budget - grant if pool is None else pool
     share = grant if share is None else share
-    return book.apply(sent, [state, grant, share, pool, book.budget, book.safe])
+    counted = book.apply(sent, [state, grant, share, pool, book.budget, book.safe])
+    if hasattr(book, "governor"):
+        book.governor.renewed()
+    return counted
 
 
 @pytest.fixture(name="give")
