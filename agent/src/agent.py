@@ -31,6 +31,7 @@ from .refusal import Refused, is_of_the_proxy, never_connected
 from .request import Attempt, Called, Request, _request, call_key, model_id, weakly
 from .ring import Ring
 from .shapes import Data, Deployment, MaybeNone, Needs
+from .waiting import Waiting, finish
 
 
 class Agent:
@@ -41,7 +42,6 @@ class Agent:
     env: Mapping[str, str]
     governors: dict[str, Governor]
     attempts: dict[str | None, list[Attempt]]  # the open ones; no key is None, but some ask for it
-    waiters: dict[asyncio.Future[None], Needs]
     stamps_known: set[tuple[str, str]]
     connections: float  # at most, to one host
     faults: dict[str, tuple[float, str]]
@@ -57,7 +57,7 @@ class Agent:
         self.lock = threading.RLock()
         self.governors, self.attempts = {}, {}
         self.estimates = Estimates(lambda *of: self.adapter.max_output(*of) if self.adapter else None)
-        self.waiters = {}  # future -> [(book, need)]
+        self.waiting = Waiting(self)
         self.stamps_known = set()  # call types and models that were seen to pass log_pre_api_call
         self.calls, self.connections, self.overdue = Calls(), math.inf, 0
         self.faults, self.logged = {}, {}
@@ -230,10 +230,21 @@ class Agent:
         return [(book, self.estimates.need(request, deployment, book)) for book in books]
 
     def fits(self, needs: Needs, boot: float, wall: float) -> bool:
+        """Beside what is promised to those that wait. What needs 0 is reserved already, and comes before."""
+        promised = self.waiting.promised
         for book, amount in needs:
-            if book.governor.acting(boot, wall) == "enforce" and not book.fits(amount, boot, wall):
+            before = promised.get(book, 0) if amount else 0
+            if book.governor.acting(boot, wall) == "enforce" and not book.fits(before + amount, boot, wall):
                 return False
         return True
+
+    def admits(self, request: Request, needs: Needs, boot: float, wall: float) -> bool:
+        """Whether it fits; one that has not waited comes after those that do."""
+        fits, queues = self.fits(needs, boot, wall), self.waiting.queues
+        if fits and queues and request.deadline is None and any(book in queues for book, _ in needs):
+            self.waiting.wake([book for book, _ in needs])
+            fits = self.fits(needs, boot, wall)
+        return fits
 
     def held(self, needs: Needs, boot: float, wall: float) -> Needs:
         """Those by which a call may be refused: a TokenBudget that observes has no say. All, if none has any
@@ -245,7 +256,7 @@ class Agent:
         boot, wall = self.clock.boot(), self.clock.wall()
         self.tick(boot)
         with self.lock:
-            if not self.fits(needs, boot, wall):
+            if not self.admits(request, needs, boot, wall):
                 return None
             taken = needs
             observed = [need for need in needs if need[0].governor.acting(boot, wall) == "observe"]
@@ -266,60 +277,6 @@ class Agent:
             self.attempts.setdefault(request.call_id, []).append(attempt)
             request.attempt = attempt
             return attempt
-
-    async def wait_for_room(self, needs_list: list[Needs], request: Request) -> bool:
-        """Asks the ledger and waits for an answer, or for tokens to leave the window. False when the time is
-        over."""
-        now = self.clock.boot()
-        if request.deadline is None:
-            waits = [book.governor.max_wait for needs in needs_list for book, _ in needs]
-            request.deadline = now + max(waits or [0])
-            if request.deadline > now:
-                self.waits(needs_list)
-        left = request.deadline - now
-        future = asyncio.get_running_loop().create_future()
-        with self.lock:
-            self.waiters[future] = [need for needs in needs_list for need in needs]
-        try:
-            self.draw()
-            if left <= 0:
-                return False
-            await asyncio.wait([future], timeout=min(left, 0.05))
-            return True
-        finally:
-            with self.lock:
-                asked = self.waiters.pop(future, [])
-                if left <= 0:  # the draw that it asked for is still to come
-                    for book, amount in asked:
-                        book.pending = max(book.pending, amount)
-
-    def waits(self, needs_list: list[Needs]) -> None:
-        """Counts a request that waits, for each limit that has no room for it."""
-        boot, wall, minute = self.clock.boot(), self.clock.wall(), self.minute()
-        with self.lock:
-            full = {
-                (book.governor, book.limit)
-                for needs in needs_list
-                for book, amount in needs
-                if not book.fits(amount, boot, wall)
-            }
-            for governor, limit in full:
-                governor.tally(limit).counts.add(minute, waited=1)
-
-    def wanted(self, book: Book) -> tuple[float, float]:
-        """What waiting requests and refusals need of this book: all of them, and the smallest."""
-        amounts = [n for needs in self.waiters.values() for b, n in needs if b is book]
-        if book.pending:
-            amounts.append(book.pending)
-        return sum(amounts), min(amounts, default=0)
-
-    def wake(self) -> None:
-        """An answer came, or a request ended: wakes the waiting requests that may fit now."""
-        boot, wall = self.clock.boot(), self.clock.wall()
-        with self.lock:
-            waiters = [f for f, needs in self.waiters.items() if any(b.fits(n, boot, wall) for b, n in needs)]
-        for future in waiters:
-            finish(future)
 
     def refusal(
         self, of: Called | Attempt, needs_list: list[Needs], kind: type[Refused] = Refused
@@ -345,18 +302,7 @@ class Agent:
             for one, need in needs_list[0]:
                 if seconds <= 60:  # what can never be admitted is no demand
                     one.denied.add(self.calls.key(of), need, boot)
-        who, name = book.governor.name, f"{book.governor.name}/{book.limit}"
-        if seconds > 60:
-            text = (
-                f"this request needs {amount} {book.unit} and the whole budget of limit {book.limit} is "
-                f"{book.budget} per minute: it can never be admitted. Lower max_tokens or split the request."
-            )
-            return kind(f"TokenBudget {who}: {text}", name, None)
-        text = (
-            f"limit {book.limit} ({book.budget} {book.unit} per minute for the whole fleet) has no room for "
-            f"{amount} {book.unit}. Retry after {seconds} s."
-        )
-        return kind(f"TokenBudget {who}: {text}", name, seconds)
+        return kind.by(book, amount, seconds)
 
     # -- the life of an attempt
 
@@ -442,8 +388,8 @@ class Agent:
                 self.attempts[attempt.call_id] = still
             else:
                 self.attempts.pop(attempt.call_id, None)
-        if self.waiters:
-            self.wake()
+        if self.waiting.waiters:
+            self.waiting.wake([book for book, _ in attempt.charges])
 
     def failed(self, attempt: Attempt, error: BaseException | None, began: bool = False) -> None:
         """An attempt that left counts, unless the provider refused it before its answer `began`, or was never
@@ -458,11 +404,3 @@ class Agent:
 
     def never_left(self, attempt: Attempt) -> bool:
         return not attempt.hooked or attempt.kind in self.stamps_known
-
-
-def finish(future: asyncio.Future[None]) -> None:
-    """Ends what waits for it, from whichever thread."""
-    try:
-        future.get_loop().call_soon_threadsafe(lambda: future.done() or future.set_result(None))  # type: ignore[func-returns-value]
-    except RuntimeError:
-        pass  # its loop is closed

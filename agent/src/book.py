@@ -117,6 +117,10 @@ class Book:
         self.advance(boot, wall)
         return self.ring.spent + need <= self.allowed(boot, wall) + 1e-6
 
+    def room(self, boot: float, wall: float) -> float:
+        self.advance(boot, wall)
+        return self.allowed(boot, wall) - self.ring.spent
+
     def retry_after(self, need: float, boot: float, wall: float) -> int:
         """Whole seconds until `need` fits, 1 to 60: when enough has left this process's own window. Until
         then other

@@ -63,6 +63,7 @@ TOUCH = 4.0  # a ledger that has not answered for so long is out of touch: nobod
 LEAVE_STEP = 1.0  # a call says how much leaves the window in each of the next steps
 LEAVE_STEPS = 60  # together a window
 LEAVES_EVERY = 1.0  # that is looked up so often
+RECHECK = 0.05  # how often it is looked whether there is room for what waits
 DRAW_GAP = 0.05  # least time between two calls of one TokenBudget
 UNSENT_BOUND = 120.0  # a reservation without a stamp is taken as sent after this long
 ATTEMPT_BOUND = 900.0  # and forgotten (what it charged stays) after this long

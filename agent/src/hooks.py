@@ -234,7 +234,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             boot, wall = agent.clock.boot(), agent.clock.wall()
             agent.tick(boot)
             with agent.lock:
-                fitting = [(d, needs) for d, needs in asked if agent.fits(needs, boot, wall)]
+                fitting = [(d, needs) for d, needs in asked if agent.admits(request, needs, boot, wall)]
             if len(fitting) < len(asked) and not narrowed:  # a tier is not left for want of room
                 narrowed = True
                 left = await agent.adapter.narrowing.eligible(model, called, deployments, messages, kwargs)
@@ -248,24 +248,16 @@ class Hooks(CustomLogger):  # type: ignore[misc]
                 break
             held = [agent.held(needs, boot, wall) for _, needs in asked]
             wanting = [n for n in held if all(amount <= book.budget for book, amount in n)]
-            if not wanting or not await agent.wait_for_room(wanting, request):
+            if not wanting or not await agent.waiting.for_room(wanting, request):
                 raise agent.refusal(request.called, held)
         if len(fitting) < len(asked):
             kept = {id(d) for d, _ in fitting}
-            self.ask_for([needs for d, needs in asked if id(d) not in kept])
+            # Another one takes this request; the ledger may still have room for those that were dropped.
+            agent.waiting.ask([needs for d, needs in asked if id(d) not in kept])
         _request.set(request)
         if agent.failing("check"):  # nothing is reserved: LiteLLM enforces the share
             return [d for d, _ in fitting]
         return [self.lifted(d, needs, boot, wall) for d, needs in fitting]
-
-    def ask_for(self, dropped: list[Needs]) -> None:
-        """Another deployment takes this request; the ledger may still have room for the ones that were
-        dropped."""
-        with self.agent.lock:
-            for needs in dropped:
-                for book, amount in needs:
-                    book.pending = max(book.pending, amount)
-        self.agent.draw()
 
     def lifted(self, deployment: Deployment, needs: Needs, boot: float, wall: float) -> Deployment:
         """A copy for this request only, whose own limit LiteLLM will not reach. LiteLLM counts by calendar
@@ -303,9 +295,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             return
         while agent.reserve(request, deployment, needs) is None:
             held = agent.held(needs, agent.clock.boot(), agent.clock.wall())
-            if any(amount > book.budget for book, amount in held) or not await agent.wait_for_room(
-                [held], request
-            ):
+            never = any(amount > book.budget for book, amount in held)
+            if never or not await agent.waiting.for_room([held], request):
                 raise agent.refusal(request.called, [held])
 
     async def before_call(self, kwargs: Data, call_type: str) -> None:

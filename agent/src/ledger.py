@@ -67,8 +67,7 @@ class Ledger(Connections, threading.Thread):
         # Who is answered goes first: who is not may take a second. Then the longest unheard: one that fails
         # starts the wait for all on its node, and must not always be the first.
         for governor in sorted(agent.governors.values(), key=lambda one: (one.down, one.last_call)):
-            with agent.lock:
-                wants = any(agent.wanted(book)[0] for book in governor.books.values())
+            wants = agent.waiting.wants(governor.books.values())
             beat = now >= governor.next_beat
             if now >= governor.retry_at and (beat or (wants and now - governor.last_call >= DRAW_GAP)):
                 try:
@@ -122,7 +121,7 @@ class Ledger(Connections, threading.Thread):
             boot, wall = agent.clock.boot(), agent.clock.wall()
             books = list(governor.books.values())
             keys = [governor.key("meta"), governor.key("members")] + governor.book_keys()
-            sent = [book.prepare(beat, *agent.wanted(book), boot, wall, final) for book in books]
+            sent = [book.prepare(beat, *agent.waiting.wanted(book), boot, wall, final) for book in books]
             for book in books:
                 book.quiet = boot
             if beat:
@@ -175,7 +174,7 @@ class Ledger(Connections, threading.Thread):
                 governor.last_good = boot
         if policy:
             self.new_policy(governor, json.loads(policy))
-        agent.wake()
+        agent.waiting.wake()
 
     @property
     def down(self) -> bool:
@@ -270,7 +269,7 @@ class Ledger(Connections, threading.Thread):
                 policy.setdefault("uid", governor.uid)
                 governor.update(policy, agent.clock.boot())
                 governor.next_beat = 0.0
-        agent.wake()
+        agent.waiting.ask_again()
         if agent.adapter:
             agent.adapter.changed()
 

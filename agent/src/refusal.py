@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from .book import Book
+
 
 class Refused(Exception):
     """A 429 of ours. LiteLLM cools nothing down for it, does not retry (num_retries) and still uses
@@ -21,6 +23,22 @@ class Refused(Exception):
         self.headers = {"x-tokenbudget-limit": limit}
         if retry_after is not None:
             self.headers["Retry-After"] = str(retry_after)
+
+    @classmethod
+    def by(cls, book: Book, amount: float, seconds: int) -> Refused:
+        """What a client reads. More than 60 s: never."""
+        who, name = book.governor.name, f"{book.governor.name}/{book.limit}"
+        if seconds > 60:
+            text = (
+                f"this request needs {amount} {book.unit} and the whole budget of limit {book.limit} is "
+                f"{book.budget} per minute: it can never be admitted. Lower max_tokens or split the request."
+            )
+            return cls(f"TokenBudget {who}: {text}", name, None)
+        text = (
+            f"limit {book.limit} ({book.budget} {book.unit} per minute for the whole fleet) has no room for "
+            f"{amount} {book.unit}. Retry after {seconds} s."
+        )
+        return cls(f"TokenBudget {who}: {text}", name, seconds)
 
 
 class RefusedLate(Refused):

@@ -61,6 +61,7 @@ class Request:
         "n",
         "no_output",
         "deadline",
+        "place",
         "attempt",
         "parent",
         "needs",
@@ -74,6 +75,7 @@ class Request:
     n: int
     no_output: bool
     deadline: float | None
+    place: int  # among those that wait; as long as there is a deadline
     attempt: Attempt | None
     parent: Request | None
     needs: dict[str, Needs]  # by the ids of the deployments that it may go to

@@ -15,6 +15,7 @@ from .governor import Governor
 from .hooks import Hooks
 from .ledger import Ledger
 from .shapes import MaybeNone
+from .waiting import Waiting
 
 _agent: Agent | None
 _ledger: Ledger | None
@@ -99,7 +100,8 @@ def restart_after_fork() -> None:
     agent.lock = threading.RLock()  # a thread that is not here may have held it
     with agent.lock:
         agent.attempts.clear()
-        agent.waiters.clear()
+        agent.waiting = Waiting(agent)
+        agent.recent.clear()
         agent.reset_identity()
         policies = [governor.policy for governor in agent.governors.values()]
         now = agent.clock.boot()

@@ -37,6 +37,7 @@ const PARTS: [&str; 20] = [
     include_str!("../../agent/src/request.py"),
     include_str!("../../agent/src/calls.py"),
     include_str!("../../agent/src/refusal.py"),
+    include_str!("../../agent/src/waiting.py"),
     include_str!("../../agent/src/agent.py"),
     include_str!("../../agent/src/siblings.py"),
     include_str!("../../agent/src/address.py"),

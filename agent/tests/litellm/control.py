@@ -165,7 +165,7 @@ def still_open(agent):
         return {
             "attempts": sum(len(attempts) for attempts in agent.attempts.values()),
             "never ended": sum(not one.attempt.ended for one in watched),
-            "waiting": len(agent.waiters),
+            "waiting": len(agent.waiting.waiters),
             "unsent": unsent,
             "wrong": wrong,
         }

@@ -186,16 +186,16 @@ def test_waiting_requests_are_woken_by_an_answer(tb, agent, give):
         task = asyncio.ensure_future(attempt(tb, agent, "a", 1000))
         await asyncio.sleep(0.01)
         assert drawn
-        assert 1000 < agent.wanted(books(agent)["tokens"])[0] < 1100
+        assert 1000 < agent.waiting.wanted(books(agent)["tokens"])[0] < 1100
         give(books(agent)["tokens"], 2000)
-        agent.wake()
+        agent.waiting.wake()
         for _ in range(9):
             await asyncio.sleep(0)
         assert task.done(), "it is woken, not asked again later"
         await task
 
     asyncio.run(run())
-    assert agent.wanted(books(agent)["tokens"])[0] == 0
+    assert agent.waiting.wanted(books(agent)["tokens"])[0] == 0
 
 
 def test_observe_refuses_nothing_and_counts_what_would_have_been(tb, agent, give):

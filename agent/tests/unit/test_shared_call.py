@@ -233,7 +233,7 @@ def test_what_waits_goes_on_when_its_tokenbudget_is_detached(tb, agent):
         filtering = asyncio.ensure_future(
             tb.Hooks(agent).async_filter_deployments("gpt", [DEPLOYMENT], MESSAGES, kwargs)
         )
-        while not agent.waiters:  # noqa: ASYNC110
+        while not agent.waiting.waiters:  # noqa: ASYNC110
             await asyncio.sleep(0)
         ledger.new_policy(governor, {"mode": "Detached", "version": "detached"})
         return await asyncio.wait_for(filtering, 5)

@@ -85,5 +85,5 @@ def test_a_forked_process_does_not_wait_for_a_thread_that_it_does_not_have(tb, a
         over.set()
         holder.join()
     assert not agent.attempts
-    assert not agent.waiters
+    assert not agent.waiting.waiters
     assert [book.ring.spent for book in agent.adapter.books_of(None)] == [0, 0]
