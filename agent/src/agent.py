@@ -171,17 +171,15 @@ class Agent:
         if not self.adapter or self.adapter.declared_rows is None:
             return found  # there is no router yet
         named = self.adapter.named
+        found["limits"] = []
+        for limit in sorted({limit for limit, _ in governor.books}):
+            if (governor.uid, limit) in named:
+                deployments = sorted(named[governor.uid, limit])[:NAMED_DEPLOYMENTS]
+                with self.lock:  # for each: there may be many
+                    figures = governor.tally(limit).figures(minute)
+                found["limits"].append({"name": limit, "deployments": deployments, **figures})
         with self.lock:
             outside = self.outside.figures(now)
-            found["limits"] = [
-                {
-                    "name": limit,
-                    "deployments": sorted(named[governor.uid, limit])[:NAMED_DEPLOYMENTS],
-                    **governor.tally(limit).figures(minute),
-                }
-                for limit in sorted({limit for limit, _ in governor.books})
-                if (governor.uid, limit) in named
-            ]
             calls = governor.calls.figures(minute)
         if calls:
             found["calls"] = calls

@@ -117,13 +117,14 @@ class Ledger(Connections, threading.Thread):
         """What a call carries."""
         agent = self.agent
         self.seq += 1
-        with agent.lock:
-            boot, wall = agent.clock.boot(), agent.clock.wall()
-            books = list(governor.books.values())
-            keys = [governor.key("meta"), governor.key("members")] + governor.book_keys()
-            sent = [book.prepare(beat, *agent.waiting.wanted(book), boot, wall, final) for book in books]
-            for book in books:
+        boot, wall = agent.clock.boot(), agent.clock.wall()
+        books, sent = list(governor.books.values()), []
+        keys = [governor.key("meta"), governor.key("members")] + governor.book_keys()
+        for book in books:
+            with agent.lock:  # for each: there may be many, and no request is to wait for all of them
+                sent.append(book.prepare(beat, *agent.waiting.wanted(book), boot, wall, final))
                 book.quiet = boot
+        with agent.lock:
             if beat:
                 governor.next_beat = boot + governor.time_to_beat(boot)
             version = governor.policy.get("version", "")
@@ -164,11 +165,13 @@ class Ledger(Connections, threading.Thread):
         if self.said and not self.down:
             self.said = False
             log.warning("tokenbudget: the ledger answers again")
-        with agent.lock:
-            agent.drift.note(boot, received, ledger)
-            good = [book.apply(one, answer) for (book, one), answer in zip(sent, answers)]
-            for book, _ in sent:
+        agent.drift.note(boot, received, ledger)
+        good = []
+        for (book, one), answer in zip(sent, answers):
+            with agent.lock:
+                good.append(book.apply(one, answer))
                 book.ring.guard = agent.drift.guard()
+        with agent.lock:
             governor.renewed()
             if any(good) or not good:
                 governor.last_good = boot

@@ -131,3 +131,32 @@ def test_a_lease_is_over_when_that_of_any_book_is(tb, clock, seed):
         assert lost == looked_at_each(governor, boot, wall)
         found.add(lost)
     assert found == {True, False}
+
+
+def test_no_request_waits_until_all_books_of_a_call_are_prepared(tb, agent, give):
+    (governor,) = agent.governors.values()
+    governor.update(policy([limit(str(n)) for n in range(9)]), agent.clock.boot())
+    ledger, free = tb.Ledger(agent), []
+
+    class Watched:
+        def __enter__(self):
+            self.books = 0
+
+        def __exit__(self, *_):
+            free.append(self.books)
+
+    def counts(book):
+        prepare = book.prepare
+
+        def prepared(*args):
+            watched.books += 1
+            return prepare(*args)
+
+        return prepared
+
+    watched = agent.lock = Watched()
+    for book in governor.books.values():
+        book.prepare = counts(book)
+    ledger.prepare(governor, True, False)
+    assert sum(free) == 9
+    assert max(free) == 1
