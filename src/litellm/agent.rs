@@ -24,7 +24,7 @@ pub const VERSION_ANNOTATION: &str = "tokenbudget.dev/agent-version";
 pub const DIGEST_ANNOTATION: &str = "tokenbudget.dev/agent-digest";
 
 /// The agent in parts, in the order in which they are joined.
-const PARTS: [&str; 20] = [
+const PARTS: [&str; 21] = [
     include_str!("../../agent/src/constants.py"),
     include_str!("../../agent/src/shapes.py"),
     include_str!("../../agent/src/clock.py"),

@@ -57,6 +57,18 @@ impl<'a> Fleet<'a> {
     /// # Errors
     /// When kubectl fails.
     pub fn ready_pods(&self) -> Result<Vec<Value>> {
+        let ready = |pod: &Value| {
+            pod["metadata"]["deletionTimestamp"].is_null()
+                && conditions(pod).iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+        };
+        Ok(self.pods()?.into_iter().filter(|pod| ready(pod)).collect())
+    }
+
+    /// All pods of LiteLLM.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn pods(&self) -> Result<Vec<Value>> {
         let list: Value = serde_json::from_str(&self.rig.kubectl(&[
             "-n",
             "llm",
@@ -67,12 +79,7 @@ impl<'a> Fleet<'a> {
             "-o",
             "json",
         ])?)?;
-        let pods = list["items"].as_array().cloned().unwrap_or_default();
-        let ready = |pod: &Value| {
-            pod["metadata"]["deletionTimestamp"].is_null()
-                && conditions(pod).iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
-        };
-        Ok(pods.into_iter().filter(|pod| ready(pod)).collect())
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
 
     /// Waits until exactly `count` pods are Ready.

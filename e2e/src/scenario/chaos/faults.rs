@@ -1,5 +1,6 @@
 //! The faults: what each does, and what is promised meanwhile.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -8,18 +9,19 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::cluster::{
-    a_pod, api_server, ask_for, budget, frozen, leader, operators, provider_fails, redis, roll, scale, strategy,
-    without_redis,
+    a_pod, api_server, ask_for, budget, frozen, leader, operators, process_of, provider_fails, redis, roll, scale,
+    strategy, without_redis,
 };
 use super::hostile;
 use super::ledger::{fail_over, forge, move_there_and_back};
 use super::process::Signal;
-use super::relay::Relay;
+use super::relay::{Relay, name_redis};
 use super::shapes::{self, Shape};
 use crate::clock::unix_ms;
 use crate::load::Skew;
 use crate::scenario::bench::BUDGET;
-use crate::scenario::fleet::Fleet;
+use crate::scenario::fleet::{Fleet, until};
+use crate::scenario::ports::free_port;
 use crate::scenario::redis::command;
 use crate::scenario::rig::Rig;
 
@@ -62,6 +64,8 @@ pub enum Fault {
     RedisSlow,
     /// One pod cut off from Redis for 90 s.
     CutOff,
+    /// A fourth pod that never reaches Redis, in a fleet that may have 24 once it has started.
+    Orphan,
     /// Redis dies, and a replica that lacks the last 2 s takes over.
     RedisFailover,
     /// Ledger moved to another Redis, and back, by spec.redis; the pods follow one by one.
@@ -136,7 +140,7 @@ impl Fault {
             | Self::CutOff
             | Self::RedisHangs
             | Self::RedisFull => Some(0.8),
-            Self::RedisAway => Some(0.6),
+            Self::RedisAway | Self::Orphan => Some(0.6),
             Self::ProviderFails | Self::ProviderSlow | Self::Moved | Self::Forged | Self::Hostile | Self::Renamed => {
                 None
             }
@@ -235,6 +239,7 @@ pub async fn strike(rig: &Rig, relay: Option<&Relay>, fault: Fault) -> Result<Ve
         }
         Fault::RedisSlow => relay.context(NO_RELAY)?.late(minute).await,
         Fault::CutOff => relay.context(NO_RELAY)?.cut_off(a_pod(rig, 0)?.1, minute + minute / 2).await,
+        Fault::Orphan => orphan(rig, relay.context(NO_RELAY)?).await?,
         Fault::RedisFailover => fail_over(rig).await?,
         Fault::Moved => move_there_and_back(rig).await?,
         Fault::Forged => forge(rig).await?,
@@ -276,7 +281,7 @@ pub async fn strike(rig: &Rig, relay: Option<&Relay>, fault: Fault) -> Result<Ve
 /// When it does not become so.
 pub async fn mend(rig: &Rig, fault: Fault) -> Result<()> {
     match fault {
-        Fault::Rollout => strategy(rig, "25%", "25%")?,
+        Fault::Rollout | Fault::Orphan => strategy(rig, "25%", "25%")?,
         Fault::LeaderKilled => operators(rig, 1)?,
         _ => {}
     }
@@ -295,6 +300,25 @@ pub async fn settle(rig: &Rig) -> Result<()> {
         scale(rig, PODS).await?;
     }
     Fleet::of(rig).until_condition("gpt-4o", "Ready", "True", None, Duration::from_secs(120)).await.map(drop)
+}
+
+/// A pod starts with the address of no Redis. When its process has its policy file, the fleet may become so large that the safe
+/// share is a fifth of what that says; 95 s after its start it goes by its safe share.
+async fn orphan(rig: &Rig, relay: &Relay) -> Result<()> {
+    let pods = || Fleet::of(rig).pods();
+    let before: BTreeSet<String> = pods()?.iter().map(|pod| pod["metadata"]["name"].to_string()).collect();
+    name_redis(rig, free_port()?)?;
+    ask_for(rig, PODS + 1)?;
+    until("the new pod has a process", Duration::from_secs(60), || {
+        let new = pods()?.into_iter().find(|pod| !before.contains(&pod["metadata"]["name"].to_string()));
+        Ok(new.is_some_and(|pod| process_of(&pod).is_ok()))
+    })
+    .await?;
+    name_redis(rig, relay.port)?;
+    sleep(Duration::from_secs(10)).await;
+    strategy(rig, "500%", "25%")?;
+    sleep(Duration::from_secs(180)).await;
+    Ok(())
 }
 
 /// The operator ends without a word, and none is started.

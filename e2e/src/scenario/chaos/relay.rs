@@ -49,8 +49,7 @@ impl Relay {
     pub async fn start(rig: &Rig) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
-        let patch = json!({"data": {"REDIS_PORT": port.to_string()}}).to_string();
-        rig.kubectl(&["-n", "llm", "patch", "configmap", "local", "-p", &patch])?;
+        name_redis(rig, port)?;
         let ways = Arc::new(Ways { late_ms: AtomicU64::new(0), cut: watch::channel(None).0 });
         let redis = format!("127.0.0.1:{}", rig.redis_port()?);
         let task = tokio::spawn(accept(listener, redis, Arc::clone(&ways))).abort_handle();
@@ -70,6 +69,15 @@ impl Relay {
         sleep(time).await;
         self.ways.cut.send_replace(None);
     }
+}
+
+/// Names this port in the ConfigMap from which the fleet has its Redis: for the processes that start from now on.
+///
+/// # Errors
+/// When the ConfigMap is not there.
+pub fn name_redis(rig: &Rig, port: u16) -> Result<()> {
+    let patch = json!({"data": {"REDIS_PORT": port.to_string()}}).to_string();
+    rig.kubectl(&["-n", "llm", "patch", "configmap", "local", "-p", &patch]).map(drop)
 }
 
 impl Drop for Relay {
