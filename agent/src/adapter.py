@@ -17,6 +17,7 @@ from .book import Book
 from .constants import log
 from .governor import Governor, Limits
 from .hooks import Hooks
+from .local_counters import LocalCounters
 from .narrowing import Narrowing
 from .refusal import QuietRefusals
 from .request import model_id
@@ -52,7 +53,6 @@ class Adapter:
     # What LiteLLM's configuration declares, and the TokenBudgets that name it in an explicit limit.
     declared_rows: list[tuple[dict[str, Any], set[str]]] | None
     identities: dict[str, str]
-    caches: list[tuple[Any, str, Any]]
     made_of: object  # the router's entries and the limits that were matched last
     limited: set[str]  # ids of those that declare a limit
 
@@ -64,8 +64,7 @@ class Adapter:
         self.named = {}  # uid and limit -> "<model id>:<litellm model>", as LiteLLM's own counters are named
         self.declared_rows, self.identities = None, {}
         self.limits, self.made_of, self.limited = Limits([]), None, set()
-        self.caches = []  # (object, attribute, original)
-        self.narrowing = Narrowing()
+        self.narrowing, self.counters = Narrowing(), LocalCounters()
         self.dirty = True
         self.quiet = QuietRefusals()
 
@@ -171,7 +170,7 @@ class Adapter:
             return self.problem("model_list", "Router.model_list is not a list: not enforcing")
         self.problem("model_list", None)
         if router is not self.router:
-            self.restore_caches()
+            self.counters.restore()
             self.router = router
         if self.dirty:
             self.dirty, self.made_of = False, None
@@ -204,9 +203,10 @@ class Adapter:
             if not enforced and key in self.limited:
                 all_governed = False
         if all_governed and any(self.matched.values()):
-            self.localize_caches(router)
+            for name, text in self.counters.localize(router).items():
+                self.problem(name, text)
         else:
-            self.restore_caches()
+            self.counters.restore()
 
     def entry(self, deployment: Deployment) -> tuple[Any, ...]:
         """All of an entry that matters here."""
@@ -369,8 +369,6 @@ class Adapter:
         )
         return "stream_options" not in asks
 
-    # -- LiteLLM's own counters
-
     @staticmethod
     def same_call(call: Any, data: Mapping[str, Any]) -> bool:
         """Whether these arguments of a hook are of the call that LiteLLM made this object for: some hooks get
@@ -387,56 +385,3 @@ class Adapter:
     def counts_alone(self) -> bool:
         """Whether the router keeps its counters in memory: nobody else can compare them."""
         return getattr(getattr(self.router, "cache", None), "redis_cache", None) is None
-
-    def localize_caches(self, router: Any) -> None:
-        """Our share must be compared with this process's usage, not with the fleet's: memory only."""
-        try:
-            from litellm.caching.caching import DualCache
-        except ImportError:
-            return self.problem(
-                "caches", "litellm.caching.caching.DualCache is missing: shares compared with totals"
-            )
-        self.problem("caches", None)
-        handler = getattr(router, "lowesttpm_logger_v2", None)
-        checks = getattr(router, "optional_callbacks", None) or []
-        checks = [check for check in checks if type(check).__name__ == "ModelRateLimitingCheck"]
-        missing = handler is not None and not hasattr(handler, "router_cache")
-        text = "lowesttpm_logger_v2.router_cache is missing: shares compared with fleet totals"
-        self.problem("v2", text if missing else None)
-        missing = not all(hasattr(check, "dual_cache") for check in checks)
-        text = "ModelRateLimitingCheck.dual_cache is missing: shares compared with totals"
-        self.problem("check", text if missing else None)
-        targets = [(handler, "router_cache"), (handler, "dual_cache")] if handler is not None else []
-        targets += [(check, "dual_cache") for check in checks]
-        local: dict[int, Any] = {}
-        for owner, name in targets:
-            if hasattr(owner, name) and not any(o is owner and n == name for o, n, _ in self.caches):
-                fleets = getattr(owner, name)
-                self.caches.append((owner, name, fleets))
-                setattr(owner, name, local.setdefault(id(owner), own_counters(DualCache, fleets)))
-        return None
-
-    def restore_caches(self) -> None:
-        for owner, name, original in self.caches:
-            setattr(owner, name, original)
-        self.caches = []
-
-
-# The parts of a key that no share stands for: RouterCacheEnum in LiteLLM's types/router.py (1.106.2).
-FLEETS_OWN = (":itpm:", ":otpm:")
-
-
-def own_counters(dual_cache: Any, fleets: Any) -> Any:
-    """Counters of this process alone, in LiteLLM's class; what counts for `itpm` and `otpm` stays the
-    fleet's."""
-
-    class OwnCounters(dual_cache):  # type: ignore[misc]
-        def increment_cache(self, key: str, *args: Any, **kwargs: Any) -> Any:
-            owner: Any = fleets if any(part in key for part in FLEETS_OWN) else super()
-            return owner.increment_cache(key, *args, **kwargs)
-
-        async def async_increment_cache(self, key: str, *args: Any, **kwargs: Any) -> Any:
-            owner: Any = fleets if any(part in key for part in FLEETS_OWN) else super()
-            return await owner.async_increment_cache(key, *args, **kwargs)
-
-    return OwnCounters()

@@ -10,7 +10,7 @@ talks to Redis.
   Agent    all TokenBudgets of the process: admission over several books, reservations, refusals, estimates
   Ledger   thread: beats, draws, the final call (contract: docs/protocol.md), policy file, back-off
   Adapter  the one place that touches LiteLLM's private attributes: router, model_list, callbacks, shutdown
-           (with Narrowing, which asks LiteLLM's own functions what it would choose between)
+           (with LocalCounters, and Narrowing, which asks what LiteLLM would choose between)
   Hooks    the CustomLogger: filter, check, deployment hook, pre_api_call (stamp), success / failure
 
 Amounts are tokens or requests (spent rounded up, grants down); times are seconds unless a name ends in Ms;

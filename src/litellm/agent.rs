@@ -24,7 +24,7 @@ pub const VERSION_ANNOTATION: &str = "tokenbudget.dev/agent-version";
 pub const DIGEST_ANNOTATION: &str = "tokenbudget.dev/agent-digest";
 
 /// The agent in parts, in the order in which they are joined.
-const PARTS: [&str; 21] = [
+const PARTS: [&str; 22] = [
     include_str!("../../agent/src/constants.py"),
     include_str!("../../agent/src/shapes.py"),
     include_str!("../../agent/src/clock.py"),
@@ -43,6 +43,7 @@ const PARTS: [&str; 21] = [
     include_str!("../../agent/src/address.py"),
     include_str!("../../agent/src/ledger.py"),
     include_str!("../../agent/src/narrowing.py"),
+    include_str!("../../agent/src/local_counters.py"),
     include_str!("../../agent/src/adapter.py"),
     include_str!("../../agent/src/hooks.py"),
     include_str!("../../agent/src/start.py"),

@@ -180,7 +180,7 @@ class Breaker:
     def afresh(self):
         """As in a process in which the agent has seen nothing of LiteLLM yet."""
         adapter, handler = self.agent.adapter, self.hooks
-        adapter.restore_caches()
+        adapter.counters.restore()
         adapter.quieten(False)
         for row in adapter.seen.values():
             adapter.write(row[0], row, [])
