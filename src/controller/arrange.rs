@@ -114,7 +114,7 @@ fn write(
     let demand = BookDemand {
         budget,
         most_processes: fleet.size.most_processes,
-        unrecorded,
+        unrecorded: unrecorded.processes,
         booted: booted.largest(limit, &book, safe, unrecorded),
         members: state.map(|state| state.demands(|id| fleet.has_ended(id))).unwrap_or_default(),
     };

@@ -23,15 +23,38 @@ pub(super) struct Fleet<'a> {
     pub(super) reported: BTreeMap<&'a str, Option<u64>>,
     /// Pods that are old enough to come to a safe share without the ledger.
     grown: Vec<GrownPod<'a>>,
-    /// Members of pods that are gone without evidence, which the ledger had and lost.
-    lost: Vec<&'a str>,
+    /// Members of pods that are gone without evidence, which the ledger had and lost; and when they started, unix ms.
+    lost: Vec<(&'a str, u64)>,
     /// Processes that ended without a record and still count.
     pub(super) departed: u32,
+}
+
+/// Processes that have no record in a book and may spend nevertheless.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Unrecorded {
+    /// How many.
+    pub(super) processes: u32,
+    /// When the first of them started, unix ms; `None` when there are none.
+    pub(super) since_ms: Option<u64>,
+}
+
+impl Unrecorded {
+    fn and(self, processes: u32, since_ms: u64) -> Self {
+        if processes == 0 {
+            return self;
+        }
+        Self {
+            processes: self.processes.saturating_add(processes),
+            since_ms: Some(self.since_ms.map_or(since_ms, |before| before.min(since_ms))),
+        }
+    }
 }
 
 /// A live pod that runs for longer than a lease.
 struct GrownPod<'a> {
     uid: &'a str,
+    /// When its container started, unix ms.
+    since_ms: u64,
     /// It may have admitted something without ever having been answered.
     admits: bool,
     /// LiteLLM worker processes in it.
@@ -61,11 +84,12 @@ impl<'a> Fleet<'a> {
         let pods = valid.targets.iter().flat_map(|target| target.pods.iter().map(move |pod| (target, pod)));
         let grown = pods
             .filter_map(|(target, pod)| {
-                let runs = now.duration_since(pod.running_since(&target.container)?);
+                let since = pod.running_since(&target.container)?;
+                let (runs, since_ms) = (now.duration_since(since), u64::try_from(since.as_millisecond()).unwrap_or(0));
                 let uid = pod.metadata.uid.as_deref().unwrap_or_default();
                 let members = by_pod.get(uid).cloned().unwrap_or_default();
                 let workers = observed.workers(pod, target.size.workers);
-                (runs > LEASE).then(|| GrownPod { uid, admits: runs > SILENCE, workers, members })
+                (runs > LEASE).then(|| GrownPod { uid, since_ms, admits: runs > SILENCE, workers, members })
             })
             .collect();
         let uids =
@@ -74,7 +98,7 @@ impl<'a> Fleet<'a> {
         let there: BTreeSet<&str> = if observed.lost.is_empty() { BTreeSet::new() } else { uids().collect() };
         let lost = observed.lost.iter().filter(|(_, report)| !there.contains(report.pod_uid.as_str()));
         Self {
-            lost: lost.map(|(id, _)| id.as_str()).collect(),
+            lost: lost.map(|(id, report)| (id.as_str(), report.started_ms)).collect(),
             size: FleetSize::of(&sizes),
             reported: valid.members.iter().map(|m| (m.id.as_str(), m.finished_ms)).collect(),
             grown,
@@ -93,7 +117,7 @@ impl<'a> Fleet<'a> {
             let without = books.iter().map(|book| pod.without_record(Some(book)));
             (pod.uid, without.max().unwrap_or(pod.workers))
         });
-        let there = pods.chain(self.lost.iter().map(|id| (*id, 1))).filter(|(_, without)| *without > 0);
+        let there = pods.chain(self.lost.iter().map(|(id, _)| (*id, 1))).filter(|(_, without)| *without > 0);
         let there = there.map(|(key, without)| (key.to_owned(), without)).collect();
         let stays = |key: &str| has_record(key) || self.grown.iter().any(|pod| pod.uid == key);
         observed.departed.pass(there, stays, u64::try_from(observed.now.as_millisecond()).unwrap_or(0))
@@ -107,13 +131,13 @@ impl<'a> Fleet<'a> {
         self.finished_ms(id).is_some()
     }
 
-    /// Processes that have no record in this book: of the grown pods, and those that the ledger lost.
-    pub(super) fn unrecorded(&self, state: Option<&BookState>) -> u32 {
-        let lost = self.lost.iter().filter(|id| state.is_none_or(|s| !s.members.contains_key(**id))).count();
-        let lost = u32::try_from(lost).unwrap_or(u32::MAX);
-        self.grown
-            .iter()
-            .map(|pod| pod.without_record(state))
-            .fold(lost.saturating_add(self.departed), u32::saturating_add)
+    /// Processes that have no record in this book: of the grown pods, those that the ledger lost, and those that have ended.
+    pub(super) fn unrecorded(&self, state: Option<&BookState>) -> Unrecorded {
+        let is_lost = |id: &str| state.is_none_or(|s| !s.members.contains_key(id));
+        let lost = self.lost.iter().filter(|(id, _)| is_lost(id)).map(|(_, since_ms)| (1, *since_ms));
+        let pods = self.grown.iter().map(|pod| (pod.without_record(state), pod.since_ms));
+        // When those that have ended started is not known.
+        let all = lost.chain(pods).chain([(self.departed, 0)]);
+        all.fold(Unrecorded::default(), |sum, (processes, since_ms)| sum.and(processes, since_ms))
     }
 }

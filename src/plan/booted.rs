@@ -7,7 +7,7 @@ const KEEP_MS: u64 = 180_000;
 /// The safe shares of one book that processes may go by, in tokens or requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Booted {
-    /// The one that is in force last, before it the larger ones, each with the time until which it counts, unix ms.
+    /// The one that is in force last, before it the larger ones, each with the time until which a process may start with it, unix ms.
     shares: Vec<(u64, u64)>,
 }
 
@@ -18,18 +18,16 @@ impl Booted {
         Self { shares: vec![(safe, 0)] }
     }
 
-    /// The next pass: from now on `safe` is in force. `held`: there are processes that may go by an older one.
+    /// The next pass: from now on `safe` is in force. `since_ms`: when the first of the processes started that have no record;
+    /// `None`: there are none. `old_files`: a file could not be written, and may have any of those before.
     #[must_use]
-    pub fn pass(&self, safe: u64, held: bool, now_ms: u64) -> Self {
-        let last = self.shares.len().saturating_sub(1);
+    pub fn pass(&self, safe: u64, since_ms: Option<u64>, old_files: bool, now_ms: u64) -> Self {
         let mut shares = self.shares.clone();
-        for (place, (_, until)) in shares.iter_mut().enumerate() {
-            // The last one was in force until now, however long ago the pass before was.
-            if held || place == last {
-                *until = now_ms + KEEP_MS;
-            }
-        }
-        shares.retain(|&(share, until)| share > safe && now_ms < until);
+        // The last one was in force until now, however long ago the pass before was.
+        let current = if old_files { 0 } else { shares.len().saturating_sub(1) };
+        shares[current..].iter_mut().for_each(|(_, until)| *until = now_ms + KEEP_MS);
+        let first = since_ms.map_or(now_ms, |since| since.min(now_ms));
+        shares.retain(|&(share, until)| share > safe && first < until);
         shares.push((safe, now_ms + KEEP_MS));
         Self { shares }
     }
@@ -45,34 +43,45 @@ impl Booted {
 mod tests {
     use super::*;
 
+    const CUT: u64 = 1_000_000;
+
     #[test]
     fn a_safe_share_counts_until_no_file_has_it_any_more() {
         let before = Booted::said_before(15_000);
         assert_eq!(before.largest(), 15_000);
         // Of passes that were long ago, the last was in force until now.
-        let cut = before.pass(2_500, false, 1_000_000);
+        let cut = before.pass(2_500, None, false, CUT);
         assert_eq!(cut.largest(), 15_000);
-        assert_eq!(cut.pass(2_500, false, 1_000_000 + KEEP_MS - 1).largest(), 15_000);
-        assert_eq!(cut.pass(2_500, false, 1_000_000 + KEEP_MS).largest(), 2_500);
+        assert_eq!(cut.pass(2_500, None, false, CUT + KEEP_MS - 1).largest(), 15_000);
+        assert_eq!(cut.pass(2_500, None, false, CUT + KEEP_MS).largest(), 2_500);
     }
 
     #[test]
-    fn while_a_process_goes_by_none_of_the_ledgers_the_largest_stays() {
-        let cut = Booted::said_before(15_000).pass(2_500, true, 0);
-        let later = (1..10).fold(cut, |booted, minute| booted.pass(2_500, true, minute * 60_000));
-        assert_eq!(later.largest(), 15_000);
-        // It counts for as long as one that was just in force: its successor may have booted with it.
-        let gone = later.pass(2_500, false, 600_000);
-        assert_eq!(gone.largest(), 15_000);
-        assert_eq!(gone.pass(2_500, false, 540_000 + KEEP_MS).largest(), 2_500);
+    fn it_counts_for_as_long_as_there_is_a_process_that_may_have_started_with_it() {
+        let cut = Booted::said_before(15_000).pass(2_500, Some(CUT - 1), false, CUT);
+        let later = |since_ms| {
+            cut.pass(2_500, Some(since_ms), false, 9 * CUT).pass(2_500, Some(since_ms), false, 9 * CUT + 1).largest()
+        };
+        assert_eq!(later(0), 15_000);
+        assert_eq!(later(CUT + KEEP_MS - 1), 15_000, "files come late");
+        assert_eq!(later(CUT + KEEP_MS), 2_500);
+        assert_eq!(later(99 * CUT), 2_500, "a node's clock may be ahead");
+    }
+
+    #[test]
+    fn as_long_as_a_file_cannot_be_written_it_is_in_force() {
+        let cut = Booted::said_before(15_000).pass(2_500, None, true, CUT);
+        let written = cut.pass(2_500, None, true, 9 * CUT).pass(2_500, None, false, 9 * CUT + 1);
+        assert_eq!(written.largest(), 15_000);
+        assert_eq!(written.pass(2_500, None, false, 9 * CUT + KEEP_MS).largest(), 2_500);
     }
 
     #[test]
     fn only_larger_ones_are_remembered() {
-        let up = Booted::said_before(100).pass(200, true, 0).pass(300, true, 1);
-        assert_eq!(up, Booted::default().pass(300, true, 1));
-        let down = up.pass(250, true, 2).pass(100, true, 3);
+        let up = Booted::said_before(100).pass(200, Some(0), false, 0).pass(300, Some(0), false, 1);
+        assert_eq!(up, Booted::default().pass(300, Some(0), false, 1));
+        let down = up.pass(250, Some(0), false, 2).pass(100, Some(0), false, 3);
         assert_eq!((down.largest(), down.shares.len()), (300, 3));
-        assert_eq!(down.pass(260, true, 4).shares.len(), 2);
+        assert_eq!(down.pass(260, Some(0), false, 4).shares.len(), 2);
     }
 }

@@ -99,10 +99,14 @@ impl Operator {
             .map(|(place, &budget)| {
                 let book = server.books()[place].as_ref();
                 let members = book.map(|book| book.demands(ended)).unwrap_or_default();
+                let started = |id: &&str| pods.iter().find(|p| &*p.member == *id).map_or(0.0, |p| p.since);
+                let since = unrecorded(book).iter().map(started).reduce(f64::min);
+                let since = if departed > 0 { Some(0.0) } else { since };
                 let unrecorded = u32::try_from(unrecorded(book).len()).unwrap_or(u32::MAX).saturating_add(departed);
                 let unrecorded = if self.rules.hold(Rule::SetAside) { unrecorded } else { 0 };
                 let safe = safe_share(budget, wish.most);
-                booted[place] = booted[place].pass(safe, unrecorded > 0, (now * 1000.0) as u64);
+                booted[place] =
+                    booted[place].pass(safe, since.map(|at| (at * 1000.0) as u64), false, (now * 1000.0) as u64);
                 let largest = if self.rules.hold(Rule::RememberBooted) { booted[place].largest() } else { 0 };
                 let demand = BookDemand { budget, most_processes: wish.most, unrecorded, booted: largest, members };
                 let plan = plan_book(&demand);

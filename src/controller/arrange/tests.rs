@@ -180,6 +180,10 @@ fn what_is_set_aside_is_the_safe_share_that_a_process_may_have_booted_with() {
         assert_eq!((cut.writes[0].safe, cut.writes[0].aside), (2_500, 15_000));
         let stays = later(cut.booted, 9_000, &valid, |_| {});
         assert_eq!(stays.writes[0].aside, 15_000, "as long as it has no record");
+        let mut young = fleet(vec![pod("2", "2026-11-24T12:03:01Z")], Vec::new());
+        young.targets[0].size.replicas = 24;
+        let next = later(stays.booted, 9_001, &young, |_| {});
+        assert_eq!(next.writes[0].aside, 2_500, "one that started with a file of after the change");
     }
 }
 
