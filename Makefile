@@ -84,7 +84,7 @@ soak: prepare build ## Small faults drawn from a seed for half an hour under loa
 	target/release/scenario soak
 
 .PHONY: bench
-bench: prepare prepare-litellm build ## TokenBudget beside what LiteLLM has, on the same requests: tables and a plot (90 minutes)
+bench: prepare prepare-litellm build ## TokenBudget beside what LiteLLM has, on the same requests: tables and a plot (two hours)
 	target/release/scenario bench
 
 .PHONY: scale

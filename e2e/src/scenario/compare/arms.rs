@@ -23,9 +23,15 @@ pub enum Arm {
     /// LiteLLM's strategy.
     #[value(name = "usage-based", help = "usage-based-routing-v2, LiteLLM 1.106.2")]
     UsageBased,
+    /// The same before.
+    #[value(name = "usage-based-1.102", help = "usage-based-routing-v2, LiteLLM 1.102.0")]
+    UsageBasedBefore,
     /// The strategy without Redis, and a limit that was divided by hand.
     #[value(name = "divided", help = "tpm / 5 by hand (usage-based-routing-v2 without Redis), LiteLLM 1.106.2")]
     Divided,
+    /// The same before.
+    #[value(name = "divided-1.102", help = "tpm / 5 by hand (usage-based-routing-v2 without Redis), LiteLLM 1.102.0")]
+    DividedBefore,
     /// Input and output tokens, reserved before the call.
     #[value(name = "itpm-otpm", help = "itpm and otpm (beta), LiteLLM 1.106.2")]
     InputOutput,
@@ -42,14 +48,17 @@ impl Arm {
     /// The version of LiteLLM.
     #[must_use]
     pub const fn version(self) -> &'static str {
-        if matches!(self, Self::EnforceBefore) { "1.102.0" } else { "1.106.2" }
+        match self {
+            Self::EnforceBefore | Self::UsageBasedBefore | Self::DividedBefore => "1.102.0",
+            Self::TokenBudget | Self::Enforce | Self::UsageBased | Self::Divided | Self::InputOutput => "1.106.2",
+        }
     }
 
     /// Whether its processes know of Redis. LiteLLM 1.106.2 shares its counters where the environment names one, whatever the
     /// configuration says (`_init_coordination_redis_env_fallback` in proxy/proxy_server.py).
     #[must_use]
     pub const fn has_redis(self) -> bool {
-        !matches!(self, Self::Divided)
+        !matches!(self, Self::Divided | Self::DividedBefore)
     }
 
     /// LiteLLM's configuration. `input` is the part of the tokens that prompts have.
@@ -68,11 +77,11 @@ impl Arm {
                 params["tpm"] = json!(BUDGET);
                 router["optional_pre_call_checks"] = json!(["enforce_model_rate_limits"]);
             }
-            Self::UsageBased => {
+            Self::UsageBased | Self::UsageBasedBefore => {
                 params["tpm"] = json!(BUDGET);
                 router["routing_strategy"] = json!("usage-based-routing-v2");
             }
-            Self::Divided => {
+            Self::Divided | Self::DividedBefore => {
                 params["tpm"] = json!(BUDGET / REPLICAS);
                 router = json!({"num_retries": 0, "routing_strategy": "usage-based-routing-v2"});
             }
@@ -158,6 +167,9 @@ mod tests {
         assert!(params(Arm::InputOutput)["tpm"].is_null());
         assert_eq!(router(Arm::Enforce)["optional_pre_call_checks"][0], "enforce_model_rate_limits");
         assert_eq!(router(Arm::UsageBased)["routing_strategy"], "usage-based-routing-v2");
+        for arm in Arm::value_variants() {
+            assert!(arm.told().1.contains(arm.version()), "{arm:?}");
+        }
         assert!(router(Arm::TokenBudget)["optional_pre_call_checks"].is_null());
         assert!(Arm::value_variants().iter().all(|arm| router(*arm)["num_retries"] == 0));
     }

@@ -51,12 +51,12 @@ fn all() -> impl Iterator<Item = (Arm, Demand)> {
         .filter(|(arm, of)| of.is_for(*arm))
 }
 
-/// How many rounds there are, if each of them is whole.
+/// How many rounds there are, if the last of them is whole: one before it may lack ways that came later.
 #[must_use]
 pub fn whole_rounds(runs: &[Told]) -> Option<u32> {
     let rounds = last_round(runs);
-    let whole = |round: u32| runs.iter().filter(|run| run.round == round).count() == all().count();
-    (rounds > 0 && (1..=rounds).all(whole)).then_some(rounds)
+    let is_whole = runs.iter().filter(|run| run.round == rounds).count() == all().count();
+    (rounds > 0 && is_whole).then_some(rounds)
 }
 
 /// The number of the last round; 0 when there is none.
@@ -109,5 +109,8 @@ mod tests {
             runs.push(Told::new(1, arm, demand, &run));
         }
         assert_eq!(whole_rounds(&runs), Some(1));
+        runs.insert(0, runs[0].clone());
+        runs[1..].iter_mut().for_each(|run| run.round = 2);
+        assert_eq!(whole_rounds(&runs), Some(2), "the first lacks some");
     }
 }

@@ -100,9 +100,11 @@ fn table(budget: u64, demand: Demand, runs: &[Told]) -> String {
         if of.is_empty() {
             continue;
         }
+        let (rounds, ran) = (published::last_round(runs), of.len());
+        let part = if ran < rounds as usize { format!(" ({ran} of {rounds} rounds)") } else { String::new() };
         let cell = |show: &dyn Fn(&Figures) -> Option<f64>, digits: usize, unit: &str| span(&of, show, digits, unit);
         text += &format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            "| {}{part} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
             arm.told().1,
             cell(&|run| percent(run.worst_60s), 1, " %"),
             cell(&|run| percent(run.worst_minute), 1, " %"),
