@@ -48,7 +48,7 @@ fn book<'a>(ids: &'a [String], numbers: &mut Numbers) -> BookDemand<'a> {
         budget: 1_500 * u64::from(n),
         most_processes: 2 * n,
         unrecorded: 3,
-        booted: 0,
+        owed: 0,
         members: members.collect(),
     }
 }

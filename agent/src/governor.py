@@ -81,13 +81,20 @@ class Governor:
         leases = [(book.boot, book.wall) for book in self.books.values() if book.boot is not None]
         self.oldest = (min(boot for boot, _ in leases), min(wall for _, wall in leases)) if leases else None
 
-    def narrow(self, policy: Policy) -> None:
-        """The policy file has changed: in a book that was never answered a smaller safe share counts."""
-        for limit in policy.get("limits") or []:
-            for unit in ("tokens", "requests"):
-                book, amounts = self.books.get((limit["name"], unit)), limit.get(unit)
-                if book is not None and amounts and not book.answered:
-                    book.safe = min(book.safe, amounts.get("safe", 0))
+    def narrow(self, policy: Policy, boot: float, wall: float) -> None:
+        """What the policy file says by now counts where it is less: in a book that was never answered, or not
+        for a lease. There is nothing to spend of a limit that is gone."""
+        safe = {
+            (limit["name"], unit): limit[unit].get("safe", 0)
+            for limit in policy.get("limits") or []
+            for unit in ("tokens", "requests")
+            if limit.get(unit)
+        }
+        for key, book in self.books.items():
+            if not book.answered:
+                book.safe = min(book.safe, safe.get(key, 0))
+            elif key in safe and book.lease_over(boot, wall):
+                book.off = min(book.off, safe[key])
 
     def tally(self, limit: str) -> Tally:
         found = self.tallies.get(limit)

@@ -298,7 +298,7 @@ class Ledger(Connections, threading.Thread):
                     continue
                 if uid in agent.governors:
                     try:
-                        agent.governors[uid].narrow(policy)
+                        agent.governors[uid].narrow(policy, now, agent.clock.wall())
                     except Exception as error:
                         agent.fault("policy file", error)
                     continue

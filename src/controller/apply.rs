@@ -50,6 +50,7 @@ pub async fn apply(
     if matches!(ledger, Some(Ok(_))) {
         memory.ledger.books.wrote(intent.writes.iter().map(|w| w.book.clone()).collect(), Instant::now());
         memory.ledger.books.booted.clone_from(&intent.booted);
+        memory.targets.old_files = valid.targets.iter().map(Target::name).collect();
         memory.ledger.planned = true;
         memory.ledger.planned_now = true;
         ctx.publish_policy(tb, &intent.policy);
@@ -104,8 +105,10 @@ async fn keep_config_maps(
         refused.insert(target.name(), (Instant::now(), message));
         return Ok(Err(problem));
     }
+    kept?;
     refused.remove(&target.name());
-    kept.map(Ok)
+    memory.targets.old_files.remove(&target.name());
+    Ok(Ok(()))
 }
 
 /// What there is without a plan of this pass: for a TokenBudget that is paused. Its stored policy stays in the ConfigMaps

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::SignedDuration;
 use kube::ResourceExt;
 
-use super::booted::BootedBooks;
-use super::fleet::Fleet;
+use super::booted::{BookBooted, BootedBooks};
+use super::fleet::{Fleet, Unrecorded};
 use super::limits::{EffectiveLimit, Limits};
 use super::memory::KnownBooks;
 use super::observe::Observed;
@@ -16,7 +16,7 @@ use crate::api::TokenBudget;
 use crate::ledger::{
     self, BookId, LimitPolicy, MemberPlan, ModelSelector, OnLedgerLoss, PlanWrite, Policy, Reserve, Unit, UnitPolicy,
 };
-use crate::plan::{BookDemand, Booted, Departed, plan_book, safe_share};
+use crate::plan::{BookDemand, Departed, plan_book, safe_share};
 
 /// How long a grant lasts without an answer of the ledger.
 pub const LEASE: SignedDuration = SignedDuration::from_secs(30);
@@ -37,7 +37,7 @@ pub struct Intent {
     /// Processes that ended without a record.
     pub departed: Departed,
     /// By which safe shares processes may go that have none.
-    pub booted: BTreeMap<BookId, Booted>,
+    pub booted: BTreeMap<BookId, BookBooted>,
 }
 
 /// Plans every book, by which of them the ledger may hold.
@@ -109,13 +109,13 @@ fn write(
         Some(Ok(observation)) => observation.books.get(&book),
         _ => None,
     };
-    let unrecorded = fleet.unrecorded(state);
+    let unrecorded: Vec<Unrecorded> = fleet.unrecorded(state).collect();
     let safe = safe_share(budget, fleet.size.most_processes);
     let demand = BookDemand {
         budget,
         most_processes: fleet.size.most_processes,
-        unrecorded: unrecorded.processes,
-        booted: booted.largest(limit, &book, safe, unrecorded),
+        unrecorded: unrecorded.iter().map(|of| of.processes).fold(0, u32::saturating_add),
+        owed: booted.owed(limit, &book, safe, &unrecorded),
         members: state.map(|state| state.demands(|id| fleet.has_ended(id))).unwrap_or_default(),
     };
     let plan = plan_book(&demand);

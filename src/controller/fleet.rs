@@ -27,27 +27,17 @@ pub(super) struct Fleet<'a> {
     lost: Vec<(&'a str, u64)>,
     /// Processes that ended without a record and still count.
     pub(super) departed: u32,
+    /// When the first of those started that are silent for a lease, or whose record the ledger lost, unix ms.
+    silent_since_ms: Option<u64>,
 }
 
-/// Processes that have no record in a book and may spend nevertheless.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Processes of one start that have no record in a book and may spend nevertheless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unrecorded {
     /// How many.
     pub(super) processes: u32,
-    /// When the first of them started, unix ms; `None` when there are none.
-    pub(super) since_ms: Option<u64>,
-}
-
-impl Unrecorded {
-    fn and(self, processes: u32, since_ms: u64) -> Self {
-        if processes == 0 {
-            return self;
-        }
-        Self {
-            processes: self.processes.saturating_add(processes),
-            since_ms: Some(self.since_ms.map_or(since_ms, |before| before.min(since_ms))),
-        }
-    }
+    /// When they started, unix ms; 0 when that is not known.
+    pub(super) since_ms: u64,
 }
 
 /// A live pod that runs for longer than a lease.
@@ -97,12 +87,17 @@ impl<'a> Fleet<'a> {
         // Mostly there are none, and then the pods, which may be thousands, are not looked at.
         let there: BTreeSet<&str> = if observed.lost.is_empty() { BTreeSet::new() } else { uids().collect() };
         let lost = observed.lost.iter().filter(|(_, report)| !there.contains(report.pod_uid.as_str()));
+        let seen = observed.ledger.as_ref().and_then(|ledger| ledger.as_ref().ok());
+        let is_silent = |id: &str| seen.is_some_and(|seen| seen.is_silent(id));
+        let silent = valid.members.iter().filter(|m| m.finished_ms.is_none() && is_silent(&m.id));
+        let silent = silent.map(|m| m.report.started_ms);
         Self {
             lost: lost.map(|(id, report)| (id.as_str(), report.started_ms)).collect(),
             size: FleetSize::of(&sizes),
             reported: valid.members.iter().map(|m| (m.id.as_str(), m.finished_ms)).collect(),
             grown,
             departed: 0,
+            silent_since_ms: silent.chain(observed.lost.values().map(|report| report.started_ms)).min(),
         }
     }
 
@@ -132,12 +127,20 @@ impl<'a> Fleet<'a> {
     }
 
     /// Processes that have no record in this book: of the grown pods, those that the ledger lost, and those that have ended.
-    pub(super) fn unrecorded(&self, state: Option<&BookState>) -> Unrecorded {
-        let is_lost = |id: &str| state.is_none_or(|s| !s.members.contains_key(id));
-        let lost = self.lost.iter().filter(|(id, _)| is_lost(id)).map(|(_, since_ms)| (1, *since_ms));
-        let pods = self.grown.iter().map(|pod| (pod.without_record(state), pod.since_ms));
-        // When those that have ended started is not known.
-        let all = lost.chain(pods).chain([(self.departed, 0)]);
-        all.fold(Unrecorded::default(), |sum, (processes, since_ms)| sum.and(processes, since_ms))
+    pub(super) fn unrecorded(&self, state: Option<&BookState>) -> impl Iterator<Item = Unrecorded> {
+        let is_lost = move |id: &str| state.is_none_or(|s| !s.members.contains_key(id));
+        let lost = self.lost.iter().filter(move |(id, _)| is_lost(id)).map(|(_, since_ms)| (1, *since_ms));
+        let pods = self.grown.iter().map(move |pod| (pod.without_record(state), pod.since_ms));
+        let all = lost.chain(pods).chain([(self.departed, 0)]).filter(|(processes, _)| *processes > 0);
+        all.map(|(processes, since_ms)| Unrecorded { processes, since_ms })
+    }
+
+    /// When the first of the processes started that do not hear the ledger, whether they have a record or not, unix ms. One that
+    /// has may lose it with the ledger's data.
+    pub(super) fn unheard_since(&self) -> Option<u64> {
+        let unreported =
+            self.grown.iter().filter(|pod| pod.members.len() < pod.workers as usize).map(|pod| pod.since_ms);
+        let departed = (self.departed > 0).then_some(0);
+        unreported.chain(departed).chain(self.silent_since_ms).min()
     }
 }

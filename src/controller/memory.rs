@@ -10,8 +10,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::events::Recorder;
 use serde_json::Value;
 
+use super::booted::BookBooted;
 use super::lost::Known;
 use super::moved::Former;
+use super::policies::StoredPolicies;
 use super::reading::{ContainerRead, Reading};
 use super::redis_url::{Located, RedisLocation};
 use super::scaling::Scaling;
@@ -89,7 +91,7 @@ pub struct KnownBooks {
     /// Those that the last pass knew: the ledger may hold them.
     pub held: BTreeSet<BookId>,
     /// By which safe shares processes may go that the ledger has no record of.
-    pub booted: BTreeMap<BookId, Booted>,
+    pub booted: BTreeMap<BookId, BookBooted>,
     /// Those of limits that went, and when.
     gone: BTreeMap<BookId, Instant>,
 }
@@ -127,6 +129,8 @@ pub struct TargetMemory {
     pub without_agent: BTreeMap<String, WithoutAgent>,
     /// What was done.
     pub attached: BTreeMap<String, AttachMemory>,
+    /// Those whose ConfigMaps may have a policy of before: a pass planned since they were written.
+    pub old_files: BTreeSet<String>,
     /// What the last write of the ConfigMaps was refused for, and when.
     pub maps_refused: BTreeMap<String, (Instant, String)>,
     /// Those that the spec named in the last pass, if this operator has made one.
@@ -173,8 +177,8 @@ pub struct FleetMemory {
     pub departed: Departed,
     /// Pods of silent members that are not there any more, by UID.
     pub vanished: BTreeMap<String, Search>,
-    /// The version of the policy that the ledger has, and since when.
-    pub policy: Option<(String, Timestamp)>,
+    /// The policies that the ledger had lately.
+    pub policies: StoredPolicies,
     /// Since when every live process has enforced.
     pub whole_since: Option<Timestamp>,
     /// Since when no process has had a deployment for these limits.
@@ -280,7 +284,8 @@ impl Memory {
             let unit = if row.unit == Unit::Tokens.as_str() { Unit::Tokens } else { Unit::Requests };
             let book = BookId::new(&row.name, unit);
             self.fleet.worst.insert(book.clone(), Worst::said_before(seconds(now), amount(row.worst)));
-            self.ledger.books.booted.insert(book.clone(), Booted::said_before(amount(row.safe_share)));
+            let booted = Booted::said_before(amount(row.safe_share));
+            self.ledger.books.booted.insert(book.clone(), BookBooted { derived: row.derived.is_some(), booted });
             self.ledger.books.held.insert(book);
             if let Some(said) = &row.outside {
                 let amounts = Amounts { tokens: amount(said.tokens), requests: amount(said.requests) };
@@ -314,7 +319,7 @@ mod tests {
         assert_eq!(memory.fleet.outside.of("gpt"), Some(Amounts { tokens: 7_000, requests: 3 }));
         let book = BookId::new("gpt", Unit::Tokens);
         assert!(memory.ledger.books.held.contains(&book));
-        assert_eq!(memory.ledger.books.booted[&book].largest(), 7);
+        assert_eq!(memory.ledger.books.booted[&book].booted.largest(), 7);
         assert_eq!(memory.fleet.worst.get_mut(&book).map(|worst| worst.note(60, 5)), Some(8));
     }
 

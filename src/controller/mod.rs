@@ -21,6 +21,7 @@ mod moved;
 mod observe;
 mod overlap;
 mod packed;
+mod policies;
 mod publish;
 mod reading;
 mod redis_url;

@@ -18,7 +18,7 @@ use super::admission;
 use super::agent_pod::AgentPod;
 use super::context::Context;
 use super::counters;
-use super::memory::{Memory, WithoutAgent};
+use super::memory::{Memory, TargetMemory, WithoutAgent};
 use super::moved;
 use super::reading::{Patience, or_before, recent};
 use super::redis_url::{Located, NoRedis, locate, read_all};
@@ -138,12 +138,9 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
     for target in &mut targets {
         target.pods = world.attached_pods(&namespace, &target.reference.name);
     }
-    let mut other_workers = workers::others(&targets, &mut memory.targets.began_with);
-    if let Some(Ok(seen)) = &ledger {
-        workers::see(seen, &targets, &other_workers, &mut memory.targets.seen_workers, now);
-    }
-    workers::raise(&mut targets, &mut other_workers, &mut memory.targets.seen_workers, now);
-    let old_files = targets.iter().any(|t| memory.targets.maps_refused.contains_key(&t.reference.name));
+    let seen = ledger.as_ref().and_then(|ledger| ledger.as_ref().ok());
+    let TargetMemory { began_with, seen_workers, .. } = &mut memory.targets;
+    let other_workers = workers::count(&mut targets, began_with, seen, seen_workers, now);
     let departed = memory.fleet.departed.clone();
     Ok(Observed {
         now,
@@ -153,7 +150,7 @@ pub async fn observe(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mu
         unreached,
         lost,
         departed,
-        old_files,
+        old_files: !memory.targets.old_files.is_empty(),
         other_workers,
         beside,
         least_beat_ms,

@@ -92,7 +92,8 @@ fn limit_rows(
                 pool: book.pool,
                 pressure_percent: pressure_percent(book.pool, book.budget),
                 aside: signed(book.aside),
-                safe_share: signed(write.safe),
+                // What is stored is what processes go by.
+                safe_share: signed(if tb.spec.paused { state.map_or(write.safe, |s| s.safe) } else { write.safe }),
                 members: signed(u64::try_from(living().count()).unwrap_or(u64::MAX)),
                 derived: derived(&write.book.limit),
                 reserved_percent: None,

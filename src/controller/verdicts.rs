@@ -5,14 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::apply::Applied;
-use super::arrange::LEASE;
 use super::limits::Limits;
 use super::memory::{Memory, WINDOW};
 use super::observe::Observed;
 use super::validate::{Member, Problem, Validated};
 use crate::api::{AttachPolicy, LedgerLossPolicy, Mode, Reason, TokenBudget, TokenBudgetStatus};
 use crate::causes::Causes;
-use crate::ledger::{MemberState, Report};
+use crate::ledger::MemberState;
 
 /// One condition's status (None: Unknown), reason and message.
 #[derive(Clone, Debug)]
@@ -158,9 +157,12 @@ pub fn enforcing(
     });
     let open = (tb.spec.on_ledger_loss == LedgerLossPolicy::Open).then(|| offline(observed, valid, &present)).flatten();
     let mut in_state: BTreeMap<&str, u32> = BTreeMap::new();
-    let due = due_policy(observed, memory);
-    let follows = |report: &Report| due.as_ref().is_none_or(|version| report.policy == *version);
-    let applies = |m: &&Member| m.finished_ms.is_none() && m.report.state == wanted && follows(&m.report);
+    if let Some(Ok(seen)) = &observed.ledger {
+        memory.fleet.policies.note(seen.policy_version.as_deref(), observed.now);
+    }
+    let policies = &memory.fleet.policies;
+    let applies =
+        |m: &&Member| m.finished_ms.is_none() && m.report.state == wanted && policies.is_recent(&m.report.policy);
     for member in valid.members.iter().filter(applies) {
         *in_state.entry(&member.report.pod_uid).or_default() += 1;
     }
@@ -234,17 +236,6 @@ pub fn enforcing(
         memory.fleet.whole_since = None;
     }
     verdict
-}
-
-/// The version of the policy that every process has to go by, once it is old enough; none before that.
-fn due_policy(observed: &Observed, memory: &mut Memory) -> Option<String> {
-    let Some(Ok(seen)) = &observed.ledger else { return None };
-    let (version, kept) = (seen.policy_version.as_ref()?, &mut memory.fleet.policy);
-    if kept.as_ref().is_none_or(|(before, since)| before != version || *since > observed.now) {
-        *kept = Some((version.clone(), observed.now));
-    }
-    let (version, since) = kept.as_ref()?;
-    (observed.now.duration_since(*since) > LEASE).then(|| version.clone())
 }
 
 /// The first live process whose lease is over, by its pod.

@@ -23,8 +23,42 @@ const GROWN: SignedDuration = SignedDuration::from_secs(90);
 /// For so long a number that was seen counts: after a rollout no process has the age for a while.
 const KEPT: SignedDuration = SignedDuration::from_mins(10);
 
-/// More workers than the template says: how many were seen in a pod, and when last.
-pub type SeenWorkers = BTreeMap<String, (u32, Timestamp)>;
+/// A number has to be seen for so long: a process that died while Redis was away has a lease of up to 30 s when that is back.
+const BELIEVED: SignedDuration = SignedDuration::from_secs(35);
+
+/// More workers than the template says, by Deployment.
+pub type SeenWorkers = BTreeMap<String, SeenInPods>;
+
+/// How many workers live in one pod of a Deployment, where that is more than the template says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SeenInPods {
+    /// What counts, and when it was seen last.
+    believed: Option<(u32, Timestamp)>,
+    /// What was seen in each pass since then.
+    seen: Option<(u32, Timestamp)>,
+}
+
+impl SeenInPods {
+    fn most(&self) -> u32 {
+        self.believed.map_or(0, |(most, _)| most)
+    }
+
+    /// The next pass that saw the ledger.
+    fn pass(&mut self, live: Option<u32>, now: Timestamp) {
+        self.believed = self.believed.filter(|(_, at)| now.duration_since(*at) < KEPT);
+        let more = live.filter(|live| *live > self.most());
+        self.seen = match (more, self.seen) {
+            (Some(live), Some((before, since))) => Some((live.min(before), since.min(now))),
+            (Some(live), None) => Some((live, now)),
+            (None, _) => None,
+        };
+        if let Some((live, _)) = self.seen.filter(|(_, since)| now.duration_since(*since) > BELIEVED) {
+            (self.believed, self.seen) = (Some((live, now)), None);
+        } else if live.is_some_and(|live| live >= self.most() && self.believed.is_some()) {
+            self.believed = self.believed.map(|(most, _)| (most, now));
+        }
+    }
+}
 
 /// How many worker processes the container starts; `last` is what an earlier pass read, and `of` which container this is.
 ///
@@ -55,7 +89,7 @@ pub async fn count_workers(
 
 /// Takes note of how many worker processes each pod began with, and answers for those that differ from their Deployment now.
 /// An operator that has just begun takes them to be as the template is.
-pub fn others(targets: &[TargetSeen], began: &mut HashMap<String, u32>) -> BTreeMap<String, u32> {
+fn others(targets: &[TargetSeen], began: &mut HashMap<String, u32>) -> BTreeMap<String, u32> {
     let pods = || targets.iter().flat_map(|target| target.pods.iter().map(move |pod| (target.workers, pod)));
     let uids: HashSet<&str> = pods().filter_map(|(_, pod)| pod.metadata.uid.as_deref()).collect();
     began.retain(|uid, _| uids.contains(uid.as_str()));
@@ -71,14 +105,58 @@ pub fn others(targets: &[TargetSeen], began: &mut HashMap<String, u32>) -> BTree
     others
 }
 
-/// Takes note of pods in which more workers live than they began with by their template: their image sets the number.
-pub fn see(
-    seen: &Observation,
-    targets: &[TargetSeen],
-    others: &BTreeMap<String, u32>,
+/// Takes note of pods in which more workers live than they began with by their template, as their image sets the number, and
+/// answers for those pods whose number differs from `targets` now. Without a ledger (`None`) nothing new is seen.
+pub fn count(
+    targets: &mut [TargetSeen],
+    began: &mut HashMap<String, u32>,
+    seen: Option<&Observation>,
     memory: &mut SeenWorkers,
     now: Timestamp,
-) {
+) -> BTreeMap<String, u32> {
+    let mut others = others(targets, began);
+    let live = seen.map(|seen| live_workers(seen, now));
+    memory.retain(|name, _| targets.iter().any(|target| target.reference.name == *name));
+    for target in targets {
+        let template = target.workers;
+        let uids = || target.pods.iter().filter_map(|pod| pod.metadata.uid.as_deref());
+        let known = memory.entry(target.reference.name.clone()).or_default();
+        if let Some(live) = &live {
+            let before = known.most();
+            let grown = |uid| Some(live.get(uid)?.grown);
+            let more = uids().filter(|uid| grown(*uid) > others.get(*uid).copied().or(Some(template)));
+            known.pass(more.filter_map(grown).max(), now);
+            if known.most() > before {
+                let (deployment, workers) = (&target.reference.name, known.most());
+                info!(deployment, workers, "its pods have more workers than its template says: they count");
+            }
+        }
+        let most = known.most();
+        target.workers = template.max(most);
+        for uid in uids() {
+            let began = others.get(uid).copied().unwrap_or(template);
+            // One that has reported shows its own number; one that has not may have as many as any.
+            let shown = live.as_ref().and_then(|live| live.get(uid)).map_or(most, |live| live.grown.min(most));
+            let workers = began.max(shown);
+            if workers == target.workers {
+                others.remove(uid);
+            } else {
+                others.insert(uid.to_owned(), workers);
+            }
+        }
+    }
+    others
+}
+
+/// Workers of one pod that have reported and live.
+#[derive(Clone, Copy, Default)]
+struct Live {
+    /// Those that do for [`GROWN`].
+    grown: u32,
+}
+
+/// By pod UID.
+fn live_workers(seen: &Observation, now: Timestamp) -> HashMap<&str, Live> {
     let is_grown = |started_ms: u64| {
         let started = i64::try_from(started_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
         started.is_some_and(|started| now.duration_since(started) > GROWN)
@@ -87,46 +165,17 @@ pub fn see(
         let mut records = seen.books.values().filter_map(|book| Some((book.members.get(id)?, book.clock_ms)));
         records.any(|(record, clock_ms)| record.ended_ms.is_none() && !record.lease_is_over(clock_ms))
     };
-    let mut by_pod: HashMap<(&str, &str), u32> = HashMap::new();
-    for (id, report) in &seen.reports {
-        if is_grown(report.started_ms) && lives(id) {
-            *by_pod.entry((&report.pod_uid, &report.container)).or_default() += 1;
-        }
+    let mut by_container: HashMap<(&str, &str), Live> = HashMap::new();
+    for (_, report) in seen.reports.iter().filter(|(id, _)| lives(id)) {
+        let live = by_container.entry((&report.pod_uid, &report.container)).or_default();
+        live.grown += u32::from(is_grown(report.started_ms));
     }
-    let mut most_of: HashMap<&str, u32> = HashMap::new();
-    for ((uid, _), live) in by_pod {
-        let most = most_of.entry(uid).or_default();
-        *most = live.max(*most);
+    let mut by_pod: HashMap<&str, Live> = HashMap::new();
+    for ((uid, _), live) in by_container {
+        let most = by_pod.entry(uid).or_default();
+        most.grown = most.grown.max(live.grown);
     }
-    for target in targets {
-        let uids = target.pods.iter().filter_map(|pod| pod.metadata.uid.as_deref());
-        let more = uids.filter_map(|uid| {
-            let began = others.get(uid).copied().unwrap_or(target.workers);
-            most_of.get(uid).copied().filter(|live| *live > began)
-        });
-        let Some(most) = more.max() else { continue };
-        let name = &target.reference.name;
-        let before = memory.get(name).map_or(0, |(before, _)| *before);
-        if most > before {
-            info!(deployment = name, workers = most, "its pods have more workers than its template says: they count");
-        }
-        memory.insert(name.clone(), (most.max(before), now));
-    }
-}
-
-/// The larger of what the templates say and what was seen counts, also for the pods that are to come.
-pub fn raise(targets: &mut [TargetSeen], others: &mut BTreeMap<String, u32>, memory: &mut SeenWorkers, now: Timestamp) {
-    memory.retain(|_, (_, at)| now.duration_since(*at) < KEPT);
-    for target in targets {
-        let Some(&(most, _)) = memory.get(&target.reference.name) else { continue };
-        target.workers = target.workers.max(most);
-        let uids = target.pods.iter().filter_map(|pod| pod.metadata.uid.as_deref());
-        for uid in uids {
-            if others.get(uid).is_some_and(|began| *began < most) {
-                others.insert(uid.to_owned(), most);
-            }
-        }
-    }
+    by_pod
 }
 
 #[cfg(test)]
@@ -152,7 +201,8 @@ mod tests {
     fn a_pod_has_the_workers_that_it_began_with() {
         let mut began = HashMap::new();
         assert!(others(&fleet(1, &["a", "b"]), &mut began).is_empty());
-        assert_eq!(others(&fleet(4, &["b", "c"]), &mut began), [("b".to_owned(), 1)].into());
+        assert_eq!(others(&fleet(4, &["b", "c"]), &mut began), of(&[("b", 1)]));
+        assert_eq!(began, [("b".to_owned(), 1), ("c".to_owned(), 4)].into());
     }
 
     /// Members by pod, with the second of their start and until when their lease lasts; the ledger's clock is at 1,000 s.
@@ -170,49 +220,90 @@ mod tests {
         seen
     }
 
-    /// How many workers a pod counts as in the end, at so many seconds.
-    fn counted(
-        workers: u32,
-        pods: &[&str],
-        seen: &Observation,
-        at: i64,
-        began: &mut HashMap<String, u32>,
-        memory: &mut SeenWorkers,
-    ) -> (u32, BTreeMap<String, u32>) {
-        let (mut targets, now) = (fleet(workers, pods), Timestamp::from_second(at).unwrap());
-        let mut others = others(&targets, began);
-        see(seen, &targets, &others, memory, now);
-        raise(&mut targets, &mut others, memory, now);
-        (targets[0].workers, others)
+    /// A Deployment over time, and what is remembered of it.
+    #[derive(Default)]
+    struct Fleet {
+        began: HashMap<String, u32>,
+        memory: SeenWorkers,
     }
+
+    impl Fleet {
+        /// Workers of the Deployment, and of the pods that have others, at so many seconds.
+        fn at(
+            &mut self,
+            second: i64,
+            template: u32,
+            pods: &[&str],
+            seen: &[(&str, u64, u64)],
+        ) -> (u32, BTreeMap<String, u32>) {
+            let (mut targets, now) = (fleet(template, pods), Timestamp::from_second(second).unwrap());
+            let others = count(&mut targets, &mut self.began, Some(&ledger(seen)), &mut self.memory, now);
+            (targets[0].workers, others)
+        }
+
+        /// The same after it was seen in each pass for long enough.
+        fn believes(
+            &mut self,
+            second: i64,
+            template: u32,
+            pods: &[&str],
+            seen: &[(&str, u64, u64)],
+        ) -> (u32, BTreeMap<String, u32>) {
+            self.at(second - 36, template, pods, seen);
+            self.at(second, template, pods, seen)
+        }
+    }
+
+    fn of(pods: &[(&str, u32)]) -> BTreeMap<String, u32> {
+        pods.iter().map(|(uid, workers)| ((*uid).to_owned(), *workers)).collect()
+    }
+
+    const TWO: [(&str, u64, u64); 2] = [("a", 850, 1_029), ("a", 850, 1_029)];
 
     #[test]
     fn workers_that_the_image_sets_are_seen_once_they_have_lived_for_a_while() {
-        let (mut began, mut memory) = (HashMap::new(), SeenWorkers::new());
-        let mut count =
-            |seen: &[(&str, u64, u64)], at| counted(1, &["a", "b"], &ledger(seen), at, &mut began, &mut memory).0;
-        assert_eq!(count(&[("a", 900, 1_029), ("a", 911, 1_029)], 1_000), 1, "the second may be its successor");
-        assert_eq!(count(&[("a", 900, 999), ("a", 900, 1_029)], 1_000), 1, "the first is silent");
-        assert_eq!(count(&[("a", 900, 1_029), ("c", 900, 1_029)], 1_000), 1, "of no pod of this Deployment");
-        assert_eq!(count(&[("a", 900, 1_029), ("a", 900, 1_029)], 1_000), 2);
-        assert_eq!(count(&[("b", 999, 1_029)], 1_599), 2, "a rollout: none is old enough");
-        assert_eq!(count(&[("b", 999, 1_029)], 1_600), 1);
+        let pods = ["a", "b"];
+        let counts = |seen: &[(&str, u64, u64)]| Fleet::default().believes(1_000, 1, &pods, seen).0;
+        assert_eq!(counts(&[("a", 850, 1_029), ("a", 911, 1_029)]), 1, "the second may be its successor");
+        assert_eq!(counts(&[("a", 850, 999), ("a", 850, 1_029)]), 1, "the first is silent");
+        assert_eq!(counts(&[("a", 850, 1_029), ("c", 850, 1_029)]), 1, "of no pod of this Deployment");
+        assert_eq!(counts(&TWO), 2);
+    }
+
+    #[test]
+    fn a_number_counts_that_was_seen_in_each_pass_and_for_ten_minutes() {
+        let (mut fleet, pods) = (Fleet::default(), ["a"]);
+        assert_eq!(fleet.at(1_000, 1, &pods, &TWO).0, 1);
+        assert_eq!(fleet.at(1_020, 1, &pods, &TWO[..1]).0, 1, "the other one had died while Redis was away");
+        assert_eq!(fleet.at(1_021, 1, &pods, &TWO).0, 1);
+        assert_eq!(fleet.at(1_056, 1, &pods, &TWO).0, 1);
+        assert_eq!(fleet.at(1_057, 1, &pods, &TWO).0, 2);
+        assert_eq!(fleet.at(1_058, 1, &pods, &TWO).0, 2);
+        assert_eq!(fleet.at(1_657, 1, &["b"], &[]).0, 2, "a rollout: none is old enough");
+        assert_eq!(fleet.at(1_658, 1, &["b"], &[]).0, 1);
+    }
+
+    #[test]
+    fn each_pod_has_its_own_number_and_one_that_has_not_reported_that_of_the_others() {
+        let seen = [("old", 800, 1_029), ("a", 850, 1_029), ("a", 850, 1_029), ("a", 850, 1_029)];
+        let counted = Fleet::default().believes(1_000, 1, &["old", "a", "new"], &seen);
+        assert_eq!(counted, (3, of(&[("old", 1)])), "a rollout to an image with three");
     }
 
     #[test]
     fn a_template_that_says_fewer_than_before_is_believed() {
-        let (mut began, mut memory) = (HashMap::new(), SeenWorkers::new());
-        let four = ledger(&[("a", 900, 1_029); 4]);
-        let mut count = |workers, pods: &[&str]| counted(workers, pods, &four, 1_000, &mut began, &mut memory);
-        assert_eq!(count(4, &["a"]), (4, BTreeMap::new()));
-        assert_eq!(count(1, &["a", "b"]), (1, [("a".to_owned(), 4)].into()), "the old pod has what its template said");
+        let (mut fleet, four) = (Fleet::default(), [("a", 850, 1_029); 4]);
+        assert_eq!(fleet.believes(990, 4, &["a"], &four), (4, of(&[])));
+        let seen = [&four[..], &[("b", 900, 1_029)]].concat();
+        assert_eq!(fleet.believes(1_040, 1, &["a", "b"], &seen), (1, of(&[("a", 4)])));
     }
 
     #[test]
-    fn pods_that_began_when_it_was_not_known_count_as_many_as_the_others() {
-        let (mut began, mut memory) = (HashMap::new(), SeenWorkers::new());
-        assert_eq!(counted(1, &["a"], &ledger(&[]), 990, &mut began, &mut memory), (1, BTreeMap::new()));
-        let seen = ledger(&[("b", 900, 1_029); 3]);
-        assert_eq!(counted(2, &["a", "b"], &seen, 1_000, &mut began, &mut memory), (3, [("a".to_owned(), 3)].into()));
+    fn without_the_ledger_nothing_new_is_seen_and_nothing_forgotten() {
+        let (mut kept, now) = (Fleet::default(), Timestamp::from_second(2_000).unwrap());
+        kept.believes(1_000, 1, &["a"], &TWO);
+        let mut targets = fleet(1, &["a"]);
+        count(&mut targets, &mut kept.began, None, &mut kept.memory, now);
+        assert_eq!(targets[0].workers, 2);
     }
 }

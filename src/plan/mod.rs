@@ -64,8 +64,8 @@ pub struct BookDemand<'a> {
     pub most_processes: u32,
     /// Live processes that have no record and may spend a safe share nevertheless.
     pub unrecorded: u32,
-    /// The largest safe share that one of those may go by: that of its policy file, which may be of before a change.
-    pub booted: u64,
+    /// What those may come to together, by the safe shares that they booted with.
+    pub owed: u64,
     /// Every member that has a record, in any order; by id it is quickest.
     pub members: Vec<MemberDemand<'a>>,
 }
@@ -97,8 +97,7 @@ pub fn plan_book(book: &BookDemand<'_>) -> BookPlan {
     let lost = || book.members.iter().filter(|m| m.lost);
     // A process that the ledger has heard but that never heard the ledger will come to more than its record.
     let beyond = lost().map(|m| m.offline.saturating_sub(m.record)).fold(0, u64::saturating_add);
-    let unrecorded = part(budget, book.unrecorded, most).max(book.booted.saturating_mul(u64::from(book.unrecorded)));
-    let aside = unrecorded.saturating_add(beyond).min(budget);
+    let aside = part(budget, book.unrecorded, most).max(book.owed).saturating_add(beyond).min(budget);
     let held = lost().map(|m| m.record).fold(0, u64::saturating_add);
     let room = (budget - aside).saturating_sub(held);
 

@@ -22,7 +22,7 @@ fn books(scale: u64, most: usize) -> impl Strategy<Value = Book> {
     let members = prop::collection::vec((spent, prop_oneof![Just(0), 0..2 * scale], 0..scale / 8, lost), 0..most);
     (0..scale, 0..50_u32, 0..6_u32, members).prop_map(|(budget, most_processes, unrecorded, members)| {
         let members = members.into_iter().enumerate().map(|(i, (s, d, r, lost))| member(i, s, d, r, lost)).collect();
-        BookDemand { budget, most_processes, unrecorded, booted: 0, members }
+        BookDemand { budget, most_processes, unrecorded, owed: 0, members }
     })
 }
 
@@ -224,7 +224,7 @@ proptest! {
 }
 
 fn book(budget: u64, members: Vec<MemberDemand<'static>>) -> Book {
-    BookDemand { budget, most_processes: 4, unrecorded: 0, booted: 0, members }
+    BookDemand { budget, most_processes: 4, unrecorded: 0, owed: 0, members }
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn the_example_in_the_concepts_is_what_the_plan_gives() {
         (1, much, [12_100, 2_016, 37_313], 37_313, 8_571),
     ] {
         let members = of.iter().enumerate().map(|(i, &(spent, denied))| member(i, spent, denied, 0, false)).collect();
-        let book = Book { budget: 60_000, most_processes, unrecorded, booted: 0, members };
+        let book = Book { budget: 60_000, most_processes, unrecorded, owed: 0, members };
         let plan = plan_book(&book);
         assert_eq!((plan.safe, plan.aside, plan.level, &*plan.shares), (8_571, aside, level, &shares[..]));
         assert!(page.contains(&format!("(level {})", grouped(level))), "{level}");

@@ -99,16 +99,23 @@ impl Operator {
             .map(|(place, &budget)| {
                 let book = server.books()[place].as_ref();
                 let members = book.map(|book| book.demands(ended)).unwrap_or_default();
-                let started = |id: &&str| pods.iter().find(|p| &*p.member == *id).map_or(0.0, |p| p.since);
-                let since = unrecorded(book).iter().map(started).reduce(f64::min);
-                let since = if departed > 0 { Some(0.0) } else { since };
-                let unrecorded = u32::try_from(unrecorded(book).len()).unwrap_or(u32::MAX).saturating_add(departed);
-                let unrecorded = if self.rules.hold(Rule::SetAside) { unrecorded } else { 0 };
+                let without = unrecorded(book);
+                let is_silent = |p: &&Seen| {
+                    book.and_then(|b| Some(b.members.get(&*p.member)?.lease_is_over(b.clock_ms))) == Some(true)
+                };
+                let unheard = pods.iter().filter(|p| without.contains(&*p.member) || is_silent(p)).map(|p| p.since);
+                let started = |id: &&&str| pods.iter().find(|p| &*p.member == **id).map_or(0.0, |p| p.since);
+                let ended = (departed > 0).then_some(0.0);
+                let since = unheard.chain(without.iter().map(|id| started(&id))).chain(ended).reduce(f64::min);
                 let safe = safe_share(budget, wish.most);
-                booted[place] =
-                    booted[place].pass(safe, since.map(|at| (at * 1000.0) as u64), false, (now * 1000.0) as u64);
-                let largest = if self.rules.hold(Rule::RememberBooted) { booted[place].largest() } else { 0 };
-                let demand = BookDemand { budget, most_processes: wish.most, unrecorded, booted: largest, members };
+                let ms = |at: f64| (at * 1000.0) as u64;
+                booted[place] = booted[place].pass(safe, since.map(ms), false, ms(now));
+                let each = without.iter().map(|id| booted[place].of(ms(started(&id))));
+                let owed = each.sum::<u64>() + booted[place].largest() * u64::from(departed);
+                let owed = if self.rules.hold(Rule::RememberBooted) { owed } else { 0 };
+                let count = u32::try_from(without.len()).unwrap_or(u32::MAX).saturating_add(departed);
+                let (unrecorded, owed) = if self.rules.hold(Rule::SetAside) { (count, owed) } else { (0, 0) };
+                let demand = BookDemand { budget, most_processes: wish.most, unrecorded, owed, members };
                 let plan = plan_book(&demand);
                 let members = demand.members.iter().zip(plan.shares);
                 let members = members

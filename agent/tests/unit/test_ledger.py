@@ -125,19 +125,34 @@ def test_one_that_was_never_answered_takes_a_smaller_safe_share_from_its_file(me
         one.write([policy([limit(safe=safe)], version=str(safe))])
         one.ledger.read_policies()
         assert one.book().safe == counts
-    one.write([{"uid": "uid-1", "limits": [{}]}])
+    one.write([{"uid": "uid-1", "limits": [{"tokens": {"safe": 1}}]}])
     one.ledger.read_policies()
     assert "policy file" in one.agent.faults
     assert one.book().safe == 2500
 
 
-def test_one_that_was_answered_goes_by_the_ledger_and_not_by_its_file(member, operator):
-    one, smaller = member([policy([limit(safe=15000)], beatMs=100)]), policy([limit(safe=2500)], version="3")
-    operator.publish(policy([limit(safe=15000)], beatMs=100))
-    until(lambda: one.book().answered)
-    one.write([smaller])
+def test_one_that_was_never_answered_spends_nothing_of_a_limit_that_is_gone(member, operator):
+    one = member([policy([limit(safe=15000)], beatMs=100)])
+    one.write([policy([limit(name="other", safe=15000)], version="3")])
     one.ledger.read_policies()
-    assert one.book().safe == 15000
+    assert one.book().safe == 0
+
+
+def test_one_that_was_answered_goes_by_its_file_when_its_lease_is_over(member, operator):
+    one = member([policy([limit(safe=15000)], beatMs=100, leaseMs=2000)])
+    operator.publish(policy([limit(safe=15000)], beatMs=100, leaseMs=2000))
+    until(lambda: one.book().off > 2500)
+    one.write([policy([limit(safe=2500)], version="3")])
+    one.ledger.read_policies()
+    book, (governor,) = one.book(), one.agent.governors.values()
+    assert book.off > 2500, "it hears the ledger"
+    boot, wall = book.boot + 2.0, book.wall
+    governor.narrow(policy([limit(name="other", safe=9)]), boot, wall)
+    assert book.off > 2500, "a file may be older than what the ledger says"
+    governor.narrow(policy([limit(safe=2500)]), boot, wall)
+    assert (book.off, book.allowed(boot, wall)) == (2500, 2500)
+    one.ledger.call(governor)
+    assert book.off > 2500
 
 
 def test_a_policy_file_that_comes_late_is_found_within_two_seconds(member, operator):

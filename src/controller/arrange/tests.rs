@@ -159,7 +159,7 @@ fn a_safe_share_is_set_aside_for_each_grown_process_without_a_record() {
 }
 
 /// The fleet at noon and some seconds, after a pass that left these books.
-fn later(booted: BTreeMap<BookId, plan::Booted>, seconds: i64, valid: &Validated, change: fn(&mut Observed)) -> Intent {
+fn later(booted: BTreeMap<BookId, BookBooted>, seconds: i64, valid: &Validated, change: fn(&mut Observed)) -> Intent {
     let now = NOW.parse::<Timestamp>().unwrap() + SignedDuration::from_secs(seconds);
     let mut before = Observed { now, ..Observed::default() };
     change(&mut before);
@@ -168,50 +168,94 @@ fn later(booted: BTreeMap<BookId, plan::Booted>, seconds: i64, valid: &Validated
     intent_after(&books, valid, &[], before)
 }
 
-#[test]
-fn what_is_set_aside_is_the_safe_share_that_a_process_may_have_booted_with() {
-    let mut valid = fleet(vec![pod("1", "2026-11-24T11:59:00Z")], Vec::new());
-    let before = later(BTreeMap::new(), 0, &valid, |_| {}).booted;
-    let young = fleet(vec![pod("1", "2026-11-24T12:00:00Z")], Vec::new());
-    let unseen = later(BTreeMap::new(), 0, &young, |_| {}).booted;
+/// May have 24 pods in place of 4.
+fn larger(mut valid: Validated) -> Validated {
     valid.targets[0].size.replicas = 24;
-    for before in [before, unseen] {
-        let cut = later(before, 1, &valid, |_| {});
-        assert_eq!((cut.writes[0].safe, cut.writes[0].aside), (2_500, 15_000));
-        let stays = later(cut.booted, 9_000, &valid, |_| {});
-        assert_eq!(stays.writes[0].aside, 15_000, "as long as it has no record");
-        let mut young = fleet(vec![pod("2", "2026-11-24T12:03:01Z")], Vec::new());
-        young.targets[0].size.replicas = 24;
-        let next = later(stays.booted, 9_001, &young, |_| {});
-        assert_eq!(next.writes[0].aside, 2_500, "one that started with a file of after the change");
-    }
+    valid
+}
+
+fn asides(intent: &Intent) -> Vec<u64> {
+    intent.writes.iter().map(|write| write.aside).collect()
+}
+
+#[test]
+fn what_is_set_aside_is_the_safe_share_that_each_process_may_have_booted_with() {
+    let orphan = || pod("1", "2026-11-24T11:59:00Z");
+    let before = later(BTreeMap::new(), 0, &fleet(vec![orphan()], Vec::new()), |_| {}).booted;
+    let cut = later(before, 1, &larger(fleet(vec![orphan()], Vec::new())), |_| {});
+    assert_eq!((cut.writes[0].safe, asides(&cut)), (2_500, vec![15_000]));
+    let stays = later(cut.booted, 9_000, &larger(fleet(vec![orphan()], Vec::new())), |_| {});
+    assert_eq!(asides(&stays), [15_000], "as long as it has no record");
+    let slow = ["2", "3", "4"].map(|uid| pod(uid, "2026-11-24T12:00:01Z"));
+    let pods = [&[orphan()], &slow[..]].concat();
+    let beside = later(stays.booted, 9_001, &larger(fleet(pods, Vec::new())), |_| {});
+    assert_eq!(asides(&beside), [15_000 + 3 * 2_500], "those that started after the change go by the new one");
+    let without = later(beside.booted, 9_002, &larger(fleet(slow.to_vec(), Vec::new())), |_| {});
+    assert_eq!(asides(&without), [3 * 2_500]);
+}
+
+#[test]
+fn a_process_that_is_counted_after_the_change_started_before_it() {
+    let young = || vec![pod("1", "2026-11-24T12:00:00Z")];
+    let before = later(BTreeMap::new(), 1, &fleet(young(), Vec::new()), |_| {}).booted;
+    let cut = later(before, 2, &larger(fleet(young(), Vec::new())), |_| {});
+    assert_eq!(asides(&cut), [0]);
+    assert_eq!(asides(&later(cut.booted, 31, &larger(fleet(young(), Vec::new())), |_| {})), [15_000]);
+}
+
+#[test]
+fn a_silent_member_may_lose_its_record_and_has_the_safe_share_that_it_was_told() {
+    let valid = || fleet(vec![pod("1", "2026-11-24T11:00:00Z")], vec![member("a", "1", false)]);
+    // Its lease is over, and it has its record still.
+    let with_record = |known: BTreeMap<BookId, BookBooted>, seconds: i64, valid: &Validated| {
+        let now = NOW.parse::<Timestamp>().unwrap() + SignedDuration::from_secs(seconds);
+        let record = MemberRecord { record: 15_000, off: 15_000, until_ms: 1, ..MemberRecord::default() };
+        let book = BookState { members: [("a".to_owned(), record)].into(), clock_ms: 2, ..BookState::default() };
+        let seen = Observation { books: [(BookId::new("gpt", Unit::Tokens), book)].into(), ..Observation::default() };
+        let mut books = KnownBooks::default();
+        books.booted = known;
+        arrange(&budget(), &Observed { now, ledger: Some(Ok(seen)), ..Observed::default() }, valid, &books)
+    };
+    let before = with_record(BTreeMap::new(), 0, &valid());
+    let cut = with_record(before.booted, 1, &larger(valid()));
+    let later_on = with_record(cut.booted, 9_000, &larger(valid()));
+    let flushed = later(later_on.booted, 9_001, &larger(valid()), |_| {});
+    assert_eq!((flushed.writes[0].safe, asides(&flushed)), (2_500, vec![15_000]));
 }
 
 #[test]
 fn a_file_that_could_not_be_written_has_the_safe_share_of_before() {
-    let mut valid = fleet(Vec::new(), Vec::new());
-    let before = later(BTreeMap::new(), 0, &valid, |_| {}).booted;
-    valid.targets[0].size.replicas = 24;
-    let old = later(before, 1, &valid, |observed| observed.old_files = true);
-    let still = later(old.booted, 9_000, &valid, |observed| observed.old_files = true);
-    let written = later(still.booted.clone(), 9_001, &valid, |_| {});
-    let book = BookId::new("gpt", Unit::Tokens);
-    assert_eq!((still.booted[&book].largest(), written.booted[&book].largest()), (15_000, 15_000));
-    assert_eq!(later(written.booted, 9_181, &valid, |_| {}).booted[&book].largest(), 2_500);
+    let valid = || larger(fleet(Vec::new(), Vec::new()));
+    let before = later(BTreeMap::new(), 0, &fleet(Vec::new(), Vec::new()), |_| {}).booted;
+    let old = later(before, 1, &valid(), |observed| observed.old_files = true);
+    let still = later(old.booted, 9_000, &valid(), |observed| observed.old_files = true);
+    let new = larger(fleet(vec![pod("1", "2026-11-24T14:29:59Z")], Vec::new()));
+    assert_eq!(asides(&later(still.booted, 9_030, &new, |_| {})), [15_000], "it started with the old file");
 }
 
 #[test]
-fn a_limit_of_another_name_has_the_safe_share_of_the_one_before() {
-    let old = fleet(vec![pod("1", "2026-11-24T11:59:00Z")], Vec::new());
-    let before = later(BTreeMap::new(), 0, &old, |_| {}).booted;
-    let limit =
-        |name: &str, tokens| EffectiveLimit { name: name.to_owned(), tokens: Some(tokens), ..Default::default() };
-    let renamed = Validated { limits: Limits::Known(vec![limit("other", 20_000)]), ..old };
-    let next = later(before.clone(), 1, &renamed, |_| {});
-    assert_eq!((next.writes[0].safe, next.writes[0].aside), (5_000, 15_000));
-    let beside = Validated { limits: Limits::Known(vec![limit("gpt", 60_000), limit("other", 20_000)]), ..renamed };
-    let next = later(before, 1, &beside, |_| {});
-    assert_eq!(next.writes.iter().map(|w| w.aside).collect::<Vec<_>>(), [15_000, 5_000]);
+fn a_limit_in_the_place_of_others_has_their_safe_shares() {
+    let limit = |name: &str, tokens, derived: bool| EffectiveLimit {
+        name: name.to_owned(),
+        tokens: Some(tokens),
+        derived: derived.then(|| name.to_owned()),
+        ..Default::default()
+    };
+    let after = |old: &[&EffectiveLimit], new: &[&EffectiveLimit]| {
+        let orphan = |limits: &[&EffectiveLimit]| Validated {
+            limits: Limits::Known(limits.iter().copied().cloned().collect()),
+            ..fleet(vec![pod("1", "2026-11-24T11:59:00Z")], Vec::new())
+        };
+        let before = later(BTreeMap::new(), 0, &orphan(old), |_| {}).booted;
+        asides(&later(before, 1, &orphan(new), |_| {}))
+    };
+    let (big, other) = (&limit("big", 60_000, false), &limit("other", 20_000, false));
+    let (x, y) = (&limit("x", 60_000, true), &limit("y", 40_000, true));
+    assert_eq!(after(&[big], &[other]), [15_000], "another name and a smaller budget");
+    assert_eq!(after(&[big], &[big, other]), [15_000, 5_000], "beside one that stays");
+    assert_eq!(after(&[x, y], &[big]), [25_000], "several in one");
+    assert_eq!(after(&[big], &[y]), [15_000], "explicit, then derived");
+    assert_eq!(after(&[x], &[y]), [10_000], "each about its own");
 }
 
 #[test]

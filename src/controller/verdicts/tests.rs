@@ -222,10 +222,13 @@ fn a_process_that_stays_behind_the_policy_does_not_enforce_it() {
     assert_eq!(verdict("one", "one", 0), Reason::WindowNotPassed);
     assert_eq!(verdict("one", "one", 60), Reason::Enforcing);
     assert_eq!(verdict("one", "two", 61), Reason::Enforcing, "it has just been written");
-    assert_eq!(verdict("one", "two", 91), Reason::Enforcing);
-    assert_eq!(verdict("one", "two", 92), Reason::WaitingForProcesses);
+    assert_eq!(verdict("one", "two", 90), Reason::Enforcing);
+    assert_eq!(verdict("one", "two", 91), Reason::WaitingForProcesses);
     assert_eq!(verdict("two", "two", 93), Reason::WindowNotPassed);
     assert_eq!(verdict("two", "two", 153), Reason::Enforcing);
-    assert_eq!(verdict("two", "three", 10), Reason::WindowNotPassed, "a clock that was set back");
-    assert_eq!(verdict("two", "three", 41), Reason::WaitingForProcesses);
+    assert_eq!(
+        verdict("one", "three", 154),
+        Reason::WaitingForProcesses,
+        "a new one is no excuse for one that was behind"
+    );
 }

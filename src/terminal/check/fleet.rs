@@ -50,7 +50,7 @@ pub fn target(reference: &TargetRef, deployment: &Deployment, most_replicas: Opt
 #[must_use]
 pub fn safe_share(budget: u64, fleet: FleetSize) -> u64 {
     let demand =
-        BookDemand { budget, most_processes: fleet.most_processes, unrecorded: 0, booted: 0, members: Vec::new() };
+        BookDemand { budget, most_processes: fleet.most_processes, unrecorded: 0, owed: 0, members: Vec::new() };
     plan_book(&demand).safe
 }
 
