@@ -238,10 +238,10 @@ class Agent:
 
     def admits(self, request: Request, needs: Needs, boot: float, wall: float) -> bool:
         """Whether it fits; one that has not waited comes after those that do."""
-        fits, queues = self.fits(needs, boot, wall), self.waiting.queues
-        if fits and queues and request.deadline is None and any(book in queues for book, _ in needs):
-            self.waiting.wake([book for book, _ in needs])
-            fits = self.fits(needs, boot, wall)
+        fits, waiting = self.fits(needs, boot, wall), self.waiting
+        if fits and waiting.queues and request.deadline is None:
+            if waiting.stir([book for book, _ in needs], boot, wall):
+                fits = self.fits(needs, boot, wall)
         return fits
 
     def held(self, needs: Needs, boot: float, wall: float) -> Needs:
@@ -387,7 +387,7 @@ class Agent:
             else:
                 self.attempts.pop(attempt.call_id, None)
         if self.waiting.waiters:
-            self.waiting.wake([book for book, _ in attempt.charges])
+            self.waiting.stir([book for book, _ in attempt.charges], now, self.clock.wall())
 
     def failed(self, attempt: Attempt, error: BaseException | None, began: bool = False) -> None:
         """An attempt that left counts, unless the provider refused it before its answer `began`, or was never

@@ -124,6 +124,104 @@ def test_who_comes_later_looks_whether_those_before_it_fit_now(tb, agent, full):
     assert run(tb, agent, what) == ["a"]
 
 
+def wakes(agent, monkeypatch):
+    """For which books those that wait were looked over because of somebody else."""
+    found, wake = [], agent.waiting.wake
+
+    def noted(books=None):
+        if books is not None:
+            found.append(books)
+        wake(books)
+
+    monkeypatch.setattr(agent.waiting, "wake", noted)
+    return found
+
+
+def test_who_fits_does_not_pay_for_those_that_wait(tb, agent, full, monkeypatch):
+    async def what(run):
+        for number in range(50):
+            await run.begin(number, 20_000)
+        room(full, *[100] * 20)
+        await run.begin("first", 100)
+        found = wakes(agent, monkeypatch)
+        for number in range(10):
+            await run.begin(f"small {number}", 100)
+        ended = {
+            "litellm_call_id": "first",
+            "standard_logging_object": {"total_tokens": 50, "model_id": "d1"},
+        }
+        await tb.Hooks(agent).async_log_success_event(ended, None, None, None)
+        assert found == [], "there is less than when they looked"
+        room(full, *[100] * 30)
+        await run.begin("late", 100)
+        assert len(found) == 1, "there is more"
+
+    assert len(run(tb, agent, what)) == 12
+
+
+def test_who_came_when_there_was_less_is_not_overtaken_either(tb, agent, full):
+    async def what(run):
+        await run.begin("large", 20_000)
+        room(full, 900, 100)
+        await run.begin("a", 900)
+        await run.begin("b", 500)
+        room(full, 500)  # more than when b looked, less than when the large one did
+        await run.begin("late", 300)
+        await run.settle()
+
+    assert run(tb, agent, what) == ["a", "b"]
+
+
+def test_one_that_lacked_another_book_then_is_not_overtaken_in_that(tb, agent, give):
+    (governor,) = agent.governors.values()
+    governor.update(policy([limit("one"), limit("two")]), agent.clock.boot())
+    one, two = (governor.books[name, "tokens"] for name in ("one", "two"))
+    give(one, 0)
+    give(two, 50)
+    waiter, at = (
+        tb.Waiter([[(one, 100.0), (two, 10.0)]], 1, Future()),
+        (agent.clock.boot(), agent.clock.wall()),
+    )
+    agent.waiting.enter(waiter)
+    agent.waiting.wake()
+    two.grant = two.share = 0
+    one.grant = one.share = 1000
+    agent.waiting.wake([one])
+    assert not waiter.promised
+    two.grant = two.share = 20  # less than when the queue of two looked, more than when this one did
+    agent.waiting.stir([one, two], *at)
+    assert waiter.promised
+
+
+def test_one_timer_looks_for_all_that_wait(tb, agent, full, clock):
+    async def what(run):
+        loop, calls = asyncio.get_running_loop(), []
+        for number in range(100):
+            await run.begin(number, 1000)
+        later = loop.call_later
+        loop.call_later = lambda *args, **more: calls.append(args) or later(*args, **more)
+        await asyncio.sleep(0.3)
+        assert 3 < len(calls) < 12
+        room(full, 1000)  # tokens have left the window: nobody tells
+        clock.now += 0.1
+        async with asyncio.timeout(5):
+            await run.tasks[0]
+        await run.end()
+        await asyncio.sleep(0.15)
+        assert not agent.waiting.watched
+
+    assert run(tb, agent, what) == [0]
+
+
+def test_an_event_loop_that_ended_is_not_kept(tb, agent, full):
+    async def what(run):
+        await run.begin("a", 1000)
+
+    for _ in range(3):
+        run(tb, agent, what)
+        assert len(agent.waiting.watched) == 1
+
+
 def test_the_check_serves_those_first_that_wait_too(tb, agent, full):
     async def what(run):
         hooks, kwargs = tb.Hooks(agent), {"litellm_call_id": "late", "model": "d1", "max_tokens": 500}
@@ -244,6 +342,65 @@ def test_what_was_let_through_and_finds_no_room_waits_again_in_its_old_place(tb,
     assert run(tb, agent, what) == ["filtered", "a"]
 
 
+def test_it_comes_before_who_was_promised_its_room_meanwhile(tb, agent, full):
+    room(full, 1000)
+    younger, older = (tb.Waiter([[(full, 1000.0)]], place, Future()) for place in (2, 1))
+    agent.waiting.enter(younger)
+    assert younger.promised
+    agent.waiting.enter(older)
+    assert (older.promised, younger.promised) == ([(full, 1000.0)], [])
+    agent.waiting.leave(older)
+    agent.waiting.wake()
+    assert younger.promised
+
+
+def test_each_is_told_once(tb, agent, full):
+    room(full, 1000)
+    waiter = tb.Waiter([[(full, 1000.0)]], 1, Future())
+    agent.waiting.enter(waiter)
+    for _ in range(3):
+        agent.waiting.wake()
+    agent.waiting.ask_again()
+    assert waiter.future.ends == 1
+
+
+def test_a_limit_that_deployments_share_is_asked_for_once(tb, agent, full):
+    for place in range(10):
+        ways = [[(full, amount)] for amount in (5000.0, 4000.0, 5000.0, 5000.0)]
+        agent.waiting.enter(tb.Waiter(ways, place, Future()))
+    assert agent.waiting.wanted(full) == (50_000, 4000)
+
+
+@pytest.mark.parametrize(
+    ("full_ones", "deployments", "waits"),
+    [
+        ("x", ["xy"], False),  # and y has room
+        ("y", ["xy"], True),
+        ("xy", ["xy"], False),
+        ("xy", ["x", "y"], True),
+        ("xy", ["x", "xy"], False),
+    ],
+)
+def test_it_waits_as_long_as_what_is_full_may_be_waited_for(tb, agent, give, full_ones, deployments, waits):
+    agent.governors.clear()
+    of = {}
+    for name, longest in (("x", 0), ("y", 10_000)):
+        pol = policy([limit()], uid=name, maxWaitMs=longest)
+        agent.governors[name] = tb.Governor(pol, agent.clock.boot())
+        (of[name],) = agent.governors[name].books.values()
+        give(of[name], 0 if name in full_ones else 30_000)
+    agent.adapter.books_of = lambda deployment: [of[name] for name in deployment["model_info"]["id"]]
+    models = [{**DEPLOYMENT, "model_info": {"id": names}} for names in deployments]
+
+    async def what(run):
+        run.tasks["a"] = asyncio.ensure_future(attempt(tb, agent, "a", 1000, models))
+        await run.settle()
+        assert bool(agent.waiting.waiters) == waits
+        assert run.tasks["a"].done() != waits
+
+    run(tb, agent, what)
+
+
 def test_the_end_of_a_request_serves_those_that_wait_for_its_books(tb, agent, full):
     room(full, 1000)
 
@@ -297,12 +454,13 @@ class Future:
     """Of no event loop."""
 
     def __init__(self):
-        self.over = False
+        self.over, self.ends = False, 0
 
     def get_loop(self):
         return self
 
     def call_soon_threadsafe(self, ends):
+        self.ends += 1
         ends()
 
     def done(self):
@@ -341,10 +499,20 @@ def test_random_queues(tb, agent, give, seed):
                 for book, amount in promised:
                     book.ring.charge(amount)
             waiting.wake([book for book, _ in promised])
-        elif what < 0.9:
+        elif what < 0.8:
             book = rng.choice(rings)
             book.ring.unsent *= rng.random()
-            waiting.wake([book])
+            if rng.random() < 0.5:
+                waiting.wake([book])
+        elif what < 0.85:  # who does not wait takes of what is not promised
+            book = rng.choice(rings)
+            book.ring.charge(rng.random() * max(0, left(book) - waiting.promised.get(book, 0)))
+        elif what < 0.9:  # one comes that needs all of them
+            waiting.stir(rings, agent.clock.boot(), agent.clock.wall())
+            free = {book: left(book) - waiting.promised.get(book, 0) for book in rings}
+            for waiter in inside:
+                fits = [way for way in waiter.ways if all(n <= free[b] + 1e-6 for b, n in way)]
+                assert waiter.promised or not fits
         else:
             waiting.wake()
             before = {book: left(book) for book in rings}
@@ -358,13 +526,16 @@ def test_random_queues(tb, agent, give, seed):
             total = sum(n for one in inside for b, n in one.promised if b is book)
             assert waiting.promised.get(book, 0) == pytest.approx(total)
             assert total <= left(book) + 1e-3
-            amounts = [n for one in inside for way in one.ways for b, n in way if b is book]
-            assert waiting.wanted(book) == (sum(amounts), min(amounts, default=0))
+            each = [[n for way in one.ways for b, n in way if b is book] for one in inside]
+            amounts = [found for found in each if found]
+            smallest = min(map(min, amounts), default=0)
+            assert waiting.wanted(book) == (sum(map(max, amounts)), smallest)
             assert waiting.wants([book]) == bool(amounts)
     for waiter in inside:
         waiting.leave(waiter)
     assert not waiting.promised
     assert not waiting.queues
+    assert not waiting.rest
 
 
 def test_what_the_ledger_is_asked_for_is_summed_up_in_one_pass(tb, agent, give):
