@@ -15,6 +15,7 @@ from .book import within_reason
 from .calls import adopt
 from .constants import LATE_WAIT, LIFTED, MOST_STAMPS, STALE_CHECK
 from .estimates import is_governed
+from .narrowing import unordered
 from .refusal import Refused, RefusedLate
 from .request import UNREAD, Called, Request, _called, _request, _unfiltered, model_id, weakly
 from .shapes import Data, Deployment, Needs
@@ -227,8 +228,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             kwargs["litellm_call_id"] = called.call_id
         if previous is not None and not again and tried is None:
             request.nested_in(previous)
-        asked = [(d, agent.needs(request, d, books)) for d, books in governed]
-        request.needs = {model_id(d): needs for d, needs in asked}
+        every = asked = [(d, agent.needs(request, d, books)) for d, books in governed]
+        request.needs = {model_id(d): needs for d, needs in every}
         narrowed = False
         while True:
             boot, wall = agent.clock.boot(), agent.clock.wall()
@@ -250,10 +251,17 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             wanting = [n for n in held if all(amount <= book.budget for book, amount in n)]
             if not wanting or not await agent.waiting.for_room(wanting, request):
                 raise agent.refusal(request.called, held)
-        if len(fitting) < len(asked):
-            kept = {id(d) for d, _ in fitting}
+        if len(fitting) < len(every):
+            may, kept = ({id(d) for d, _ in some} for some in (asked, fitting))
             # Another one takes this request; the ledger may still have room for those that were dropped.
             agent.waiting.ask([needs for d, needs in asked if id(d) not in kept])
+            # What LiteLLM leaves out itself it may look at (`allow_fail_open`), but not take for the lowest
+            # `order` (1.82.6).
+            fitting = [
+                (d if id(d) in may else unordered(d), needs)
+                for d, needs in every
+                if id(d) in kept or id(d) not in may
+            ]
         _request.set(request)
         if agent.failing("check"):  # nothing is reserved: LiteLLM enforces the share
             return [d for d, _ in fitting]

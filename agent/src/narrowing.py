@@ -15,7 +15,10 @@ TRIED = ("_target_order", "_excluded_deployment_ids", "_retry_skipped_deployment
 SETTINGS = ("enable_pre_call_checks", "enable_tag_filtering")
 # Its functions are called with these.
 CHECKS = {"model", "healthy_deployments", "messages", "request_kwargs"}
+COUNT, COUNTS = "_acount_pre_call_check_tokens", CHECKS | {"input"}  # from 1.102 on
+COUNTED_CHECKS = COUNTS | {"input_token_count", "skip_inline_token_count"}
 TAGS = {"llm_router_instance", "model", "healthy_deployments", "request_kwargs", "metadata_variable_name"}
+ORDERED, ORDERS = "get_order_filtered_deployments", {"healthy_deployments", "target_order"}  # from 1.102 on
 PLUGGED, PLUGINS = "_filter_by_routing_plugin_candidates", {"healthy_deployments", "request_kwargs"}
 
 
@@ -31,23 +34,32 @@ class Narrowing:
     tags: bool
     plugins: bool
     lacking: str | None  # what could not be asked
+    failed: str | None  # what LiteLLM's functions raised last, if that says that they are not as known
 
     def __init__(self) -> None:
-        self.router, self.lacking = None, None
+        self.router, self.lacking, self.failed = None, None, None
         self.checks = self.tags = self.plugins = False
         self.by_tags: Any = None
+        self.by_order: Any = None
 
     def refresh(self, router: Any, models: list[Deployment]) -> str | None:
         """What this router looks at; the problem, if it cannot be asked about that."""
         tagging = sys.modules.get("litellm.router_strategy.tag_based_routing")
-        self.router, self.by_tags = router, getattr(tagging, "get_deployments_for_tag", None)
+        if router is not self.router:
+            self.router, self.failed = router, None
+        self.by_tags = getattr(tagging, "get_deployments_for_tag", None)
+        self.by_order = getattr(sys.modules.get("litellm.utils"), ORDERED, None)
         self.checks = bool(getattr(router, "enable_pre_call_checks", False))
         self.tags = bool(getattr(router, "enable_tag_filtering", False)) or any(
             (deployment.get("model_info") or {}).get("enable_tag_filtering") for deployment in models
         )
         self.plugins = bool(getattr(router, "routing_plugins", None))
+        count = getattr(router, COUNT, None)
+        checks = CHECKS if count is None else COUNTED_CHECKS
         wanted = [
-            ("_pre_call_checks", getattr(router, "_pre_call_checks", None), CHECKS, self.checks),
+            ("_pre_call_checks", getattr(router, "_pre_call_checks", None), checks, self.checks),
+            (COUNT, count, COUNTS, self.checks and count is not None),
+            (ORDERED, self.by_order, ORDERS, self.by_order is not None),
             ("get_deployments_for_tag", self.by_tags, TAGS, self.tags),
             (PLUGGED, getattr(router, PLUGGED, None), PLUGINS, self.plugins),
         ]
@@ -55,7 +67,7 @@ class Narrowing:
         lacking += [name for name, function, of, looks in wanted if looks and not takes(function, of)]
         text = "%s of LiteLLM's router is not as known: a full deployment is refused, not passed over"
         self.lacking = text % " and ".join(lacking) if lacking else None
-        return self.lacking
+        return self.lacking or self.failed
 
     async def eligible(
         self, model: str, called: Called, deployments: list[Deployment], messages: Any, kwargs: Data
@@ -76,16 +88,24 @@ class Narrowing:
                 found = await self.tagged(model, found, kwargs)
             if self.plugins:
                 found = getattr(self.router, PLUGGED)(healthy_deployments=found, request_kwargs=kwargs)
-            return (untried(found, kwargs) if tried else found) or None
+            if tried:
+                found = self.untried(found, kwargs)
+            self.failed = None
+            return found or None
+        except (TypeError, AttributeError, KeyError) as error:
+            text = "LiteLLM's router cannot be asked what it would choose between (%s: %s): %s"
+            what = "a full deployment is refused, not passed over"
+            self.failed = text % (type(error).__name__, str(error)[:200], what)
         except Exception:
-            return None
+            pass  # as LiteLLM will say itself
+        return None
 
     async def checked(
         self, model: str, called: Called, deployments: list[Deployment], messages: Any, kwargs: Data
     ) -> list[Deployment]:
         """Regions, context windows, parameters."""
         more: Data = {}
-        count = getattr(self.router, "_acount_pre_call_check_tokens", None)  # from 1.102 on
+        count = getattr(self.router, COUNT, None)
         if count is not None:
             text = kwargs.get("input")
             if text is None and called.body is not None:
@@ -103,7 +123,7 @@ class Narrowing:
 
     async def tagged(self, model: str, deployments: list[Deployment], kwargs: Data) -> list[Deployment]:
         name = "litellm_metadata" if "litellm_metadata" in kwargs else "metadata"
-        if name in kwargs:  # it writes there what it found
+        if isinstance(kwargs.get(name), dict):  # it writes there what it found
             kwargs = {**kwargs, name: {**kwargs[name]}}
         return list(
             await self.by_tags(
@@ -114,6 +134,18 @@ class Narrowing:
                 metadata_variable_name=name,
             )
         )
+
+    def untried(self, deployments: list[Deployment], kwargs: Data) -> list[Deployment]:
+        target, excluded, skipped = (kwargs.get(name) for name in TRIED)
+        if target is not None and self.by_order is not None:
+            deployments = self.by_order(deployments, target_order=target)
+        elif target is not None:  # 1.92
+            deployments = [d for d in deployments if order_of(d) == target] or deployments
+        if excluded:
+            deployments = others(deployments, excluded)
+        if skipped:
+            deployments = others(deployments, skipped) or deployments
+        return deployments
 
 
 def takes(function: Any, names: set[str]) -> bool:
@@ -135,17 +167,6 @@ def unordered(deployment: Deployment) -> Deployment:
     if "order" not in params:
         return deployment
     return {**deployment, "litellm_params": {name: params[name] for name in params if name != "order"}}
-
-
-def untried(deployments: list[Deployment], kwargs: Data) -> list[Deployment]:
-    target, excluded, skipped = (kwargs.get(name) for name in TRIED)
-    if target is not None:
-        deployments = [d for d in deployments if order_of(d) == target] or deployments
-    if excluded:
-        deployments = others(deployments, excluded)
-    if skipped:
-        deployments = others(deployments, skipped) or deployments
-    return deployments
 
 
 def others(deployments: list[Deployment], ids: Iterable[object]) -> list[Deployment]:
