@@ -121,6 +121,7 @@ def test_the_same_policy_counts_again_after_a_file_without_it(member, operator, 
 
 def test_one_that_was_never_answered_takes_a_smaller_safe_share_from_its_file(member, operator):
     one = member([policy([limit(safe=15000)], beatMs=100)])  # which no ledger has
+    until(lambda: one.agent.governors)
     for safe, counts in ((2500, 2500), (20000, 2500)):
         one.write([policy([limit(safe=safe)], version=str(safe))])
         one.ledger.read_policies()
@@ -133,6 +134,7 @@ def test_one_that_was_never_answered_takes_a_smaller_safe_share_from_its_file(me
 
 def test_one_that_was_never_answered_spends_nothing_of_a_limit_that_is_gone(member, operator):
     one = member([policy([limit(safe=15000)], beatMs=100)])
+    until(lambda: one.agent.governors)
     one.write([policy([limit(name="other", safe=15000)], version="3")])
     one.ledger.read_policies()
     assert one.book().safe == 0
