@@ -115,17 +115,17 @@ pub fn count(
     now: Timestamp,
 ) -> BTreeMap<String, u32> {
     let mut others = others(targets, began);
-    let live = seen.map(|seen| live_workers(seen, now));
+    let grown = seen.map(|seen| grown_workers(seen, now));
     memory.retain(|name, _| targets.iter().any(|target| target.reference.name == *name));
     for target in targets {
         let template = target.workers;
         let uids = || target.pods.iter().filter_map(|pod| pod.metadata.uid.as_deref());
         let known = memory.entry(target.reference.name.clone()).or_default();
-        if let Some(live) = &live {
+        if let Some(grown) = &grown {
             let before = known.most();
-            let grown = |uid| Some(live.get(uid)?.grown);
-            let more = uids().filter(|uid| grown(*uid) > others.get(*uid).copied().or(Some(template)));
-            known.pass(more.filter_map(grown).max(), now);
+            let began = |uid| others.get(uid).copied().unwrap_or(template);
+            let more = uids().filter_map(|uid| grown.get(uid).copied().filter(|grown| *grown > began(uid)));
+            known.pass(more.max(), now);
             if known.most() > before {
                 let (deployment, workers) = (&target.reference.name, known.most());
                 info!(deployment, workers, "its pods have more workers than its template says: they count");
@@ -136,7 +136,7 @@ pub fn count(
         for uid in uids() {
             let began = others.get(uid).copied().unwrap_or(template);
             // One that has reported shows its own number; one that has not may have as many as any.
-            let shown = live.as_ref().and_then(|live| live.get(uid)).map_or(most, |live| live.grown.min(most));
+            let shown = grown.as_ref().and_then(|grown| grown.get(uid)).map_or(most, |grown| most.min(*grown));
             let workers = began.max(shown);
             if workers == target.workers {
                 others.remove(uid);
@@ -148,15 +148,8 @@ pub fn count(
     others
 }
 
-/// Workers of one pod that have reported and live.
-#[derive(Clone, Copy, Default)]
-struct Live {
-    /// Those that do for [`GROWN`].
-    grown: u32,
-}
-
-/// By pod UID.
-fn live_workers(seen: &Observation, now: Timestamp) -> HashMap<&str, Live> {
+/// How many workers have lived for [`GROWN`], of each pod in which one has reported and lives, by its UID.
+fn grown_workers(seen: &Observation, now: Timestamp) -> HashMap<&str, u32> {
     let is_grown = |started_ms: u64| {
         let started = i64::try_from(started_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
         started.is_some_and(|started| now.duration_since(started) > GROWN)
@@ -165,15 +158,15 @@ fn live_workers(seen: &Observation, now: Timestamp) -> HashMap<&str, Live> {
         let mut records = seen.books.values().filter_map(|book| Some((book.members.get(id)?, book.clock_ms)));
         records.any(|(record, clock_ms)| record.ended_ms.is_none() && !record.lease_is_over(clock_ms))
     };
-    let mut by_container: HashMap<(&str, &str), Live> = HashMap::new();
+    let mut by_container: HashMap<(&str, &str), u32> = HashMap::new();
     for (_, report) in seen.reports.iter().filter(|(id, _)| lives(id)) {
-        let live = by_container.entry((&report.pod_uid, &report.container)).or_default();
-        live.grown += u32::from(is_grown(report.started_ms));
+        *by_container.entry((&report.pod_uid, &report.container)).or_default() +=
+            u32::from(is_grown(report.started_ms));
     }
-    let mut by_pod: HashMap<&str, Live> = HashMap::new();
-    for ((uid, _), live) in by_container {
+    let mut by_pod: HashMap<&str, u32> = HashMap::new();
+    for ((uid, _), grown) in by_container {
         let most = by_pod.entry(uid).or_default();
-        most.grown = most.grown.max(live.grown);
+        *most = grown.max(*most);
     }
     by_pod
 }
@@ -206,7 +199,7 @@ mod tests {
     }
 
     /// Members by pod, with the second of their start and until when their lease lasts; the ledger's clock is at 1,000 s.
-    fn ledger(members: &[(&str, u64, u64)]) -> Observation {
+    fn ledger(members: &[Seen<'_>]) -> Observation {
         let mut seen = Observation::default();
         let book = seen.books.entry(BookId::new("gpt", Unit::Tokens)).or_default();
         book.clock_ms = 1_000_000;
@@ -227,28 +220,22 @@ mod tests {
         memory: SeenWorkers,
     }
 
+    /// A member: its pod, the second of its start, and until when its lease lasts.
+    type Seen<'a> = (&'a str, u64, u64);
+
+    /// Workers of the Deployment, and of the pods that have others.
+    type Counted = (u32, BTreeMap<String, u32>);
+
     impl Fleet {
-        /// Workers of the Deployment, and of the pods that have others, at so many seconds.
-        fn at(
-            &mut self,
-            second: i64,
-            template: u32,
-            pods: &[&str],
-            seen: &[(&str, u64, u64)],
-        ) -> (u32, BTreeMap<String, u32>) {
+        /// What is counted at so many seconds.
+        fn at(&mut self, second: i64, template: u32, pods: &[&str], seen: &[Seen<'_>]) -> Counted {
             let (mut targets, now) = (fleet(template, pods), Timestamp::from_second(second).unwrap());
             let others = count(&mut targets, &mut self.began, Some(&ledger(seen)), &mut self.memory, now);
             (targets[0].workers, others)
         }
 
         /// The same after it was seen in each pass for long enough.
-        fn believes(
-            &mut self,
-            second: i64,
-            template: u32,
-            pods: &[&str],
-            seen: &[(&str, u64, u64)],
-        ) -> (u32, BTreeMap<String, u32>) {
+        fn believes(&mut self, second: i64, template: u32, pods: &[&str], seen: &[Seen<'_>]) -> Counted {
             self.at(second - 36, template, pods, seen);
             self.at(second, template, pods, seen)
         }
@@ -258,12 +245,12 @@ mod tests {
         pods.iter().map(|(uid, workers)| ((*uid).to_owned(), *workers)).collect()
     }
 
-    const TWO: [(&str, u64, u64); 2] = [("a", 850, 1_029), ("a", 850, 1_029)];
+    const TWO: [Seen<'_>; 2] = [("a", 850, 1_029), ("a", 850, 1_029)];
 
     #[test]
     fn workers_that_the_image_sets_are_seen_once_they_have_lived_for_a_while() {
         let pods = ["a", "b"];
-        let counts = |seen: &[(&str, u64, u64)]| Fleet::default().believes(1_000, 1, &pods, seen).0;
+        let counts = |seen: &[Seen<'_>]| Fleet::default().believes(1_000, 1, &pods, seen).0;
         assert_eq!(counts(&[("a", 850, 1_029), ("a", 911, 1_029)]), 1, "the second may be its successor");
         assert_eq!(counts(&[("a", 850, 999), ("a", 850, 1_029)]), 1, "the first is silent");
         assert_eq!(counts(&[("a", 850, 1_029), ("c", 850, 1_029)]), 1, "of no pod of this Deployment");
