@@ -23,7 +23,9 @@ impl Booted {
     /// That of a book in whose place of several others: a process may go by all of them.
     #[must_use]
     pub fn succeeding<'a>(gone: impl Iterator<Item = &'a Self>) -> Self {
-        let each = gone.filter_map(|booted| Some((booted.largest(), booted.shares.last()?.1)));
+        // What is no more was in force until it was 0.
+        let end = |booted: &Self| booted.shares.iter().rev().find(|(share, _)| *share > 0).map(|(_, until)| *until);
+        let each = gone.filter_map(|booted| Some((booted.largest(), end(booted)?)));
         let sum = each.reduce(|(share, until), (other, later)| (share.saturating_add(other), until.max(later)));
         // Nothing of its own was in force yet.
         Self { shares: sum.into_iter().chain([(0, 0)]).collect() }
@@ -112,5 +114,12 @@ mod tests {
         let next = Booted::succeeding(gone.iter()).pass(5_000, Some(0), false, 2 * CUT);
         assert_eq!([0, CUT - 1, CUT].map(|since| next.of(since)), [16_000, 16_000, 5_000]);
         assert_eq!(Booted::succeeding([].iter()).pass(5_000, None, false, CUT).largest(), 5_000);
+    }
+
+    #[test]
+    fn what_is_no_more_counts_for_who_started_before_it_ended() {
+        let gone = cut(None).pass(0, Some(0), false, CUT + 1).pass(0, Some(0), false, CUT + 5_000);
+        let next = Booted::succeeding([gone].iter()).pass(100, Some(0), false, CUT + 5_000);
+        assert_eq!([CUT, CUT + 1, CUT + 4_999].map(|since| next.of(since)), [15_000, 100, 100]);
     }
 }
