@@ -76,7 +76,7 @@ test-upgrade: prepare build ## The operator of an earlier commit upgraded to thi
 	target/release/scenario upgrade
 
 .PHONY: chaos
-chaos: prepare build ## What breaks in production, broken on purpose under load: 28 faults, a table of figures (100 minutes)
+chaos: prepare build ## What breaks in production, broken on purpose under load: 29 faults, a table of figures (105 minutes)
 	target/release/scenario chaos
 
 .PHONY: soak

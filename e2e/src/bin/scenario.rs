@@ -35,7 +35,7 @@ enum Command {
     Older,
     /// The operator of an earlier commit upgraded to this one under load, and back (8 minutes).
     Upgrade,
-    /// What breaks in production, broken on purpose under load, and judged by the provider's count (80 minutes).
+    /// What breaks in production, broken on purpose under load, and judged by the provider's count (105 minutes).
     Chaos {
         /// Only these faults, in this order.
         #[arg(long, value_delimiter = ',', conflicts_with = "quick")]

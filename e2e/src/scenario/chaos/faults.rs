@@ -38,6 +38,8 @@ const NO_RELAY: &str = "there is no relay before Redis";
 pub enum Fault {
     /// Scaled 2 -> 6 -> 2 in one step each.
     Steps,
+    /// A fourth pod joins a saturated fleet.
+    Joins,
     /// Rolling update with maxSurge 100 %.
     Rollout,
     /// `kill -9` of a LiteLLM process every 20 s for 3 minutes, every third time with its pod.
@@ -121,6 +123,7 @@ impl Fault {
     pub const fn least_use(self) -> Option<f64> {
         match self {
             Self::Steps
+            | Self::Joins
             | Self::Rollout
             | Self::OperatorAway
             | Self::OperatorAwayScaleOut
@@ -145,6 +148,13 @@ impl Fault {
                 None
             }
         }
+    }
+
+    /// The least part of its fair share that a pod has to have answered which was not there before, within 65 s of the fault's
+    /// end; `None` where nothing is promised.
+    #[must_use]
+    pub fn least_share(self) -> Option<f64> {
+        (self == Self::Joins).then_some(0.9)
     }
 
     /// The shape of the fleet meanwhile, where it is another.
@@ -188,6 +198,7 @@ pub async fn strike(rig: &Rig, relay: Option<&Relay>, fault: Fault) -> Result<Ve
                 sleep(20 * second).await;
             }
         }
+        Fault::Joins => scale(rig, PODS + 1).await?,
         Fault::Rollout => {
             strategy(rig, "100%", "0%")?;
             roll(rig).await?;

@@ -24,7 +24,8 @@ pub use soak::run as soak;
 
 use super::bench::{BUDGET, Bench, Step};
 use super::checks;
-use super::fleet::Fleet;
+use super::figures;
+use super::fleet::{Fleet, name_of};
 use super::rig::Rig;
 use crate::clock::unix_ms;
 use crate::judge::{self, Arrival};
@@ -168,6 +169,7 @@ async fn one(
     let (name, title) = fault.told();
     println!("\n== {title}");
     faults::prepare(rig, fault).await?;
+    let early: Vec<String> = Fleet::of(rig).ready_pods()?.iter().map(name_of).collect();
     let from_ms = unix_ms();
     let spec = LoadSpec { skew: fault.skew(spec.rate), ..spec };
     let (report, struck) = bench
@@ -185,7 +187,13 @@ async fn one(
     let step = bench.measure(&name, report, from_ms, enforcing_ms.max(from_ms - judge::WINDOW_MS)).await?;
     let admitted = bench.admitted_since(from_ms - judge::WINDOW_MS).await?;
     draw(rig, &name, &title, &step, &admitted, (began_ms, ended_ms))?;
-    Ok(Row::new(fault, least_use, &step, &admitted, BUDGET, (began_ms, ended_ms), &spans))
+    let row = Row::new(fault, least_use, &step, &admitted, BUDGET, (began_ms, ended_ms), &spans);
+    let Some(least) = fault.least_share() else { return Ok(row) };
+    let mut newcomers = figures::best_minute_by_pod(&step.report, ended_ms, step.to_ms);
+    newcomers.retain(|pod, _| !early.contains(pod));
+    let tokens: Vec<u64> = newcomers.into_values().collect();
+    let fair = BUDGET / u64::try_from(early.len() + tokens.len()).unwrap_or(1).max(1);
+    Ok(row.with_newcomers(&tokens, fair, least))
 }
 
 /// Draws what the last 60 s held before, while and after something was broken.

@@ -18,6 +18,8 @@ pub struct Row {
     used: f64,
     /// The least use that is wanted; `None`: nothing is promised of it.
     least_use: Option<f64>,
+    /// The least part of its fair share that a pod had which was not there before, where that is promised.
+    newcomers: Option<f64>,
     lost: u64,
     recovered_s: Option<f64>,
     /// What did not reach its figure; empty when all is well.
@@ -60,7 +62,19 @@ impl Row {
             missed.push(format!("{:.1}% used", used * 100.0));
         }
         let recovered_s = recovered(admitted, budget, began_ms, ended_ms, step.to_ms);
-        Self { title: fault.told().1, worst, used, least_use, lost: step.lost, recovered_s, missed, broken }
+        let title = fault.told().1;
+        Self { title, worst, used, least_use, newcomers: None, lost: step.lost, recovered_s, missed, broken }
+    }
+
+    /// Judges also what pods had of `fair` tokens that were not there before: at least this part of it is promised.
+    pub fn with_newcomers(mut self, tokens: &[u64], fair: u64, least: f64) -> Self {
+        let tokens = tokens.iter().copied().min().unwrap_or(0);
+        let part = tokens as f64 / fair as f64;
+        self.newcomers = Some(part);
+        if part < least {
+            self.missed.push(format!("a new pod had {tokens} of its {fair} tokens"));
+        }
+        self
     }
 
     /// The row of a fault that could not be made or measured.
@@ -73,6 +87,7 @@ impl Row {
             worst,
             used: 0.0,
             least_use: fault.least_use(),
+            newcomers: None,
             lost: 0,
             recovered_s: None,
             missed,
@@ -88,6 +103,10 @@ impl Row {
     /// What did not reach its figure, each with the name of the fault.
     pub fn misses(&self) -> impl Iterator<Item = String> {
         self.missed.iter().map(|missed| format!("{}: {missed}", self.title))
+    }
+
+    fn share(&self) -> String {
+        self.newcomers.map_or_else(String::new, |part| format!("; the new pod {:.0} % of its fair share", part * 100.0))
     }
 
     fn recovery(&self) -> String {
@@ -109,10 +128,11 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: worst 60 s {}, {:.1}% used, {} lost, recovered after {}",
+            "{}: worst 60 s {}, {:.1}% used{}, {} lost, recovered after {}",
             self.title,
             self.worst,
             self.used * 100.0,
+            self.share(),
             self.lost,
             self.recovery()
         )?;
@@ -127,11 +147,12 @@ pub fn table(rows: &[Row]) -> String {
     );
     for row in rows {
         text += &format!(
-            "| {} | {} | {:.1} % ({}) | {} | {} | {} |\n",
+            "| {} | {} | {:.1} % ({}){} | {} | {} | {} |\n",
             row.title,
             row.worst,
             row.used * 100.0,
             row.least_use.map_or_else(|| "nothing promised".to_owned(), |least| format!("{:.0} %", least * 100.0)),
+            row.share(),
             row.lost,
             row.recovery(),
             if row.missed.is_empty() { "ok".to_owned() } else { format!("**missed**: {}", row.missed.join("; ")) }
@@ -154,5 +175,14 @@ mod tests {
         let after = recovered(&admitted, 6_000, 100_000, 120_000, 200_000);
         assert!(after.is_some_and(|seconds| (55.0..61.0).contains(&seconds)), "{after:?}");
         assert_eq!(recovered(&admitted, 7_000, 100_000, 120_000, 200_000), None);
+    }
+
+    #[test]
+    fn each_new_pod_has_to_have_its_share() {
+        let row = Row { missed: Vec::new(), ..Row::failed(Fault::Joins, &anyhow::anyhow!("")) };
+        assert_eq!(row.clone().with_newcomers(&[15_000, 13_500], 15_000, 0.9).misses().count(), 0);
+        let missed = |tokens: &[u64]| row.clone().with_newcomers(tokens, 15_000, 0.9).misses().next();
+        assert!(missed(&[15_000, 13_499]).is_some_and(|missed| missed.ends_with("had 13499 of its 15000 tokens")));
+        assert!(missed(&[]).is_some_and(|missed| missed.ends_with("had 0 of its 15000 tokens")));
     }
 }
