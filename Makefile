@@ -11,7 +11,7 @@ export TOKENBUDGET_LITELLM_VENV := $(CACHE)/litellm/$(LITELLM_VERSION)
 
 .PHONY: help
 help: ## What there is
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: prepare build ## The main job: three LiteLLM replicas without and with a TokenBudget, on a real control plane (9 minutes)
@@ -111,11 +111,11 @@ up: prepare build ## Start a local cluster with the operator in it, and leave it
 
 .PHONY: down
 down: ## Stop the local cluster; leaves no process behind
-	@if [ -x target/release/scenario ]; then target/release/scenario down; else cargo run -q --release -p tokenbudget-e2e --bin scenario -- down; fi
+	@if [ -x target/release/scenario ]; then target/release/scenario down; else cargo run -q --release --locked -p tokenbudget-e2e --bin scenario -- down; fi
 
 .PHONY: generate
 generate: ## Write the generated files: crds/ and the chart's copy
-	cargo run -q --bin tokenbudget -- crd > crds/tokenbudgets.yaml.new
+	cargo run -q --locked --bin tokenbudget -- crd > crds/tokenbudgets.yaml.new
 	mv crds/tokenbudgets.yaml.new crds/tokenbudgets.yaml
 	cp crds/tokenbudgets.yaml charts/tokenbudget/files/tokenbudgets.yaml
 

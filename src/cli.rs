@@ -105,7 +105,7 @@ pub struct Run {
     #[arg(long, env = "TOKENBUDGET_LEADER_ELECTION", default_value_t = true, action = clap::ArgAction::Set)]
     pub leader_election: bool,
 
-    /// Namespace of the election's Lease.
+    /// Namespace of the election's Lease: the same for all operators that watch the same namespaces, or each has a leader.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub lease_namespace: String,
 

@@ -66,8 +66,8 @@ pub struct TokenBudgetSpec {
         .message("maxWait must be at most 10s"))]
     pub max_wait: String,
 
-    /// What a process does when it has not reached the ledger for a lease (30 s): spend at most its safe share, or
-    /// `Open`: go back to LiteLLM's own limit in every process, which lets N replicas spend N times the budget.
+    /// What a process does when it has not reached the ledger for a lease (30 s; with `Open`, 4 s in one that it never
+    /// answered): spend at most its safe share, or `Open`: go back to LiteLLM's own limit in every process, which lets N replicas spend N times the budget.
     #[serde(default)]
     pub on_ledger_loss: LedgerLossPolicy,
 

@@ -36,14 +36,14 @@ pub struct TokenBudgetStatus {
     /// Tokens refused in the last 60 s (requests where no limit counts tokens), for the column DENIED.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub denied: Option<String>,
-    /// The smallest safe share, for the column SAFE SHARE.
+    /// The smallest safe share in tokens (requests where no limit counts tokens), for the column SAFE SHARE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub safe_share: Option<String>,
-    /// One row for each limit, by name.
+    /// One row for each limit and unit, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into(), "unit".into()]))]
     pub limits: Vec<LimitStatus>,
-    /// One row for each pod and limit, by pod name; at most 100, the rest is in the metrics.
+    /// One row for each pod, limit and unit, by pod name; at most 100, the rest is in the metrics.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods: Vec<PodStatus>,
     /// What the processes themselves sent to providers without asking LiteLLM's router, so that no limit holds it: their

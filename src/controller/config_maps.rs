@@ -146,7 +146,7 @@ fn refuse_others(found: &impl ResourceExt) -> Result<(), Error> {
     }
     Err(Error::NotOurs(format!(
         "ConfigMap {} is there and not the operator's: delete it or give it another name; or label it {MANAGED_BY}={OURS}, and the \
-         operator overwrites it, and deletes it with the last TokenBudget",
+         operator overwrites it",
         found.name_any()
     )))
 }

@@ -18,7 +18,7 @@ use super::{Error, World};
 use crate::api::{FIELD_MANAGER, FINALIZER, TargetRef, TokenBudget};
 use crate::causes::Causes;
 use crate::ledger::Ledger;
-use crate::litellm::{choose_container, detachment, is_attached, policy_config_map_name};
+use crate::litellm::{choose_container, detachment, holds_entries, policy_config_map_name};
 
 /// How long the clean-up is tried before the finalizer goes without it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -175,7 +175,7 @@ async fn release(tb: &TokenBudget, ctx: &Context, world: &World, target: &Target
     let name = policy_config_map_name(&target.name);
     let deleted = config_maps::delete(ctx, &namespace, &name).await;
     if let Some(deployment) = world.deployment(&namespace, &target.name)?
-        && is_attached(&deployment)
+        && holds_entries(&deployment)
     {
         take_out(ctx, &namespace, &deployment, target.container.as_deref()).await?;
     }
@@ -252,9 +252,18 @@ mod tests {
     }
 
     fn attached(name: &str) -> World {
-        World::of(json!({"metadata": {"name": name, "namespace": "llm"}, "spec": {"selector": {}, "template": {
-            "metadata": {"labels": {ATTACHED_LABEL: ATTACHED_VALUE}}, "spec": {"containers": [{"name": "litellm",
-                "volumeMounts": [{"name": "agent", "mountPath": "/agent.py", "subPath": AGENT_FILE}]}]}}}}))
+        attached_by(name, FIELD_MANAGER)
+    }
+
+    fn attached_by(name: &str, manager: &str) -> World {
+        let labels = json!({"f:labels": {format!("f:{ATTACHED_LABEL}"): {}}});
+        let fields = json!({"f:spec": {"f:template": {"f:metadata": labels}}});
+        let managed = json!([{"manager": manager, "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": fields}]);
+        World::of(
+            json!({"metadata": {"name": name, "namespace": "llm", "managedFields": managed}, "spec": {"selector": {},
+            "template": {"metadata": {"labels": {ATTACHED_LABEL: ATTACHED_VALUE}}, "spec": {"containers": [{"name": "litellm",
+                "volumeMounts": [{"name": "agent", "mountPath": "/agent.py", "subPath": AGENT_FILE}]}]}}}}),
+        )
     }
 
     /// An API server that never answers for Deployments; the channel hears what is sent for TokenBudgets.
@@ -273,6 +282,9 @@ mod tests {
                 answer["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "tokenbudget"});
                 if path.ends_with("/pods") {
                     answer = json!({"metadata": {}, "items": []});
+                }
+                if path.starts_with("DELETE") {
+                    answer = json!({"kind": "Status", "apiVersion": "v1", "status": "Success"});
                 }
                 let answer = serde_json::to_vec(&answer).unwrap();
                 Ok::<_, std::convert::Infallible>(axum::http::Response::new(kube::client::Body::from(answer)))
@@ -297,6 +309,17 @@ mod tests {
         assert_eq!(ctx.given_up(), ["llm/tb"]);
         let sent = heard.recv().await.unwrap();
         assert!(sent.contains("/tokenbudgets/tb") && sent.contains(r#""finalizers":[]"#), "{sent}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_the_user_put_there_is_left_alone() {
+        let ((ctx, mut heard), world, mut memory) = (context(), attached_by("litellm", "argocd"), Memory::default());
+        let tb = budget("litellm");
+        // The Deployment would never answer.
+        tokio::time::timeout(Duration::from_secs(5), detach(&tb, &ctx, &world, &mut memory)).await.unwrap().unwrap();
+        let told: Vec<String> = std::iter::from_fn(|| heard.try_recv().ok()).collect();
+        assert!(told.iter().any(|told| told.contains(r#""finalizers":[]"#)), "{told:?}");
+        assert_eq!(ctx.given_up(), [""; 0]);
     }
 
     #[tokio::test]

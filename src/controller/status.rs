@@ -174,7 +174,8 @@ fn columns(status: &mut TokenBudgetStatus, tb: &TokenBudget, valid: &Validated) 
         .filter(|r| r.budget > 0)
         .map(|r| (r.spent.saturating_mul(100) + r.budget - 1) / r.budget)
         .max();
-    let safe = status.limits.iter().map(|r| r.safe_share).min();
+    let least = |unit: Unit| status.limits.iter().filter(|r| r.unit == unit.as_str()).map(|r| r.safe_share).min();
+    let safe = least(Unit::Tokens).or_else(|| least(Unit::Requests));
     status.used = used;
     status.denied = denied;
     status.tokens_per_minute = tokens.map(|v| v.to_string());

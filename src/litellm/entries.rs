@@ -125,6 +125,13 @@ pub(super) fn owned(deployment: &Deployment) -> BTreeSet<Entry> {
     all.filter(|entry| is_ours(entry)).flat_map(entries_of_manager).collect()
 }
 
+/// Whether our field manager owns anything in the pod template. Where it does not, the agent there is a user's
+/// (`attach: Manual`, or the admission policy's in the pods alone).
+#[must_use]
+pub fn holds_entries(deployment: &Deployment) -> bool {
+    !owned(deployment).is_empty()
+}
+
 /// Whether somebody else owns the entry too.
 pub(super) fn owned_by_others(deployment: &Deployment, entry: &Entry) -> bool {
     let all = deployment.metadata.managed_fields.iter().flatten();

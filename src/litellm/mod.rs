@@ -29,7 +29,7 @@ pub use attach::{
     policy_config_map_name, startup_hooks,
 };
 pub use container::{choose_container, surge, worker_refs, workers};
-pub use entries::{Difference, Entry, attached_container, difference, is_attached};
+pub use entries::{Difference, Entry, attached_container, difference, holds_entries, is_attached};
 pub use env::{Missing, Piece, Ref, Setting, setting};
 pub use redis_source::RedisSource;
 

@@ -90,7 +90,7 @@ impl Metrics {
             gauge("spent", "Tokens or requests that the fleet spent in the last 60 seconds, as processes reported");
         let worst =
             gauge("worst", "The most that the fleet spent in any 60 seconds of the last hour, as this replica saw it");
-        let pool = gauge("pool", "Part of the budget that no process holds, below zero after a cut");
+        let pool = gauge("pool", "Part of the budget that is neither lent nor set aside, below zero after a cut");
         let granted =
             gauge("granted", "Part of the budget that processes hold; missing while the ledger does not answer");
         let aside = gauge(
