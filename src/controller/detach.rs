@@ -60,6 +60,7 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
 
     // Not even tried any more when it was tried for long enough: what hangs would take the time that the finalizer needs.
     if patient {
+        remember_formers(tb, world, memory);
         let closed = close_ledger(tb, ctx, world, memory).await;
         let taken_out = detach_deployments(tb, ctx, world, memory).await;
         if let Err(error) = &closed {
@@ -112,25 +113,25 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
 /// stands in no other's way; the first error is told.
 async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World, memory: &Memory) -> Result<(), Error> {
     let mut outcome = Ok(());
-    let (namespace, uid) = (tb.namespace().unwrap_or_default(), tb.uid().unwrap_or_default());
     for target in tb.spec.target_refs.iter().chain(&memory.targets.formers) {
-        let others = ctx.settings.role != Role::DetachAll && another_names(tb, world, &target.name);
-        let done = match others {
-            // They may be paused, or not able to plan, and then nobody else writes the file.
-            true => config_maps::without_policy(ctx, &namespace, &policy_config_map_name(&target.name), &uid).await,
-            false => release(tb, ctx, world, target).await,
-        };
-        outcome = outcome.and(done);
+        outcome = outcome.and(leave(tb, ctx, world, target).await);
     }
     outcome
 }
 
-/// Takes the agent out of Deployments that the spec named until lately; in an operator's first pass, of those in the namespace
-/// that nobody names any more: they were taken out of a spec while no operator ran.
-///
-/// One that cannot be written is tried again later, and stands in nobody's way.
-pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) {
-    let is_named = |name: &str| tb.spec.target_refs.iter().any(|target| target.name == name);
+/// Takes what is this TokenBudget's out of a Deployment: all, or its policy alone where another one names it.
+async fn leave(tb: &TokenBudget, ctx: &Context, world: &World, target: &TargetRef) -> Result<(), Error> {
+    if ctx.settings.role == Role::DetachAll || !another_names(tb, world, &target.name) {
+        return release(tb, ctx, world, target).await;
+    }
+    // The others may be paused, or not able to plan, and then nobody else writes the file.
+    let (namespace, uid) = (tb.namespace().unwrap_or_default(), tb.uid().unwrap_or_default());
+    config_maps::without_policy(ctx, &namespace, &policy_config_map_name(&target.name), &uid).await
+}
+
+/// Remembers the Deployments that the spec named until lately; in an operator's first pass, those in the namespace that nobody
+/// names any more: they were taken out of a spec while no operator acted on it.
+fn remember_formers(tb: &TokenBudget, world: &World, memory: &mut Memory) {
     let strays = || {
         let strays = world.strays(&tb.namespace().unwrap_or_default());
         strays
@@ -138,8 +139,19 @@ pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memo
             .unwrap_or_default()
     };
     let named = memory.targets.named.take().unwrap_or_else(strays);
-    memory.targets.formers.extend(named.into_iter().filter(|target| !is_named(&target.name)));
+    memory.targets.formers.extend(named.into_iter().filter(|target| !is_named(tb, &target.name)));
     memory.targets.named = Some(tb.spec.target_refs.clone());
+}
+
+fn is_named(tb: &TokenBudget, deployment: &str) -> bool {
+    tb.spec.target_refs.iter().any(|target| target.name == deployment)
+}
+
+/// Takes what is this TokenBudget's out of Deployments that its spec named until lately.
+///
+/// One that cannot be written is tried again later, and stands in nobody's way.
+pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) {
+    remember_formers(tb, world, memory);
     let due = memory.targets.released_at.is_none_or(|at| at.elapsed() >= RELEASE_AGAIN);
     if memory.targets.formers.is_empty() || !due {
         return;
@@ -147,8 +159,8 @@ pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memo
     memory.targets.released_at = Some(Instant::now());
     // A pass may be dropped at any of these waits: only what is done is forgotten.
     for former in memory.targets.formers.clone() {
-        if !is_named(&former.name) && !another_names(tb, world, &former.name) {
-            if let Err(error) = release(tb, ctx, world, &former).await {
+        if !is_named(tb, &former.name) {
+            if let Err(error) = leave(tb, ctx, world, &former).await {
                 warn!(deployment = %former.name, error = %Causes(&error), "the agent could not be taken out of a former target yet");
                 continue;
             }
@@ -257,7 +269,9 @@ mod tests {
 
     fn attached_by(name: &str, manager: &str) -> World {
         let labels = json!({"f:labels": {format!("f:{ATTACHED_LABEL}"): {}}});
-        let fields = json!({"f:spec": {"f:template": {"f:metadata": labels}}});
+        let mounts = json!({"f:volumeMounts": {r#"k:{"mountPath":"/agent.py"}"#: {}}});
+        let spec = json!({"f:containers": {r#"k:{"name":"litellm"}"#: mounts}});
+        let fields = json!({"f:spec": {"f:template": {"f:metadata": labels, "f:spec": spec}}});
         let managed = json!([{"manager": manager, "operation": "Apply", "fieldsType": "FieldsV1", "fieldsV1": fields}]);
         World::of(
             json!({"metadata": {"name": name, "namespace": "llm", "managedFields": managed}, "spec": {"selector": {},
@@ -283,6 +297,9 @@ mod tests {
                 if path.ends_with("/pods") {
                     answer = json!({"metadata": {}, "items": []});
                 }
+                if path.contains("/configmaps/") {
+                    (answer["kind"], answer["apiVersion"]) = (json!("ConfigMap"), json!("v1"));
+                }
                 if path.starts_with("DELETE") {
                     answer = json!({"kind": "Status", "apiVersion": "v1", "status": "Success"});
                 }
@@ -301,7 +318,7 @@ mod tests {
         let soon = Duration::from_secs(1);
         let tb = budget("litellm");
         assert!(tokio::time::timeout(soon, detach(&tb, &ctx, &world, &mut memory)).await.is_err(), "it is tried");
-        let told: Vec<String> = std::iter::from_fn(|| heard.try_recv().ok()).collect();
+        let told = told(&mut heard);
         let deleted = |told: &String| told.starts_with("DELETE") && told.contains("/configmaps/tokenbudget-litellm");
         assert!(told.iter().any(deleted), "its policy is gone by then: {told:?}");
         memory.targets.detaches_since = Instant::now().checked_sub(PATIENCE);
@@ -317,9 +334,43 @@ mod tests {
         let tb = budget("litellm");
         // The Deployment would never answer.
         tokio::time::timeout(Duration::from_secs(5), detach(&tb, &ctx, &world, &mut memory)).await.unwrap().unwrap();
-        let told: Vec<String> = std::iter::from_fn(|| heard.try_recv().ok()).collect();
+        let told = told(&mut heard);
         assert!(told.iter().any(|told| told.contains(r#""finalizers":[]"#)), "{told:?}");
         assert_eq!(ctx.given_up(), [""; 0]);
+    }
+
+    fn told(heard: &mut mpsc::UnboundedReceiver<String>) -> Vec<String> {
+        std::iter::from_fn(|| heard.try_recv().ok()).collect()
+    }
+
+    #[tokio::test]
+    async fn what_the_spec_lost_while_no_operator_acted_on_it_is_taken_out_with_the_rest() {
+        let ((ctx, mut heard), world, mut memory) = (context(), attached("former"), Memory::default());
+        let tb = budget("litellm");
+        let world = world.with_budgets([tb.clone()]);
+        let detach = detach(&tb, &ctx, &world, &mut memory);
+        assert!(tokio::time::timeout(Duration::from_secs(1), detach).await.is_err(), "its Deployment is written");
+        let told = told(&mut heard);
+        assert!(
+            told.iter().any(|t| t.starts_with("DELETE") && t.contains("/configmaps/tokenbudget-former")),
+            "{told:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_former_target_that_another_one_names_loses_the_policy_alone() {
+        let ((mut ctx, mut heard), world, mut memory) = (context(), attached("former"), Memory::default());
+        ctx.settings.role = Role::default();
+        let mut other = budget("former");
+        (other.metadata.name, other.metadata.uid) = (Some("other".to_owned()), Some("v".to_owned()));
+        let tb = budget("litellm");
+        let world = world.with_budgets([tb.clone(), other]);
+        memory.targets.named = Some(vec![TargetRef { name: "former".to_owned(), container: None }]);
+        // The Deployment would never answer.
+        let pass = release_former(&tb, &ctx, &world, &mut memory);
+        tokio::time::timeout(Duration::from_secs(5), pass).await.unwrap();
+        assert_eq!(told(&mut heard), ["GET /api/v1/namespaces/llm/configmaps/tokenbudget-former "]);
+        assert!(memory.targets.formers.is_empty());
     }
 
     #[tokio::test]
