@@ -60,6 +60,7 @@ FULL = 0.2  # and as enough: none (slack 1)
 WORTH = 5000  # under pressure a beat is sent as soon as this part of the budget has left the window
 BEAT_GAP = 0.1  # least time between two beats
 TOUCH = 4.0  # a ledger that has not answered for so long is out of touch: nobody can take what is given up
+FILE_GONE = 600.0  # no policy file for so long: the TokenBudget is gone; a lost one is back within 400 s
 LEAVE_STEP = 1.0  # a call says how much leaves the window in each of the next steps
 LEAVE_STEPS = 60  # together a window
 LEAVES_EVERY = 1.0  # that is looked up so often

@@ -19,6 +19,7 @@ from .constants import (
     AGENT,
     CONNECT_TIMEOUT,
     DRAW_GAP,
+    FILE_GONE,
     READ_TIMEOUT,
     REPORT_EVERY,
     log,
@@ -42,6 +43,7 @@ class Ledger(Connections, threading.Thread):
         self.calls = threading.Lock()  # one call at a time, the final one included
         self.seq, self.said = 0, False  # said: that the ledger does not answer
         self.file_at, self.detached = -1e9, {}
+        self.file_gone: float | None = None  # since when there is no policy file
         agent.draw = self.request_draw
 
     def request_draw(self) -> None:
@@ -287,8 +289,11 @@ class Ledger(Connections, threading.Thread):
             self.file_at = now + 1.0
             if isinstance(error, FileNotFoundError):
                 self.detached.clear()
+                self.file_gone = now if self.file_gone is None else self.file_gone
+                if self.drop_unnamed(set(), now, now - self.file_gone > FILE_GONE) and agent.adapter:
+                    agent.adapter.changed()
             return
-        self.file_at = now + (1.0 if not policies else 5.0)
+        self.file_at, self.file_gone = now + (1.0 if not policies else 5.0), None
         changed = False
         with agent.lock:
             policies = [policy for policy in policies if isinstance(policy, dict)]
@@ -313,14 +318,25 @@ class Ledger(Connections, threading.Thread):
             named = {policy.get("uid") for policy in policies}
             # What comes back to a file that was without it is meant so: its operator was installed again.
             self.detached = {uid: version for uid, version in self.detached.items() if uid in named}
-            for uid, governor in list(agent.governors.items()):
-                silent = now - (governor.last_good if governor.last_good is not None else governor.started)
-                if uid not in named and not governor.down and silent > governor.lease + 65:
-                    del agent.governors[uid]  # closed while we could not hear it
-                    governor.mode = "Observe"
-                    changed = True
-        if changed and agent.adapter:
+        if (self.drop_unnamed(named, now) or changed) and agent.adapter:
             agent.adapter.changed()
+
+    def drop_unnamed(self, named: set[Any], now: float, gone: bool = False) -> bool:
+        """Forgets what the file does not name and no ledger has: it was closed while we did not hear it.
+
+        gone: whatever the ledger says, which the operator may not have reached.
+        """
+        dropped = []
+        with self.agent.lock:
+            for uid, governor in list(self.agent.governors.items()):
+                silent = now - (governor.last_good if governor.last_good is not None else governor.started)
+                if uid not in named and (gone or (not governor.down and silent > governor.lease + 65)):
+                    del self.agent.governors[uid]
+                    governor.mode = "Observe"  # requests that wait hold its books
+                    dropped.append(governor.name)
+        for name in dropped:
+            log.warning("tokenbudget: %s is gone, LiteLLM's own limits are back", name)
+        return bool(dropped)
 
     def leave(self) -> None:
         """The final call of every TokenBudget: what is left of the grants goes back at once. Idempotent."""

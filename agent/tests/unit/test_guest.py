@@ -21,6 +21,48 @@ def test_what_is_wrong_in_the_policy_file_hides_no_other_policy(tb, clock, tmp_p
     assert agent.problems()[0].startswith("policy file: KeyError")
 
 
+def test_without_a_policy_file_a_token_budget_ends_after_ten_minutes_whatever_the_ledger_says(
+    tb, clock, tmp_path
+):
+    file = tmp_path / "policy.json"
+    pol = json.dumps({"tokenBudgets": [policy([limit()])]})
+    file.write_text(pol)
+    agent = tb.Agent(clock=clock, environ={"TOKENBUDGET_POLICY_DIR": str(tmp_path)})
+    ledger = tb.Ledger(agent)
+
+    def still_there_after(seconds):
+        clock.now += seconds
+        for governor in agent.governors.values():
+            governor.last_good = clock.now  # the ledger answers
+        ledger.read_policies()
+        return bool(agent.governors)
+
+    assert still_there_after(0)
+    file.unlink()
+    assert still_there_after(0)
+    assert still_there_after(590)
+    file.write_text(pol)  # the operator puts it back
+    assert still_there_after(10)
+    file.unlink()
+    assert still_there_after(0)
+    assert still_there_after(600)
+    assert not still_there_after(1)
+
+
+def test_without_a_policy_file_a_token_budget_ends_that_no_ledger_has(tb, clock, tmp_path):
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps({"tokenBudgets": [policy([limit()])]}))
+    agent = tb.Agent(clock=clock, environ={"TOKENBUDGET_POLICY_DIR": str(tmp_path)})
+    ledger = tb.Ledger(agent)
+    ledger.read_policies()
+    (governor,) = agent.governors.values()
+    file.unlink()
+    for down, seconds, ends in ((True, 96, False), (False, 0, True)):
+        clock.now, governor.down = clock.now + seconds, down
+        ledger.read_policies()
+        assert (not agent.governors) == ends
+
+
 def logged(tb, caplog, emit):
     """What a logger with the agent's filter writes."""
     logger = logging.getLogger("LiteLLM Proxy")
