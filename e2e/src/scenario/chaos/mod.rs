@@ -191,9 +191,12 @@ async fn one(
     let Some(least) = fault.least_share() else { return Ok(row) };
     let mut newcomers = figures::best_minute_by_pod(&step.report, ended_ms, step.to_ms);
     newcomers.retain(|pod, _| !early.contains(pod));
-    let tokens: Vec<u64> = newcomers.into_values().collect();
-    let fair = BUDGET / u64::try_from(early.len() + tokens.len()).unwrap_or(1).max(1);
-    Ok(row.with_newcomers(&tokens, fair, least))
+    let equal = BUDGET / u64::try_from(early.len() + newcomers.len()).unwrap_or(1).max(1);
+    // In a burst of some seconds a pod may be sent less than its share.
+    let ideal = figures::ideal_minute_by_pod(&step.report, &admitted, BUDGET, ended_ms, step.to_ms);
+    let fair = |pod: &String| ideal.get(pod).map_or(equal, |tokens| equal.min(*tokens));
+    let of_fair: Vec<(u64, u64)> = newcomers.iter().map(|(pod, tokens)| (*tokens, fair(pod))).collect();
+    Ok(row.with_newcomers(&of_fair, least))
 }
 
 /// Draws what the last 60 s held before, while and after something was broken.

@@ -66,12 +66,13 @@ impl Row {
         Self { title, worst, used, least_use, newcomers: None, lost: step.lost, recovered_s, missed, broken }
     }
 
-    /// Judges also what pods had of `fair` tokens that were not there before: at least this part of it is promised.
-    pub fn with_newcomers(mut self, tokens: &[u64], fair: u64, least: f64) -> Self {
-        let tokens = tokens.iter().copied().min().unwrap_or(0);
-        let part = tokens as f64 / fair as f64;
-        self.newcomers = Some(part);
-        if part < least {
+    /// Judges also the pods that were not there before, each by the tokens that it had, of how many: at least this part of them
+    /// is promised.
+    pub fn with_newcomers(mut self, of_fair: &[(u64, u64)], least: f64) -> Self {
+        let part = |(tokens, fair): (u64, u64)| tokens as f64 / fair.max(1) as f64;
+        let (tokens, fair) = of_fair.iter().copied().min_by(|a, b| part(*a).total_cmp(&part(*b))).unwrap_or_default();
+        self.newcomers = Some(part((tokens, fair)));
+        if part((tokens, fair)) < least {
             self.missed.push(format!("a new pod had {tokens} of its {fair} tokens"));
         }
         self
@@ -180,9 +181,12 @@ mod tests {
     #[test]
     fn each_new_pod_has_to_have_its_share() {
         let row = Row { missed: Vec::new(), ..Row::failed(Fault::Joins, &anyhow::anyhow!("")) };
-        assert_eq!(row.clone().with_newcomers(&[15_000, 13_500], 15_000, 0.9).misses().count(), 0);
-        let missed = |tokens: &[u64]| row.clone().with_newcomers(tokens, 15_000, 0.9).misses().next();
-        assert!(missed(&[15_000, 13_499]).is_some_and(|missed| missed.ends_with("had 13499 of its 15000 tokens")));
-        assert!(missed(&[]).is_some_and(|missed| missed.ends_with("had 0 of its 15000 tokens")));
+        let missed = |of_fair: &[(u64, u64)]| row.clone().with_newcomers(of_fair, 0.9).misses().next();
+        assert_eq!(missed(&[(15_000, 15_000), (12_600, 14_000)]), None);
+        assert!(
+            missed(&[(12_600, 14_000), (13_499, 15_000)])
+                .is_some_and(|missed| missed.ends_with("had 13499 of its 15000 tokens"))
+        );
+        assert!(missed(&[]).is_some_and(|missed| missed.ends_with("had 0 of its 0 tokens")));
     }
 }
