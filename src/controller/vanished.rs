@@ -65,6 +65,19 @@ pub struct Search {
     asked: Timestamp,
 }
 
+impl Search {
+    /// What lies ahead was noted before a clock was set back: it must not make the search wait for longer.
+    fn not_ahead_of(&mut self, now: Timestamp) {
+        self.asked = self.asked.min(now);
+        self.missing_since = self.missing_since.map(|since| since.min(now));
+    }
+
+    /// Whether it is time to ask again.
+    fn is_due(&self, now: Timestamp) -> bool {
+        now.duration_since(self.asked) >= AGAIN
+    }
+}
+
 /// What the API server says of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NodeSeen {
@@ -89,9 +102,8 @@ pub async fn look(
     let suspects = suspects(targets, seen, &memory.fleet.known, now);
     let named: BTreeSet<&str> = suspects.iter().map(|(report, _)| &*report.pod_uid).collect();
     memory.fleet.vanished.retain(|uid, _| named.contains(&**uid));
-    let due = |uid: &str, searches: &BTreeMap<String, Search>| {
-        searches.get(uid).is_none_or(|search| now.duration_since(search.asked) >= AGAIN)
-    };
+    memory.fleet.vanished.values_mut().for_each(|search| search.not_ahead_of(now));
+    let due = |uid: &str, searches: &BTreeMap<String, Search>| searches.get(uid).is_none_or(|s| s.is_due(now));
     let due: Vec<_> =
         suspects.into_iter().filter(|(report, _)| due(&report.pod_uid, &memory.fleet.vanished)).take(MOST).collect();
     let absent = absent(targets);
@@ -217,6 +229,19 @@ mod tests {
         let mut pace = Pace::default();
         assert_eq!((0..200).filter(|_| pace.allows(now)).count(), MOST_A_SECOND as usize);
         assert!(pace.allows(now + SignedDuration::from_millis(200)));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_holds_up_no_search() {
+        let noted: Timestamp = "2026-11-28T12:00:00Z".parse().unwrap();
+        let mut search = Search { missing_since: Some(noted), asked: noted };
+        let back = noted - SignedDuration::from_hours(1);
+        search.not_ahead_of(back);
+        assert!(!search.is_due(back + AGAIN - SignedDuration::from_secs(1)));
+        assert!(search.is_due(back + AGAIN));
+        assert_eq!(search.missing_since, Some(back), "it is missing for no longer than is certain");
+        search.not_ahead_of(back + ABSENT);
+        assert_eq!(search.missing_since, Some(back));
     }
 
     #[test]
