@@ -15,7 +15,7 @@ use super::context::Context;
 use super::validate::Target;
 use super::{Error, World};
 use crate::api::{FIELD_MANAGER, TokenBudget};
-use crate::ledger::{Policy, PolicyFile};
+use crate::ledger::Policy;
 use crate::litellm::{AGENT_CONFIG_MAP, agent_config_map, agent_digest, policy_config_map_name};
 
 /// How often an unchanged ConfigMap is applied again, in case that somebody deleted or changed it.
@@ -178,39 +178,49 @@ pub async fn delete(ctx: &Context, namespace: &str, name: &str) -> Result<(), Er
 /// is closed, and refuse everything.
 ///
 /// # Errors
-/// When the API server refuses or does not answer.
+/// When the API server refuses or does not answer, somebody else wrote meanwhile, or the file cannot be read.
 pub async fn without_policy(ctx: &Context, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
     let api = Api::<ConfigMap>::namespaced(ctx.client.clone(), namespace);
     let Some(found) = api.get_opt(name).await? else { return Ok(()) };
-    let Some(map) = less_one(found, uid) else { return Ok(()) };
+    let Some(map) = less_one(found, uid)? else { return Ok(()) };
     ctx.ensure_leads()?;
     api.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&map)).await?;
     ctx.applied_maps().remove(&(namespace.to_owned(), name.to_owned()));
     Ok(())
 }
 
-/// The ConfigMap without this TokenBudget; `None` where it is not in there, or it is not ours.
-fn less_one(found: ConfigMap, uid: &str) -> Option<ConfigMap> {
+/// The ConfigMap without this TokenBudget; `None` where it is not in there, or it is not ours. The other policies stay as they are,
+/// since an operator of another version may have written them.
+fn less_one(found: ConfigMap, uid: &str) -> Result<Option<ConfigMap>, Error> {
     if !is_ours(&found) {
-        return None;
+        return Ok(None);
     }
-    let mut data = found.data?;
-    let mut file: PolicyFile = serde_json::from_str(data.get(POLICIES)?).ok()?;
-    let before = file.token_budgets.len();
-    file.token_budgets.retain(|policy| policy.uid != uid);
-    if file.token_budgets.len() == before {
-        return None;
+    let name = found.name_any();
+    let unreadable = |why: String| Error::Unreadable { name: name.clone(), why };
+    let mut data = found.data.unwrap_or_default();
+    let Some(text) = data.get(POLICIES) else { return Ok(None) };
+    let mut file: Value = serde_json::from_str(text).map_err(|error| unreadable(error.to_string()))?;
+    let Some(policies) = file.get_mut("tokenBudgets").and_then(Value::as_array_mut) else {
+        return Err(unreadable("it has no list tokenBudgets".to_owned()));
+    };
+    let before = policies.len();
+    policies.retain(|policy| uid_of(policy) != Some(uid));
+    if policies.len() == before {
+        return Ok(None);
     }
-    data.insert(POLICIES.to_owned(), serde_json::to_string_pretty(&file).ok()?);
+    let text = serde_json::to_string_pretty(&file).map_err(|error| unreadable(error.to_string()))?;
+    data.insert(POLICIES.to_owned(), text);
     let mut map = ConfigMap { data: Some(data), ..ConfigMap::default() };
     map.metadata.name = found.metadata.name;
     map.metadata.namespace = found.metadata.namespace;
+    // What somebody wrote since it was read must not be undone: the API server answers 409 then, and it is read again.
+    map.metadata.resource_version = found.metadata.resource_version;
     map.metadata.labels = found.metadata.labels;
     map.metadata.owner_references = found.metadata.owner_references.map(|mut owners| {
         owners.retain(|owner| owner.uid != uid);
         owners
     });
-    Some(map)
+    Ok(Some(map))
 }
 
 /// Applies what `make` makes, unless what has this digest was applied lately. Before the first time somebody has to look whose
@@ -241,6 +251,7 @@ mod tests {
     use crate::controller::Settings;
     use crate::controller::test_support::{Answers, MISSING, recording};
     use crate::leader::Leadership;
+    use crate::ledger::PolicyFile;
     use crate::litellm::Wanted;
     use crate::ops::Metrics;
 
@@ -263,14 +274,33 @@ mod tests {
 
     #[test]
     fn a_tokenbudget_that_goes_leaves_the_others_policies() {
-        let map = less_one(found(OURS), "a").unwrap();
+        let map = less_one(found(OURS), "a").unwrap().unwrap();
         let data = map.data.unwrap();
         let file: PolicyFile = serde_json::from_str(&data[POLICIES]).unwrap();
         assert_eq!((file.token_budgets, data["env"].as_str()), (vec![policy("b")], "kept"));
         let owners: Vec<_> = map.metadata.owner_references.unwrap().into_iter().map(|owner| owner.uid).collect();
-        assert_eq!((owners, map.metadata.resource_version), (vec!["b".to_owned()], None));
-        assert!(less_one(found(OURS), "c").is_none(), "it is in there no more");
-        assert!(less_one(found("somebody"), "a").is_none());
+        assert_eq!((owners, map.metadata.resource_version), (vec!["b".to_owned()], Some("7".to_owned())));
+        assert!(less_one(found(OURS), "c").unwrap().is_none(), "it is in there no more");
+        assert!(less_one(found("somebody"), "a").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_policy_of_another_version_stays_as_it_is_and_a_broken_file_is_an_error() {
+        let with = |text: &str| {
+            let mut map = found(OURS);
+            map.data = Some([(POLICIES.to_owned(), text.to_owned())].into());
+            map
+        };
+        let text = r#"{"tokenBudgets": [{"uid": "a", "mode": "X"}, {"uid": "b", "mode": "X", "new": {"z": 1, "a": [2]}}], "more": 3}"#;
+        let map = less_one(with(text), "a").unwrap().unwrap();
+        let file: Value = serde_json::from_str(&map.data.unwrap()[POLICIES]).unwrap();
+        let left =
+            serde_json::json!({"tokenBudgets": [{"uid": "b", "mode": "X", "new": {"z": 1, "a": [2]}}], "more": 3});
+        assert_eq!(file, left);
+        for broken in ["{", "[]", "{}"] {
+            let error = less_one(with(broken), "a").unwrap_err().to_string();
+            assert!(error.starts_with("policy.json of ConfigMap m cannot be read"), "{error}");
+        }
     }
 
     const AGENT: &str = "/api/v1/namespaces/llm/configmaps/tokenbudget-agent";

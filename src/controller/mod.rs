@@ -105,6 +105,14 @@ pub enum Error {
     /// A ConfigMap that has the name of one of ours is somebody else's; the text names it and the way out.
     #[error("{0}")]
     NotOurs(String),
+    /// The file of the policies in a ConfigMap of ours is none that any version writes.
+    #[error("policy.json of ConfigMap {name} cannot be read: {why}; delete the ConfigMap, and it is made anew")]
+    Unreadable {
+        /// Of the ConfigMap.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The machine was suspended, or the lease ran out: another replica may write now.
     #[error("this replica does not lead any more")]
     NotLeading,
@@ -320,7 +328,11 @@ fn on_error(tb: Arc<TokenBudget>, error: &Error, ctx: Arc<Context>) -> Action {
     }
     match error {
         Error::Deadline => error!(%namespace, name, ?wait, failures, "{error}"),
-        Error::Kubernetes(_) | Error::Packed { .. } | Error::NotOurs(_) | Error::NotLeading => {
+        Error::Kubernetes(_)
+        | Error::Packed { .. }
+        | Error::NotOurs(_)
+        | Error::Unreadable { .. }
+        | Error::NotLeading => {
             warn!(%namespace, name, ?wait, failures, "{}", Causes(error))
         }
     }
