@@ -10,7 +10,7 @@ use super::arrange::Intent;
 use super::memory::Memory;
 use super::observe::Observed;
 use super::traffic::Traffic;
-use super::validate::Validated;
+use super::validate::{Member, Validated};
 use super::verdicts::{self, Verdict};
 use super::{seconds, signed};
 use crate::api::{
@@ -115,36 +115,48 @@ fn limit_rows(
 }
 
 fn pod_rows(valid: &Validated, books: &Books<'_>) -> Vec<PodStatus> {
-    let mut rows: BTreeMap<(String, String, &str), PodStatus> = BTreeMap::new();
-    for ((limit, unit), state) in books {
-        for member in valid.members.iter().filter(|m| m.finished_ms.is_none()) {
-            let Some(record) = state.members.get(&member.id).filter(|r| r.ended_ms.is_none()) else {
-                continue;
-            };
-            let report = &member.report;
-            let offline = record.lease_is_over(state.clock_ms);
-            let key = (report.pod.clone(), limit.clone(), unit.as_str());
-            let row = rows.entry(key).or_insert_with(|| PodStatus {
-                pod: report.pod.clone(),
-                limit: limit.clone(),
-                unit: unit.as_str().to_owned(),
-                agent: report.agent.clone(),
-                state: String::new(),
-                ..PodStatus::default()
-            });
-            row.share += signed(record.share);
-            row.grant += signed(record.record);
-            row.spent += signed(record.in_window());
-            row.denied += signed(record.denied);
-            row.workers += 1;
-            // The worker that is worst off speaks for the pod.
-            let state = if offline { "Offline" } else { report.state.as_str() };
-            if worse(state) > worse(&row.state) {
-                row.state = state.to_owned();
-            }
+    let mut workers: BTreeMap<&str, Vec<&Member>> = BTreeMap::new();
+    for member in valid.members.iter().filter(|m| m.finished_ms.is_none()) {
+        workers.entry(&member.report.pod).or_default().push(member);
+    }
+    let mut books: Vec<_> = books.iter().collect();
+    books.sort_by_key(|((limit, unit), _)| (limit, unit.as_str()));
+    // Only those that are shown are made, as there may be hundreds of limits for each of thousands of pods.
+    let of_pod = |(pod, workers): (_, Vec<&Member>)| -> Vec<PodStatus> {
+        books.iter().filter_map(|(of, state)| pod_row(pod, of, state, &workers)).take(MOST_PODS).collect()
+    };
+    workers.into_iter().flat_map(of_pod).take(MOST_PODS).collect()
+}
+
+/// What the workers of a pod have of a book; `None` where it has none of them.
+fn pod_row(pod: &str, (limit, unit): &(String, Unit), state: &BookState, workers: &[&Member]) -> Option<PodStatus> {
+    let mut found: Option<PodStatus> = None;
+    for member in workers {
+        let Some(record) = state.members.get(&member.id).filter(|r| r.ended_ms.is_none()) else {
+            continue;
+        };
+        let report = &member.report;
+        let offline = record.lease_is_over(state.clock_ms);
+        let row = found.get_or_insert_with(|| PodStatus {
+            pod: pod.to_owned(),
+            limit: limit.clone(),
+            unit: unit.as_str().to_owned(),
+            agent: report.agent.clone(),
+            state: String::new(),
+            ..PodStatus::default()
+        });
+        row.share += signed(record.share);
+        row.grant += signed(record.record);
+        row.spent += signed(record.in_window());
+        row.denied += signed(record.denied);
+        row.workers += 1;
+        // The worker that is worst off speaks for the pod.
+        let state = if offline { "Offline" } else { report.state.as_str() };
+        if worse(state) > worse(&row.state) {
+            row.state = state.to_owned();
         }
     }
-    rows.into_values().take(MOST_PODS).collect()
+    found
 }
 
 /// How bad it is that a worker is in this state; none at all is the least.

@@ -107,3 +107,43 @@ fn rows_of_pods_are_bounded() {
     let rows = pod_rows(&valid, &books);
     assert_eq!((rows.len(), rows[99].pod.as_str(), rows[99].share), (MOST_PODS, "p-099", 7));
 }
+
+#[test]
+fn the_workers_of_a_pod_are_one_row_for_each_limit_and_unit() {
+    let member = |id: &str, pod: &str, state: &str| Member {
+        id: id.to_owned(),
+        report: json(serde_json::json!({"pod": pod, "podUid": "u", "container": "litellm", "worker": 1,
+            "startedMs": 0, "agent": "0.1.0", "state": state})),
+        finished_ms: None,
+    };
+    let book = |ids: &[&str]| {
+        let record = MemberRecord { share: 7, until_ms: 1, ..MemberRecord::default() };
+        BookState { members: ids.iter().map(|id| ((*id).to_owned(), record.clone())).collect(), ..BookState::default() }
+    };
+    let (all, one) = (book(&["b1", "a1", "a2"]), book(&["a1"]));
+    let of = |limit: &str, unit| (limit.to_owned(), unit);
+    let books: Books<'_> =
+        [(of("gpt", Unit::Tokens), &all), (of("gpt", Unit::Requests), &all), (of("o", Unit::Tokens), &one)].into();
+    let valid = Validated {
+        targets: Vec::new(),
+        problems: Vec::new(),
+        limits: Limits::Known(Vec::new()),
+        members: vec![
+            member("b1", "b", "Enforcing"),
+            member("a1", "a", "Degraded"),
+            member("a2", "a", "Enforcing"),
+            member("x", "x", "Enforcing"),
+        ],
+    };
+    let rows = pod_rows(&valid, &books);
+    let shown =
+        |row: &PodStatus| format!("{} {} {} {} {} {}", row.pod, row.limit, row.unit, row.workers, row.share, row.state);
+    let wanted = [
+        "a gpt requests 2 14 Degraded",
+        "a gpt tokens 2 14 Degraded",
+        "a o tokens 1 7 Degraded",
+        "b gpt requests 1 7 Enforcing",
+        "b gpt tokens 1 7 Enforcing",
+    ];
+    assert_eq!(rows.iter().map(shown).collect::<Vec<_>>(), wanted);
+}
