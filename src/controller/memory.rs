@@ -198,6 +198,8 @@ pub struct ToldMemory {
     pub events: Told<Recorder>,
     /// When the figures of the status were written.
     pub figures_at: Option<Instant>,
+    /// What conditions said until a status was written that says something else.
+    pub left: super::publish::Left,
     /// The status.
     pub written: Option<TokenBudgetStatus>,
     /// How large the fleet was and is.

@@ -1,6 +1,6 @@
 //! Writes the status when it changed, and an event for each transition.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -24,7 +24,10 @@ const FIGURES: Duration = Duration::from_secs(15);
 /// for longer.
 const SERIES: Duration = Duration::from_secs(60);
 
-/// Writes what changed: transitions at once, figures at most every 15 s.
+/// What conditions said lately and say no more, by type, status and reason, and when that was written.
+pub type Left = BTreeMap<(String, String, String), Instant>;
+
+/// Writes what changed: transitions at once, figures at most every 15 s, and so what a condition comes back to.
 ///
 /// # Errors
 /// When the API server refuses or does not answer. An event that cannot be published is only logged.
@@ -38,9 +41,10 @@ pub async fn publish(
     forget_events(&mut memory.told.events, now);
     let old = memory.told.written.clone().unwrap_or_default();
     let mut events = Vec::new();
-    if is_due(&old, &status, memory.told.figures_at, now) {
+    if is_due(&old, &status, &memory.told.left, memory.told.figures_at, now) {
         write(tb, ctx, &status).await?;
         memory.told.figures_at = Some(now);
+        leave(&mut memory.told.left, &old, &status, now);
         events = transitions(&old, &status);
         memory.told.written = Some(status.clone());
     }
@@ -67,9 +71,39 @@ async fn write(tb: &TokenBudget, ctx: &Context, status: &TokenBudgetStatus) -> R
 }
 
 /// Whether it is written now: `figures_at` is when that was done last.
-fn is_due(old: &TokenBudgetStatus, new: &TokenBudgetStatus, figures_at: Option<Instant>, now: Instant) -> bool {
+fn is_due(
+    old: &TokenBudgetStatus,
+    new: &TokenBudgetStatus,
+    left: &Left,
+    figures_at: Option<Instant>,
+    now: Instant,
+) -> bool {
     let figures_are_old = || figures_at.is_none_or(|at| now.duration_since(at) >= FIGURES);
-    settled(old) != settled(new) && (figures_are_old() || essence(old) != essence(new))
+    settled(old) != settled(new) && (figures_are_old() || essence(old) != essence(&calm(old, new, left, now)))
+}
+
+/// The status with what it said before for conditions that come back to what they left just now: one that flaps, as of a Redis
+/// that answers every other second, would be written, and told, with each pass.
+fn calm(old: &TokenBudgetStatus, new: &TokenBudgetStatus, left: &Left, now: Instant) -> TokenBudgetStatus {
+    let mut calm = new.clone();
+    let comes_back = |c: &Condition| left.get(&value_of(c)).is_some_and(|at| now.duration_since(*at) < FIGURES);
+    for condition in calm.conditions.iter_mut().filter(|c| comes_back(c)) {
+        if let Some(before) = old.conditions.iter().find(|o| o.type_ == condition.type_) {
+            condition.clone_from(before);
+        }
+    }
+    calm
+}
+
+fn value_of(condition: &Condition) -> (String, String, String) {
+    (condition.type_.clone(), condition.status.clone(), condition.reason.clone())
+}
+
+/// Takes note of what conditions say no more, as this was written.
+fn leave(left: &mut Left, old: &TokenBudgetStatus, new: &TokenBudgetStatus, now: Instant) {
+    left.retain(|_, at| now.duration_since(*at) < FIGURES);
+    let gone = old.conditions.iter().filter(|o| !new.conditions.iter().any(|c| same(Some(o), c) && o.type_ == c.type_));
+    left.extend(gone.map(|condition| (value_of(condition), now)));
 }
 
 /// The events that the size of the fleet is worth. Without its ledger it is not known.
@@ -269,7 +303,7 @@ mod tests {
         for second in 1..600 {
             let (status, now) = (rolled(second.min(60)), start + Duration::from_secs(second.unsigned_abs()));
             events.extend(scaled(&mut scaling, &status, now));
-            if is_due(&written, &status, figures_at, now) {
+            if is_due(&written, &status, &Left::new(), figures_at, now) {
                 events.extend(transitions(&written, &status));
                 (written, figures_at, writes) = (status, Some(now), writes + 1);
             }
@@ -277,6 +311,33 @@ mod tests {
         let notes: Vec<_> = events.into_iter().filter_map(|event| event.note).collect();
         assert_eq!((writes, notes), (4, vec!["limit a: 60 processes share it now, 1 before".to_owned()]));
         assert_eq!(written, rolled(60));
+    }
+
+    #[test]
+    fn a_condition_that_flaps_is_written_each_15_s_and_one_that_was_quiet_at_once() {
+        let start = Instant::now();
+        let of = |reason: &str| status(1, 10, 1, reason);
+        let (mut left, mut written, mut figures_at) = (Left::new(), of("LedgerAnswers"), Some(start));
+        let mut is_written = |second: u64, status: TokenBudgetStatus| {
+            let now = start + Duration::from_secs(second);
+            let due = is_due(&written, &status, &left, figures_at, now);
+            if due {
+                leave(&mut left, &written, &status, now);
+                (written, figures_at) = (status, Some(now));
+            }
+            due
+        };
+        let flap = |second: u64| of(if second % 2 == 0 { "LedgerUnreachable" } else { "LedgerAnswers" });
+        let writes: Vec<u64> = (2..62).filter(|second| is_written(*second, flap(*second))).collect();
+        assert_eq!(writes, [2, 17, 32, 47]);
+        assert!(is_written(62, of("LedgerUnreachable")), "what came back stays, and is told with the figures");
+        assert!(!is_written(63, of("LedgerUnreachable")));
+        assert!(is_written(64, of("Learning")), "something new");
+        assert!(is_written(80, of("LedgerAnswers")));
+        assert!(is_written(96, status(2, 10, 1, "LedgerAnswers")), "figures");
+        assert!(is_written(97, status(2, 10, 1, "LedgerUnreachable")), "after a quiet time");
+        assert!(!is_written(98, status(2, 10, 1, "LedgerAnswers")));
+        assert!(is_written(99, status(2, 9, 1, "LedgerAnswers")), "another budget");
     }
 
     #[test]
