@@ -43,7 +43,7 @@ pub async fn unavailable(ctx: &Context, patience: Patience) -> Result<Option<Pro
             message: format!("{what}, or use attach: Automatic or Manual"),
         }))
     };
-    Ok(recent(&mut last, (), AGE, patience, read).await?)
+    Ok(recent(&mut last, None, (), AGE, patience, read).await?)
 }
 
 async fn what_is_missing(client: &Client, policy: Option<&str>) -> Result<Option<String>, kube::Error> {

@@ -20,7 +20,7 @@ use super::context::Context;
 use super::counters;
 use super::memory::{Memory, TargetMemory, WithoutAgent};
 use super::moved;
-use super::reading::{Patience, or_before, recent};
+use super::reading::{Patience, or_before, read_of, recent};
 use super::redis_url::{Located, NoRedis, locate, read_all};
 use super::siblings;
 use super::validate::Problem;
@@ -217,9 +217,9 @@ async fn target(
         }
     };
     if let Ok(container) = choose_container(deployment, reference.container.as_deref()) {
-        let of = (deployment.metadata.generation, container.name.clone());
+        let generation = deployment.metadata.generation;
         let workers = memory.targets.workers.entry(reference.name.clone()).or_default();
-        seen.workers = count_workers(&ctx.client, namespace, container, of.clone(), workers, patience).await?;
+        seen.workers = count_workers(&ctx.client, namespace, container, generation, workers, patience).await?;
         let hooks = memory.targets.hooks.entry(reference.name.clone()).or_default();
         let is_first = hooks.is_none();
         let read = async {
@@ -229,7 +229,7 @@ async fn target(
             }
             Ok(inherited)
         };
-        seen.inherited_hooks = recent(hooks, of, READ_AGE, patience, read).await?;
+        seen.inherited_hooks = recent(hooks, generation, read_of(container), READ_AGE, patience, read).await?;
     }
     Ok(seen)
 }
@@ -284,7 +284,7 @@ async fn redis(
         *kept = None;
     }
     let located = locate_for_all(tb, namespace, targets, ctx);
-    Ok(recent(kept, tb.metadata.generation, READ_AGE, patience, located).await?)
+    Ok(recent(kept, None, tb.metadata.generation, READ_AGE, patience, located).await?)
 }
 
 /// The one Redis that all targets name; none while there is no container to ask.

@@ -9,7 +9,7 @@ use kube::Client;
 use tracing::{info, warn};
 
 use super::observe::TargetSeen;
-use super::reading::{ContainerRead, Patience, recent};
+use super::reading::{ContainerRead, Patience, read_of, recent};
 use super::redis_url::read_all;
 use crate::ledger::Observation;
 use crate::litellm::{worker_refs, workers};
@@ -60,7 +60,7 @@ impl SeenInPods {
     }
 }
 
-/// How many worker processes the container starts; `last` is what an earlier pass read, and `of` which container this is.
+/// How many worker processes the container starts; `last` is what an earlier pass read, and `generation` its Deployment's.
 ///
 /// # Errors
 /// When the API server does not answer. What does not exist or may not be read counts as not set.
@@ -68,7 +68,7 @@ pub async fn count_workers(
     client: &Client,
     namespace: &str,
     container: &Container,
-    of: (Option<i64>, String),
+    generation: Option<i64>,
     last: &mut ContainerRead<u32>,
     patience: Patience,
 ) -> Result<u32, kube::Error> {
@@ -84,7 +84,7 @@ pub async fn count_workers(
         }
         Ok(workers(container, |reference| values.get(reference)))
     };
-    recent(last, of, AGE, patience, read).await
+    recent(last, generation, read_of(container), AGE, patience, read).await
 }
 
 /// Takes note of how many worker processes each pod began with, and answers for those that differ from their Deployment now.
