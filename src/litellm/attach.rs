@@ -145,11 +145,18 @@ fn no_container(deployment: &str, wanted: Option<&str>, containers: &[String]) -
 }
 
 /// Where `LITELLM_WORKER_STARTUP_HOOKS` of a container could come from by `envFrom`: [`Setting::Absent`] where it could
-/// not, or where `env` sets it. What it resolves to belongs into [`Wanted::inherited_hooks`].
+/// not, or where `env` sets it to more than the agent, which we do. What it resolves to belongs into
+/// [`Wanted::inherited_hooks`].
 #[must_use]
 pub fn startup_hooks(container: &Container) -> Setting {
-    let explicit = container.env.iter().flatten().any(|variable| variable.name == STARTUP_HOOKS);
-    if explicit { Setting::Absent } else { setting(container, STARTUP_HOOKS) }
+    let (hooks, rest): (Vec<EnvVar>, _) =
+        container.env.iter().flatten().cloned().partition(|variable| variable.name == STARTUP_HOOKS);
+    if hooks.iter().any(|variable| variable.value.as_deref() != Some(AGENT_HOOK)) {
+        return Setting::Absent;
+    }
+    // What came there after our entry is what that entry hides.
+    let hidden = Container { env: Some(rest), env_from: container.env_from.clone(), ..Container::default() };
+    setting(&hidden, STARTUP_HOOKS)
 }
 
 /// The name of the ConfigMap with the policies of a Deployment.
@@ -276,15 +283,17 @@ fn hooks_entry(container: &Container) -> Entry {
     Entry::Env { container: container.name.clone(), name: STARTUP_HOOKS.to_owned() }
 }
 
+/// Whether the variable of the hooks is an entry that nobody but us made.
+fn is_ours_alone(deployment: &Deployment, container: &Container) -> bool {
+    let entry = hooks_entry(container);
+    owned(deployment).contains(&entry) && !owned_by_others(deployment, &entry)
+}
+
 /// Whether hooks that name the agent are left when our entries are gone.
 fn hooks_outlive_us(deployment: &Deployment, container: &Container, inherited: Option<&Inherited>) -> bool {
-    let entry = hooks_entry(container);
     match container.env.iter().flatten().rev().find(|variable| variable.name == STARTUP_HOOKS) {
-        Some(variable) => {
-            variable.value.as_deref().is_none_or(names_agent)
-                && (!owned(deployment).contains(&entry) || owned_by_others(deployment, &entry))
-        }
-        None => inherited.is_some_and(|inherited| names_agent(&inherited.value)),
+        Some(variable) if !is_ours_alone(deployment, container) => variable.value.as_deref().is_none_or(names_agent),
+        _ => inherited.is_some_and(|inherited| names_agent(&inherited.value)),
     }
 }
 
@@ -307,8 +316,12 @@ fn hooks_to_set(
 ) -> Result<Option<String>, Refusal> {
     let refuse = |by: &str, present: &str| Err(owned_by_user(deployment, container, by, present));
     let ours = || Ok(Some(AGENT_HOOK.to_owned()));
-    let entry = hooks_entry(container);
-    let Some(variable) = container.env.iter().flatten().rev().find(|variable| variable.name == STARTUP_HOOKS) else {
+    let variable = container.env.iter().flatten().rev().find(|variable| variable.name == STARTUP_HOOKS);
+    let is_ours_alone = variable.is_some() && is_ours_alone(deployment, container);
+    // Our entry hides what came by envFrom after it, and it makes way where that names the agent, too.
+    let hides =
+        |variable: &EnvVar| is_ours_alone && inherited.is_some() && variable.value.as_deref() == Some(AGENT_HOOK);
+    let Some(variable) = variable.filter(|variable| !hides(variable)) else {
         return match inherited {
             Some(inherited) if names_agent(&inherited.value) => Ok(None),
             Some(inherited) => refuse(&inherited.from, &inherited.value),
@@ -320,7 +333,7 @@ fn hooks_to_set(
     }
     let value = variable.value.as_deref().unwrap_or_default();
     // Where the values are equal, stating ours makes both of us owners, without conflict.
-    if value == AGENT_HOOK || (owned(deployment).contains(&entry) && !owned_by_others(deployment, &entry)) {
+    if value == AGENT_HOOK || is_ours_alone {
         ours()
     } else if names_agent(value) {
         Ok(users_hooks(deployment, container).and_then(|variable| variable.value.clone()))

@@ -189,6 +189,31 @@ fn hooks_from_elsewhere_are_refused_with_their_source() {
 }
 
 #[test]
+fn hooks_that_come_by_env_from_behind_our_entry_are_named_and_not_hidden() {
+    let attached = attach(&litellm_helm(), &wanted());
+    assert_eq!(startup_hooks(choose_container(&attached, None).unwrap()).refs().count(), 2, "our entry may hide some");
+    let inherited = |value: &str| Wanted {
+        inherited_hooks: Some(Inherited { from: "envFrom".to_owned(), value: value.to_owned() }),
+        ..wanted()
+    };
+    let text = attachment(&attached, &inherited("a:b")).unwrap_err().to_string();
+    assert!(text.contains("set by envFrom") && text.contains("a:b,tokenbudget_agent:start"), "{text}");
+
+    let both = inherited("a:b,tokenbudget_agent:start");
+    let made_way = attach(&attached, &both);
+    assert_eq!(hooks(&made_way), None, "theirs names the agent, too");
+    assert!(difference(&made_way, &attachment(&made_way, &both).unwrap()).is_empty());
+    let stays = |deployment: &Deployment, wanted: &Wanted| {
+        detachment(deployment, wanted.inherited_hooks.as_ref()).stays.is_some()
+    };
+    assert!(stays(&attached, &both), "without our entry theirs counts, and needs the agent's file");
+    assert!(!stays(&attached, &inherited("a:b")) && !stays(&attached, &wanted()));
+
+    let theirs = set_env_by(&attached, STARTUP_HOOKS, "c:d,tokenbudget_agent:start", "kubectl-edit");
+    assert_eq!(startup_hooks(choose_container(&theirs, None).unwrap()), Setting::Absent, "env is theirs");
+}
+
+#[test]
 fn others_may_add_hooks_to_ours() {
     let attached = attach(&litellm_helm(), &wanted());
     let mutated = edit(&attached, |container| {
