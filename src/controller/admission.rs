@@ -12,7 +12,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 
 use super::context::Context;
 use super::observe::Observed;
-use super::overlap::standing;
+use super::overlap::{kept, standing};
 use super::reading::{Patience, Reading, recent};
 use super::validate::{Problem, Target};
 use super::{Error, World, detach};
@@ -105,7 +105,7 @@ pub async fn leave_to_policy(
     planned: bool,
 ) -> Result<Result<(), Problem>, Error> {
     let (namespace, name) = (tb.namespace().unwrap_or_default(), target.name());
-    if !is_wanted(&world.budgets_of(&namespace, &name), &target.deployment) {
+    if !is_wanted(&kept(&namespace, &name, world)?, &target.deployment) {
         return Ok(Ok(()));
     }
     let refused = |refusal: Refusal| Ok(Err(Problem { reason: refusal.reason(), message: refusal.to_string() }));

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::admission;
 use super::context::Context;
+use super::overlap::kept;
 use super::validate::Target;
 use super::{Error, World};
 use crate::api::{FIELD_MANAGER, TokenBudget};
@@ -127,7 +128,7 @@ fn policies(ctx: &Context, world: &World, namespace: &str, target: &Target, form
     map.metadata.labels = Some([(MANAGED_BY.to_owned(), OURS.to_owned())].into());
     map.metadata.owner_references = Some(live.iter().filter_map(|b| b.owner_ref(&())).collect());
     map.data = Some([(POLICIES.to_owned(), serde_json::to_string_pretty(&file).ok()?)].into());
-    if admission::is_wanted(&budgets, &target.deployment) {
+    if admission::is_wanted(&kept(namespace, &deployment, world).ok()?, &target.deployment) {
         admission::add_param(&mut map, target);
     }
     Some(map)

@@ -20,6 +20,7 @@ use super::context::Context;
 use super::counters;
 use super::memory::{Memory, TargetMemory, WithoutAgent};
 use super::moved;
+use super::overlap::kept;
 use super::reading::{Patience, or_before, read_of, recent};
 use super::redis_url::{Located, NoRedis, locate, read_all};
 use super::siblings;
@@ -86,7 +87,7 @@ pub struct TargetSeen {
     pub pods: Vec<Arc<AgentPod>>,
     /// Its live pods that were made without.
     pub pods_without_agent: usize,
-    /// Every TokenBudget that names it, by name.
+    /// The TokenBudgets that name it and do not step back, by name.
     pub budgets: Vec<Arc<TokenBudget>>,
 }
 
@@ -193,7 +194,7 @@ async fn target(
         inherited_hooks: None,
         workers: 1,
         pods_without_agent: 0,
-        budgets: world.budgets_of(namespace, &reference.name),
+        budgets: kept(namespace, &reference.name, world)?,
         deployment,
         pods,
     };

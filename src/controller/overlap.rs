@@ -1,8 +1,9 @@
-//! TokenBudgets that cannot both be kept: the younger steps back and names the older. Pure.
+//! TokenBudgets that cannot both be kept: the younger steps back and names the older.
 //!
 //! Only what is certain from the specs counts. A deployment that selectors of different kinds (`modelName` here, `apiBase`
 //! there) both happen to match spends from both limits, as it does from several limits of one TokenBudget.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -10,8 +11,50 @@ use kube::ResourceExt;
 
 use super::observe::TargetSeen;
 use super::validate::Problem;
+use super::{Error, World};
 use crate::api::{Clash, Reason, TargetRef, TokenBudget};
 use crate::litellm::choose_container;
+
+/// The TokenBudgets that name a Deployment, without those that step back. Who steps back claims nothing, at none of its
+/// Deployments: a third that only it clashes with is kept.
+///
+/// # Errors
+/// When a Deployment cannot be read.
+pub fn kept(namespace: &str, deployment: &str, world: &World) -> Result<Vec<Arc<TokenBudget>>, Error> {
+    let mut known = BTreeMap::new();
+    let mut kept = world.budgets_of(namespace, deployment);
+    for tb in &kept {
+        steps_back(tb, namespace, world, &mut known)?;
+    }
+    kept.retain(|tb| known.get(&tb.name_any()) != Some(&true));
+    Ok(kept)
+}
+
+/// Whether an older one that does not itself step back has claimed something of it before. It asks for older ones only, so it
+/// comes to an end.
+fn steps_back(
+    tb: &TokenBudget,
+    namespace: &str,
+    world: &World,
+    known: &mut BTreeMap<String, bool>,
+) -> Result<bool, Error> {
+    if let Some(&known) = known.get(&tb.name_any()) {
+        return Ok(known);
+    }
+    let mut found = false;
+    for TargetRef { name, .. } in &tb.spec.target_refs {
+        let mut older = world.budgets_of(namespace, name);
+        older.retain(|other| is_older(other, tb));
+        older.sort_by_key(|other| age(other));
+        // To unpack a Deployment is dear, and most have one TokenBudget.
+        let deployment = if older.is_empty() { None } else { world.deployment(namespace, name)? };
+        for other in older.iter().filter(|other| clash(tb, other, name, deployment.as_deref()).is_some()) {
+            found = found || !steps_back(other, namespace, world, known)?;
+        }
+    }
+    known.insert(tb.name_any(), found);
+    Ok(found)
+}
 
 /// The first thing that an older TokenBudget of the same Deployments has claimed before, if there is one.
 #[must_use]
@@ -128,6 +171,29 @@ mod tests {
         let all = [&b, &c, &a].map(|tb| Arc::new(tb.clone()));
         let standing: Vec<String> = standing(&all, &deployment).map(ResourceExt::name_any).collect();
         assert_eq!(standing, ["c", "a"]);
+    }
+
+    #[test]
+    fn who_stepped_back_at_one_deployment_claims_nothing_at_another() {
+        let models = |models: &str| format!("limits: [{{name: x, tokensPerMinute: 5, models: [{models}]}}]");
+        let both = models("{modelName: gpt-4o}, {modelName: claude}");
+        let [a, mut b, mut c] = [
+            budget("a", 1, &models("{modelName: gpt-4o}")),
+            budget("b", 2, &both),
+            budget("c", 3, &models("{modelName: claude}")),
+        ];
+        let second = TargetRef { name: "second".to_owned(), ..a.spec.target_refs[0].clone() };
+        b.spec.target_refs.push(second.clone());
+        c.spec.target_refs = vec![second];
+        let kept = |budgets: &[&TokenBudget], deployment: &str| {
+            let litellm = serde_json::json!({"metadata": {"name": "litellm", "namespace": "llm"}});
+            let world = World::of(litellm).with_budgets(budgets.iter().map(|tb| (*tb).clone()));
+            let kept = kept("llm", deployment, &world).unwrap();
+            kept.iter().map(|tb| tb.name_any()).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(&[&a, &b, &c], "litellm"), ["a"]);
+        assert_eq!(kept(&[&a, &b, &c], "second"), ["c"], "b yields to a, so nobody else keeps claude");
+        assert_eq!(kept(&[&b, &c], "second"), ["b"]);
     }
 
     #[test]
