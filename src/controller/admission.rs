@@ -11,10 +11,12 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client, Resource, ResourceExt};
 
 use super::context::Context;
+use super::memory::Memory;
 use super::observe::Observed;
 use super::overlap::{kept, standing};
 use super::reading::{Patience, Reading, recent};
 use super::validate::{Problem, Target};
+use super::writes::Failed;
 use super::{Error, World, detach};
 use crate::api::{AttachPolicy, Reason, TokenBudget};
 use crate::litellm::{
@@ -100,6 +102,7 @@ pub async fn leave_to_policy(
     tb: &TokenBudget,
     ctx: &Context,
     world: &World,
+    memory: &mut Memory,
     observed: &Observed,
     target: &Target,
     planned: bool,
@@ -123,11 +126,19 @@ pub async fn leave_to_policy(
     if !(planned && settled && is_attached_by_us(&target.deployment)) {
         return Ok(Ok(()));
     }
-    let outcome = detach::take_out(ctx, &namespace, &target.deployment, Some(&target.container)).await;
-    if let Some(why) = outcome.as_ref().err().and_then(Error::refusal) {
-        let message = format!("the agent could not be taken out of Deployment {name}: {why}");
-        return Ok(Err(Problem { reason: Reason::AttachFailed, message }));
+    let targets = &mut memory.targets;
+    let problem = |failed: &Failed| Problem { reason: Reason::AttachFailed, message: failed.message.clone() };
+    if let Some(failed) = targets.take_out_failed.get(&name).filter(|failed| failed.stands()) {
+        return Ok(Err(problem(failed)));
     }
+    let write = detach::take_out(ctx, &namespace, &target.deployment, Some(&target.container));
+    let outcome = targets.writes.answer(write).await;
+    if let Some(failed) = Failed::of(&outcome, &format!("the agent could not be taken out of Deployment {name}")) {
+        let problem = problem(&failed);
+        targets.take_out_failed.insert(name, failed);
+        return Ok(Err(problem));
+    }
+    targets.take_out_failed.remove(&name);
     outcome.map(Ok)
 }
 

@@ -1,6 +1,6 @@
 //! Step 4, apply: the plan goes to the ledger, the policy to the pods' ConfigMap, the agent to the Deployments.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Patch, PatchParams};
@@ -12,14 +12,12 @@ use super::context::Context;
 use super::memory::Memory;
 use super::observe::Observed;
 use super::validate::{Problem, Target, Validated};
+use super::writes::Failed;
 use super::{Error, World};
 use super::{admission, config_maps, moved};
 use crate::api::{AttachPolicy, FIELD_MANAGER, Reason, TokenBudget};
 use crate::ledger::{Ledger, LedgerError, Planned, PlannedBook};
 use crate::litellm::{attachment, difference, is_attached};
-
-/// How soon a write that was refused is tried again.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What came of it. The status is made from this, so that it never shows what was not applied.
 pub struct Applied {
@@ -32,7 +30,8 @@ pub struct Applied {
 /// Applies the plan.
 ///
 /// # Errors
-/// When the API server does not answer. What a user has to mend, and a ledger that fails, is part of the outcome.
+/// When the API server is not to be written to. What a user has to mend, a write without answer, and a ledger that fails, are
+/// part of the outcome.
 pub async fn apply(
     tb: &TokenBudget,
     ctx: &Context,
@@ -75,7 +74,9 @@ pub async fn apply(
         }
         let attached = match tb.spec.attach {
             AttachPolicy::Automatic => attach(tb, ctx, memory, target, observed, planned).await?,
-            AttachPolicy::Admission => admission::leave_to_policy(tb, ctx, world, observed, target, planned).await?,
+            AttachPolicy::Admission => {
+                admission::leave_to_policy(tb, ctx, world, memory, observed, target, planned).await?
+            }
             AttachPolicy::Manual => Ok(()),
         };
         if let Err(problem) = attached {
@@ -93,22 +94,24 @@ async fn keep_config_maps(
     memory: &mut Memory,
     target: &Target,
 ) -> Result<Result<(), Problem>, Error> {
-    let refused = &mut memory.targets.maps_refused;
-    let failed = |message: &str| Problem { reason: Reason::AttachFailed, message: message.to_owned() };
-    if let Some((_, message)) = refused.get(&target.name()).filter(|(at, _)| at.elapsed() < ASK_AGAIN) {
-        return Ok(Err(failed(message)));
+    let targets = &mut memory.targets;
+    if let Some(failed) = targets.maps_failed.get(&target.name()).filter(|failed| failed.stands()) {
+        return Ok(Err(attach_failed(failed)));
     }
-    let kept = config_maps::keep(tb, ctx, world, target).await;
-    if let Some(why) = kept.as_ref().err().and_then(Error::refusal) {
-        let message = format!("the agent's ConfigMaps could not be written: {why}");
-        let problem = failed(&message);
-        refused.insert(target.name(), (Instant::now(), message));
+    let kept = targets.writes.answer(config_maps::keep(tb, ctx, world, target)).await;
+    if let Some(failed) = Failed::of(&kept, "the agent's ConfigMaps could not be written") {
+        let problem = attach_failed(&failed);
+        targets.maps_failed.insert(target.name(), failed);
         return Ok(Err(problem));
     }
     kept?;
-    refused.remove(&target.name());
+    targets.maps_failed.remove(&target.name());
     memory.targets.old_files.remove(&target.name());
     Ok(Ok(()))
+}
+
+fn attach_failed(failed: &Failed) -> Problem {
+    Problem { reason: Reason::AttachFailed, message: failed.message.clone() }
 }
 
 /// What there is without a plan of this pass: for a TokenBudget that is paused. Its stored policy stays in the ConfigMaps
@@ -202,21 +205,103 @@ async fn attach(
         );
         return Ok(Err(Problem { reason: Reason::AttachContested, message }));
     }
-    if let Some((_, message)) = entry.refused.as_ref().filter(|(at, _)| at.elapsed() < ASK_AGAIN) {
-        return Ok(Err(Problem { reason: Reason::AttachFailed, message: message.clone() }));
+    if let Some(failed) = entry.failed.as_ref().filter(|failed| failed.stands()) {
+        return Ok(Err(attach_failed(failed)));
     }
     let api: Api<Deployment> = Api::namespaced(ctx.client.clone(), &tb.namespace().unwrap_or_default());
     let params = PatchParams::apply(FIELD_MANAGER);
     ctx.ensure_leads()?;
-    let outcome = api.patch(&name, &params, &Patch::Apply(&wanted.patch)).await.map_err(Error::from);
-    if let Some(why) = outcome.as_ref().err().and_then(Error::refusal) {
-        let message = format!("the agent could not be added to Deployment {name}: {why}");
-        entry.refused = Some((Instant::now(), message.clone()));
-        return Ok(Err(Problem { reason: Reason::AttachFailed, message }));
+    let write = async { Ok(api.patch(&name, &params, &Patch::Apply(&wanted.patch)).await?) };
+    let outcome = memory.targets.writes.answer(write).await;
+    if let Some(failed) = Failed::of(&outcome, &format!("the agent could not be added to Deployment {name}")) {
+        let problem = attach_failed(&failed);
+        entry.failed = Some(failed);
+        return Ok(Err(problem));
     }
     entry.wrote(&outcome?.metadata);
-    entry.refused = None;
+    entry.failed = None;
     entry.has(&wanted.patch);
     info!(deployment = %name, container = %wanted.container, "added the agent to the pod template");
     Ok(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use kube::Client;
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+    use crate::controller::Settings;
+    use crate::leader::Leadership;
+    use crate::ops::Metrics;
+
+    fn target(name: &str) -> Target {
+        let deployment = json!({"metadata": {"name": name, "namespace": "llm"}, "spec": {"selector": {},
+            "template": {"spec": {"containers": [{"name": "litellm"}]}}}});
+        Target {
+            deployment: Arc::new(serde_json::from_value(deployment).unwrap()),
+            container: "litellm".to_owned(),
+            wanted: Default::default(),
+            size: crate::plan::Target { replicas: 1, most_replicas: None, surge: 0, workers: 1 },
+            pods: Vec::new(),
+            pods_without_agent: 1,
+        }
+    }
+
+    /// An API server that never answers for what has `hangs` in its path, and answers all else with this status; and what it was
+    /// asked that hung.
+    fn context(hangs: &'static str, status: u16) -> (Context, Arc<AtomicUsize>) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counts = asked.clone();
+        let service = tower::service_fn(move |request: axum::http::Request<Body>| {
+            let counts = counts.clone();
+            async move {
+                if request.uri().path().contains(hangs) {
+                    counts.fetch_add(1, Ordering::Relaxed);
+                    std::future::pending::<()>().await;
+                }
+                let body =
+                    json!({"kind": "Status", "status": "Failure", "code": status, "message": "later"}).to_string();
+                axum::http::Response::builder().status(status).body(Body::from(body.into_bytes()))
+            }
+        });
+        let client = Client::new(service, "llm");
+        (Context::new(client, Settings::default(), Leadership::always(), Metrics::default()), asked)
+    }
+
+    fn budget() -> TokenBudget {
+        serde_json::from_value(json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+            "metadata": {"name": "tb", "namespace": "llm", "uid": "u"}, "spec": {"targetRefs": [{"name": "one"}, {"name": "two"}]}}))
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_write_that_hangs_is_a_condition_and_no_pass_waits_for_it_again_soon() {
+        let ((ctx, asked), tb, mut memory) = (context("/deployments/", 503), budget(), Memory::default());
+        let observed = Observed::default();
+        for name in ["one", "two", "one", "two"] {
+            let problem = attach(&tb, &ctx, &mut memory, &target(name), &observed, true).await.unwrap().unwrap_err();
+            assert_eq!(problem.reason, Reason::AttachFailed);
+            let expected = format!("the agent could not be added to Deployment {name}: the API server did not answer");
+            assert!(problem.message.starts_with(&expected), "{}", problem.message);
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 2, "each once");
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_fails_a_write_is_a_condition() {
+        let ((ctx, _), tb, mut memory) = (context("nothing", 503), budget(), Memory::default());
+        let target = target("one");
+        let world = World::of(json!({"metadata": {"name": "one", "namespace": "llm"}, "spec": {"selector": {}}}));
+        let kept = keep_config_maps(&tb, &ctx, &world, &mut memory, &target).await.unwrap().unwrap_err();
+        let said = "the agent's ConfigMaps could not be written: the API server answered 503: later";
+        assert_eq!((kept.reason, kept.message.as_str()), (Reason::AttachFailed, said));
+        let added = attach(&tb, &ctx, &mut memory, &target, &Observed::default(), true).await.unwrap().unwrap_err();
+        let said = "the agent could not be added to Deployment one: the API server answered 503: later";
+        assert_eq!((added.reason, added.message.as_str()), (Reason::AttachFailed, said));
+    }
 }

@@ -160,7 +160,8 @@ pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memo
     // A pass may be dropped at any of these waits: only what is done is forgotten.
     for former in memory.targets.formers.clone() {
         if !is_named(tb, &former.name) {
-            if let Err(error) = leave(tb, ctx, world, &former).await {
+            let left = leave(tb, ctx, world, &former);
+            if let Err(error) = memory.targets.writes.answer(left).await {
                 warn!(deployment = %former.name, error = %Causes(&error), "the agent could not be taken out of a former target yet");
                 continue;
             }

@@ -20,6 +20,7 @@ use super::scaling::Scaling;
 use super::seconds;
 use super::vanished::Search;
 use super::workers::SeenWorkers;
+use super::writes::{Failed, Writes};
 use crate::api::{ConditionKind, TargetRef, TokenBudget, TokenBudgetStatus};
 use crate::ledger::{BookId, Epoch, HOLD_MS, RedisLedger, Unit};
 use crate::litellm::Inherited;
@@ -131,8 +132,12 @@ pub struct TargetMemory {
     pub attached: BTreeMap<String, AttachMemory>,
     /// Those whose ConfigMaps may have a policy of before: a pass planned since they were written.
     pub old_files: BTreeSet<String>,
-    /// What the last write of the ConfigMaps was refused for, and when.
-    pub maps_refused: BTreeMap<String, (Instant, String)>,
+    /// What the last write of the ConfigMaps came to, where it failed.
+    pub maps_failed: BTreeMap<String, Failed>,
+    /// What the last attempt came to that should leave a Deployment to the admission policy, where it failed.
+    pub take_out_failed: BTreeMap<String, Failed>,
+    /// The writes of the pass that runs.
+    pub writes: Writes,
     /// Those that the spec named in the last pass, if this operator has made one.
     pub named: Option<Vec<TargetRef>>,
     /// Those that are no targets any more, out of which the agent is still to be taken.
@@ -217,8 +222,8 @@ pub struct AttachMemory {
     contested_at: Option<Option<i64>>,
     /// The Deployment after our last write: its UID and generation.
     written: Option<(Option<String>, Option<i64>)>,
-    /// What the last write was refused for, and when.
-    pub refused: Option<(Instant, String)>,
+    /// What the last write came to, where it failed.
+    pub failed: Option<Failed>,
 }
 
 impl AttachMemory {

@@ -37,6 +37,7 @@ mod vanished;
 mod verdicts;
 mod workers;
 mod world;
+mod writes;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -116,6 +117,9 @@ pub enum Error {
     /// The machine was suspended, or the lease ran out: another replica may write now.
     #[error("this replica does not lead any more")]
     NotLeading,
+    /// A write to what is not ours had no answer for a while.
+    #[error("the API server did not answer in time")]
+    Unanswered,
     /// The pass took too long.
     #[error("the pass was given up after {} s", PASS_DEADLINE.as_secs())]
     Deadline,
@@ -254,6 +258,7 @@ async fn reconcile(tb: Arc<TokenBudget>, ctx: Arc<Context>, world: World) -> Res
 async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(Outcome, Action), Error> {
     memory.start_from(tb, Timestamp::now());
     memory.ledger.planned_now = false;
+    memory.targets.writes = writes::Writes::default();
     if tb.metadata.deletion_timestamp.is_some() || ctx.settings.role == Role::DetachAll {
         return detach::detach(tb, ctx, world, memory).await.map(|action| (Outcome::Applied, action));
     }
@@ -332,6 +337,7 @@ fn on_error(tb: Arc<TokenBudget>, error: &Error, ctx: Arc<Context>) -> Action {
         | Error::Packed { .. }
         | Error::NotOurs(_)
         | Error::Unreadable { .. }
+        | Error::Unanswered
         | Error::NotLeading => {
             warn!(%namespace, name, ?wait, failures, "{}", Causes(error))
         }
