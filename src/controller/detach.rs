@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::config_maps;
 use super::context::{Context, Role};
-use super::memory::Memory;
+use super::memory::{Memory, TargetMemory};
 use super::{Error, World};
 use crate::api::{FIELD_MANAGER, FINALIZER, TargetRef, TokenBudget};
 use crate::causes::Causes;
@@ -22,6 +22,9 @@ use crate::litellm::{choose_container, detachment, holds_entries, policy_config_
 
 /// How long the clean-up is tried before the finalizer goes without it.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long one attempt may take: shorter than a pass, whose deadline would be a failure, and the next one later.
+const ATTEMPT: Duration = Duration::from_secs(7);
 
 /// How soon a failed clean-up is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -56,13 +59,24 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
         return Ok(Action::await_change());
     }
     // Not since its deletion: no operator may have been there.
-    let patient = memory.targets.detaches_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE;
+    if memory.targets.detaches_since.is_none() {
+        memory.targets.detaches_since = Some(Instant::now());
+        // What failed before the deletion does not put it off.
+        memory.failures = 0;
+    }
+    let patient = memory.targets.detaches_since.is_none_or(|since| since.elapsed() < PATIENCE);
 
     // Not even tried any more when it was tried for long enough: what hangs would take the time that the finalizer needs.
     if patient {
         remember_formers(tb, world, memory);
-        let closed = close_ledger(tb, ctx, world, memory).await;
-        let taken_out = detach_deployments(tb, ctx, world, memory).await;
+        let attempt = async {
+            let closed = close_ledger(tb, ctx, world, memory).await;
+            (closed, detach_deployments(tb, ctx, world, memory).await)
+        };
+        let Ok((closed, taken_out)) = tokio::time::timeout(ATTEMPT, attempt).await else {
+            warn!("the clean-up was not done within {} s", ATTEMPT.as_secs());
+            return Ok(Action::requeue(AGAIN));
+        };
         if let Err(error) = &closed {
             warn!(%error, "the ledger could not be closed yet");
         }
@@ -111,10 +125,11 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
 
 /// Takes the agent out of each Deployment that no other TokenBudget names, also of former targets. One that cannot be written
 /// stands in no other's way; the first error is told.
-async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World, memory: &Memory) -> Result<(), Error> {
+async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(), Error> {
+    let TargetMemory { formers, writes, .. } = &mut memory.targets;
     let mut outcome = Ok(());
-    for target in tb.spec.target_refs.iter().chain(&memory.targets.formers) {
-        outcome = outcome.and(leave(tb, ctx, world, target).await);
+    for target in tb.spec.target_refs.iter().chain(&*formers) {
+        outcome = outcome.and(writes.answer(leave(tb, ctx, world, target)).await);
     }
     outcome
 }
@@ -327,6 +342,18 @@ mod tests {
         assert_eq!(ctx.given_up(), ["llm/tb"]);
         let sent = heard.recv().await.unwrap();
         assert!(sent.contains("/tokenbudgets/tb") && sent.contains(r#""finalizers":[]"#), "{sent}");
+    }
+
+    #[tokio::test]
+    async fn a_deletion_whose_writes_hang_is_no_failed_pass_whatever_failed_before() {
+        let ((ctx, _heard), world, mut memory) = (context(), attached("litellm"), Memory::default());
+        memory.failures = 6;
+        let mut tb = budget("litellm");
+        // Each of them hangs.
+        tb.spec.target_refs.extend(vec![TargetRef { name: "litellm".to_owned(), container: None }; 15]);
+        let within = ATTEMPT + Duration::from_secs(1);
+        let action = tokio::time::timeout(within, detach(&tb, &ctx, &world, &mut memory)).await.unwrap().unwrap();
+        assert_eq!((action, memory.failures), (Action::requeue(AGAIN), 0));
     }
 
     #[tokio::test]
