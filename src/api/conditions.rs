@@ -91,8 +91,8 @@ reasons! {
     HooksOwnedByUser,
     /// Somebody keeps taking the agent out of the pod template.
     AttachContested,
-    /// The operator may not, or could not, change the Deployment or its ConfigMaps, the API server did not answer such a write, or a
-    /// ConfigMap of that name is somebody else's.
+    /// The operator may not, or could not, change the Deployment or its ConfigMaps, or set its finalizer, the API server did not
+    /// answer such a write, or a ConfigMap of that name is somebody else's.
     AttachFailed,
     /// `attach: Admission` needs the chart's admission policy, which this cluster does not serve or does not have.
     AdmissionUnavailable,

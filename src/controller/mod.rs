@@ -138,6 +138,11 @@ impl Error {
             _ => None,
         }
     }
+
+    /// Whether the object was changed meanwhile: the next pass sees the change.
+    fn is_conflict(&self) -> bool {
+        matches!(self, Self::Kubernetes(error) if matches!(error.as_ref(), kube::Error::Api(status) if status.is_conflict()))
+    }
 }
 
 /// Not: no login, not found, too slow, too many requests, and what an API server in trouble says.
@@ -262,9 +267,16 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     if tb.metadata.deletion_timestamp.is_some() || ctx.settings.role == Role::DetachAll {
         return detach::detach(tb, ctx, world, memory).await.map(|action| (Outcome::Applied, action));
     }
-    if !detach::ensure_finalizer(tb, ctx).await? {
+    match detach::ensure_finalizer(tb, ctx).await {
+        Ok(true) => {}
         // The change comes back through the watch; before that a pass would be about what was.
-        return Ok((Outcome::Waiting, Action::requeue(TICK)));
+        Ok(false) => return Ok((Outcome::Waiting, Action::requeue(TICK))),
+        Err(error) => {
+            let Some(why) = error.refusal().filter(|_| !error.is_conflict()) else { return Err(error) };
+            let status = status::without_finalizer(tb, why, memory, Timestamp::now());
+            publish::publish(tb, ctx, memory, status).await?;
+            return Ok((Outcome::Refused, Action::requeue(BROKEN)));
+        }
     }
     if !tb.spec.paused {
         detach::release_former(tb, ctx, world, memory).await;
@@ -378,6 +390,41 @@ mod tests {
         assert_eq!(fails(), Action::requeue(Duration::from_secs(32)));
         memory.lock().await.ledger.planned_now = true;
         assert_eq!(fails(), Action::requeue(AWAY_TICK));
+    }
+
+    #[tokio::test]
+    async fn a_finalizer_that_is_refused_is_a_condition() {
+        const ONE: &str = "/apis/tokenbudget.dev/v1alpha1/namespaces/llm/tokenbudgets/tb";
+        const STATUS: &str = "/apis/tokenbudget.dev/v1alpha1/namespaces/llm/tokenbudgets/tb/status";
+        const TB: &str = r#"{"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+            "metadata": {"name": "tb", "namespace": "llm", "uid": "u"}, "spec": {"targetRefs": [{"name": "litellm"}]}}"#;
+        let (client, asked) = test_support::recording(&[(ONE, 403, test_support::REFUSED), (STATUS, 200, TB)]);
+        let ctx = Context::new(client, Settings::default(), Leadership::always(), Metrics::default());
+        let tb: TokenBudget = serde_json::from_str(TB).unwrap();
+        let deployment =
+            serde_json::json!({"metadata": {"name": "litellm", "namespace": "llm"}, "spec": {"selector": {}}});
+        let (world, mut memory) = (World::of(deployment), Memory::default());
+        let (outcome, action) = pass(&tb, &ctx, &world, &mut memory).await.unwrap();
+        assert_eq!((outcome, action), (Outcome::Refused, Action::requeue(BROKEN)));
+        let status = memory.told.written.clone().unwrap();
+        let told: Vec<_> = status.conditions.iter().map(|c| (&*c.type_, &*c.status, &*c.reason)).collect();
+        let unknown = |kind| (kind, "Unknown", "Pending");
+        let expected = [
+            unknown("Accepted"),
+            ("Attached", "False", "AttachFailed"),
+            unknown("LedgerReachable"),
+            unknown("Enforcing"),
+            unknown("WithinBudget"),
+            ("Ready", "False", "AttachFailed"),
+        ];
+        assert_eq!(told, expected);
+        assert!(status.conditions[1].message.contains("may not"), "{}", status.conditions[1].message);
+        let written = || asked.lock().unwrap().iter().filter(|(_, path, _)| path == STATUS).count();
+        assert_eq!(written(), 1);
+        pass(&tb, &ctx, &world, &mut memory).await.unwrap();
+        assert_eq!(written(), 1, "the same is not written again");
+        let asked = asked.lock().unwrap();
+        assert!(asked.iter().all(|(_, path, _)| !path.contains("/deployments/")), "{asked:?}");
     }
 
     #[test]

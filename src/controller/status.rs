@@ -14,7 +14,7 @@ use super::validate::{Member, Validated};
 use super::verdicts::{self, Verdict};
 use super::{seconds, signed};
 use crate::api::{
-    ConditionKind as Kind, Conditions, LimitStatus, Mode, PodStatus, Reason, TokenBudget, TokenBudgetStatus,
+    ConditionKind as Kind, Conditions, FINALIZER, LimitStatus, Mode, PodStatus, Reason, TokenBudget, TokenBudgetStatus,
 };
 use crate::ledger::{BookState, LimitPolicy, MemberRecord, Unit};
 use crate::plan::pressure_percent;
@@ -43,6 +43,31 @@ pub fn status(
     };
     columns(&mut status, tb, valid);
     status.conditions = conditions(tb, observed, valid, applied, memory, &status);
+    status
+}
+
+/// The status of a TokenBudget that may not have our finalizer: nothing is planned or attached. Its figures are no news any more;
+/// the rows name the books that the ledger may have.
+#[must_use]
+pub fn without_finalizer(tb: &TokenBudget, why: &str, memory: &Memory, now: Timestamp) -> TokenBudgetStatus {
+    let mut status = memory.told.written.clone().unwrap_or_default();
+    status.observed_generation = tb.metadata.generation;
+    let names: Vec<&str> = tb.spec.target_refs.iter().map(|t| t.name.as_str()).collect();
+    status.target = Some(names.join(","));
+    status.pods.clear();
+    let refused = format!(
+        "the finalizer {FINALIZER} could not be set: {why}; without it a deletion would leave the agent behind, so nothing is attached or \
+         planned: exempt the operator's ServiceAccount from the policy that refuses it, or let it patch TokenBudgets"
+    );
+    let mut all = Conditions::from_status(&status.conditions, tb.metadata.generation);
+    for kind in Kind::ALL {
+        let fails = matches!(kind, Kind::Attached | Kind::Ready);
+        match fails {
+            true => all.set(kind, Some(false), Reason::AttachFailed, refused.as_str(), now),
+            false => all.set(kind, None, Reason::Pending, "not looked at without the finalizer: see Attached", now),
+        }
+    }
+    status.conditions = all.into_vec();
     status
 }
 
