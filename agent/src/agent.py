@@ -25,7 +25,7 @@ from .constants import (
 )
 from .counts import Outside
 from .drift import Drift
-from .estimates import ASKED, Estimates
+from .estimates import ASKED, UNSAID, Estimates
 from .governor import Governor
 from .refusal import Refused, is_of_the_proxy, never_connected
 from .request import Attempt, Called, Request, _request, call_key, model_id, weakly
@@ -194,7 +194,7 @@ class Agent:
         key = call_key(data)
         if key and self.governors:  # without any nobody takes it out
             call, call_id = data.get("litellm_logging_obj"), data.get("litellm_call_id") or ""
-            asked = {name: data[name] for name in ASKED if name in data}
+            asked = {name: data[name] for name in (*ASKED, *UNSAID.intersection(data)) if name in data}
             known = None if call is None else self.calls.came(call, data)
             self.calls.bodies[key] = Called(call_id, known, (self.clock.boot(), asked, call_type))
 

@@ -143,7 +143,18 @@ WORDS = frozenset(  # and all of these
 OUTPUTS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens")  # the largest
 TIMES = frozenset(("n", "best_of", "candidateCount", "candidate_count"))
 CONFIGS = ("config", "generationConfig")  # Gemini's: some of these are in it
+# With one of these the model reads more than was sent: earlier turns, a stored prompt, what it looks up.
+UNSAID = frozenset(
+    (
+        *("previous_response_id", "conversation", "prompt_id", "cachedContent", "cached_content"),
+        *("web_search_options", "search_parameters", "plugins", "data_sources"),
+        *("vector_store_ids", "mcp_servers"),
+    )
+)
 ASKED = (*CONTENT, *WORDS, *OUTPUTS, *TIMES, *CONFIGS)
+# A tool that the client runs itself; of a provider's own (a search) the results are in the prompt.
+OWN_TOOLS = (None, "function", "custom")
+OWN_TOOL = frozenset(("function", "name", "functionDeclarations", "function_declarations"))
 NO_OUTPUT = ("embedding", "rerank", "moderation", "transcription", "speech", "image", "ocr", "search")
 
 
@@ -167,6 +178,14 @@ MANAGED = re.compile(
 def is_governed(call_type: str) -> bool:
     """Whether calls of this type may be charged and refused; also where LiteLLM has no name for it."""
     return MANAGED.match(call_type) is None
+
+
+def all_own(tools: object) -> bool:
+    """Whether the client runs all of these tools itself."""
+    return isinstance(tools, list) and all(
+        isinstance(tool, dict) and tool.get("type") in OWN_TOOLS and not OWN_TOOL.isdisjoint(tool)
+        for tool in tools
+    )
 
 
 UNLEARNED = Learned()  # of a model that has not answered yet

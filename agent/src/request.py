@@ -12,7 +12,19 @@ from typing import Any
 from .adapter import Adapter
 from .book import Book
 from .constants import IMAGE_TOKENS, LIFTED, MESSAGE_TOKENS
-from .estimates import ASKED, CONFIGS, CONTENT, OUTPUTS, TIMES, WORDS, has_no_output, is_governed, size_of
+from .estimates import (
+    ASKED,
+    CONFIGS,
+    CONTENT,
+    OUTPUTS,
+    TIMES,
+    UNSAID,
+    WORDS,
+    all_own,
+    has_no_output,
+    is_governed,
+    size_of,
+)
 from .ring import Charge
 from .shapes import Body, Data, Deployment, Needs
 
@@ -60,6 +72,7 @@ class Request:
         "output",
         "n",
         "no_output",
+        "plain",
         "deadline",
         "place",
         "attempt",
@@ -74,6 +87,7 @@ class Request:
     output: float | None
     n: int
     no_output: bool
+    plain: bool  # its prompt is the text that was sent, and no more
     deadline: float | None
     place: int  # among those that wait; as long as there is a deadline
     attempt: Attempt | None
@@ -93,6 +107,8 @@ class Request:
         self.chars, self.images = size_of(content)
         self.messages = len(content) if isinstance(content, list) else 1
         self.output, self.n = None, 1
+        self.no_output = has_no_output(call_type)
+        self.plain = not self.no_output or "embedding" in call_type  # else there are images, sounds, pages
         prompts = prompts_in(content)
         stated: Iterable[tuple[str, Any]] = given.items()
         for name in CONFIGS:
@@ -108,8 +124,15 @@ class Request:
             elif name in WORDS and value:
                 chars, images = size_of(value)
                 self.chars, self.images = self.chars + chars, self.images + images
+                if name == "tools" and not all_own(value):
+                    self.plain = False
+        for body in (sent, data):
+            if not UNSAID.isdisjoint(body) and any(map(body.get, UNSAID)):
+                self.plain = False
+        if isinstance(given.get("prompt"), dict):  # a stored one
+            self.plain = False
+        self.plain = self.plain and not self.images
         self.n = min(self.n * prompts, LIFTED)
-        self.no_output = has_no_output(call_type)
         self.deadline = self.attempt = self.parent = None
         self.needs = {}
 
@@ -171,6 +194,8 @@ class Attempt:
         self.call_id, self.deployment, self.model = request.call_id, deployment, model
         # Not the request itself: the two would hold each other until Python's collector runs.
         self.chars, self.overhead, self.n = request.chars, request.overhead, request.n
+        if not request.plain:
+            self.chars = 0  # what it uses tells nothing of how many tokens a character is
         self.charges, self.reserved = charges, now
         self.hooked = self.stamped = self.ended = self.overdue = False
         self.kind, self.call = None, request.called.call

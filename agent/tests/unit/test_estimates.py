@@ -5,7 +5,7 @@ import random
 import time
 
 import pytest
-from support.calls import DEPLOYMENT, spent
+from support.calls import DEPLOYMENT, done, spent
 from test_agent import books
 
 LEVELS = 1000
@@ -180,3 +180,82 @@ def test_the_door_keeps_what_geminis_requests_say(tb, agent):
 
     asyncio.run(ask())
     assert 1500 < spent(agent)["tokens"] < 1520
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+def answered(tb, agent, prompt, call_type="acompletion", content="x" * 600, **data):
+    """What a model has taught by one call that used so many tokens of prompt and 10 of output."""
+
+    async def ask():
+        hooks = tb.Hooks(agent)
+        messages = [{"role": "user", "content": content}]
+        kwargs = {"litellm_call_id": "a", "max_tokens": 10, **data}
+        await hooks.async_pre_call_hook(
+            None, None, {**kwargs, "messages": messages, "model": "gpt"}, call_type
+        )
+        left = await hooks.async_filter_deployments("gpt", [DEPLOYMENT], messages, kwargs)
+        await hooks.async_pre_call_check(left[0], None)
+
+    asyncio.run(ask())
+    usage = {"prompt_tokens": prompt, "completion_tokens": 10, "total_tokens": prompt + 10, "model_id": "d1"}
+    done(tb, agent, "a", 0, standard_logging_object=usage)
+    assert not agent.faults
+    return agent.estimates.learned["openai/gpt"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"content": [{"type": "text", "text": "x" * 600}, PICTURE], "prompt": 3000},
+        {"content": [{"type": "text", "text": "x" * 600}, {"inlineData": {"data": "A"}}], "prompt": 3000},
+        {"previous_response_id": "resp_1"},
+        {"conversation": {"id": "conv_1"}},
+        {"prompt_id": "p"},
+        {"cachedContent": "cachedContents/1"},
+        {"web_search_options": {"search_context_size": "low"}},
+        {"tools": [FUNCTION, {"type": "web_search"}]},
+        {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+        {"tools": [{"type": "mcp", "server_url": "litellm_proxy"}]},
+        {"tools": [{"googleSearch": {}}]},
+        {"tools": {"to be": "invented"}},
+        {"call_type": "aimage_edit"},
+    ],
+    ids=" ".join,
+)
+def test_a_call_that_reads_more_than_was_sent_does_not_teach_what_a_text_takes(tb, agent, data):
+    """Else ordinary texts could never be admitted, and taught nothing."""
+    learned = answered(tb, agent, **{"prompt": 2300, **data})
+    assert (learned.ratio, learned.output_high) == (1 / 3, 10)
+    assert needed(tb, agent, {"max_tokens": 10, "input": "a text " * 2500}) < 5900
+
+
+def test_a_stored_prompt_of_a_response_does_not_teach_either(tb, agent):
+    request = tb.Request(tb.Called("a"), {"input": "x" * 600, "prompt": {"id": "pmpt_1"}}, None)
+    assert not request.plain
+    assert tb.Attempt(request, "d1", "openai/gpt", [], 0.0).chars == 0
+
+
+def test_small_pictures_do_not_make_texts_look_small(tb, agent):
+    for _ in range(20):
+        answered(tb, agent, 235, content=[{"type": "text", "text": "x" * 600}, PICTURE])
+    assert needed(tb, agent, {"max_tokens": 10, "input": "a text " * 2500}) > 5800
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"previous_response_id": None, "tools": [], "conversation": None},
+        {"tools": [FUNCTION]},
+        {"tools": [{"name": "f", "input_schema": {}}]},
+        {"tools": [{"functionDeclarations": [{"name": "f"}]}]},
+        {"tools": [{"type": "custom", "name": "f"}]},
+        {"call_type": "aembedding"},
+    ],
+    ids=" ".join,
+)
+def test_a_text_teaches_what_a_text_takes(tb, agent, data):
+    assert answered(tb, agent, prompt=450, **data).ratio > 0.65
