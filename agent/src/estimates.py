@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .book import Book, within_reason
-from .constants import MOST_PARTS, UNKNOWN_OUTPUT
+from .constants import LIFTED, MOST_PARTS, UNKNOWN_OUTPUT
 from .request import Attempt, Request
 from .shapes import Deployment
 
@@ -53,8 +53,8 @@ def size_of(value: object) -> tuple[int, int]:
     chars, images, left, looked = 0, 0, [value], 0
     while left:  # without recursion: a client may nest a body deeper than Python's stack
         value, looked = left.pop(), looked + 1
-        if looked > MOST_PARTS:
-            raise ValueError("a body of more than %d parts, or one that contains itself" % MOST_PARTS)
+        if looked > MOST_PARTS:  # no model takes as many: more than any budget, not LiteLLM's own way past it
+            return LIFTED, images
         values: Iterable[object]
         if isinstance(value, dict):
             kind = value.get("type")

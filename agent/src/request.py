@@ -131,7 +131,7 @@ class Request:
                 self.plain = False
         if isinstance(given.get("prompt"), dict):  # a stored one
             self.plain = False
-        self.plain = self.plain and not self.images
+        self.plain = self.plain and not self.images and self.chars < LIFTED
         self.n = min(self.n * prompts, LIFTED)
         self.deadline = self.attempt = self.parent = None
         self.needs = {}

@@ -67,11 +67,23 @@ def test_every_part_counts_wherever_it_stands(tb):
         assert tb.size_of(value) == plainly(tb, value), value
 
 
-def test_a_body_that_contains_itself_ends(tb):
+def itself():
     body = {"role": "user"}
     body["content"] = [body]
-    with pytest.raises(ValueError, match="contains itself"):
-        tb.size_of(body)
+    return body
+
+
+@pytest.mark.parametrize("name", ["messages", "systemInstruction", "tools"])
+@pytest.mark.parametrize("value", [[[] for _ in range(2000)], [itself()]], ids=["many parts", "itself"])
+def test_what_is_not_looked_through_does_not_pass_the_limit(tb, agent, monkeypatch, name, value):
+    """It would be LiteLLM's own way, which is past the check, too."""
+    monkeypatch.setattr(tb, "MOST_PARTS", 1000)
+    kwargs = {"litellm_call_id": "a", "max_tokens": 10, name: value}
+    filtered = tb.Hooks(agent).async_filter_deployments("gpt", [DEPLOYMENT], kwargs.get("messages"), kwargs)
+    with pytest.raises(tb.Refused, match="can never be admitted"):
+        asyncio.run(filtered)
+    assert not agent.faults
+    assert not tb.Request(tb.Called("a"), kwargs, None).plain
 
 
 BASE64 = "iVBORw0KGgo" + "A" * 1_000_000
