@@ -230,6 +230,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             request.nested_in(previous)
         every = asked = [(d, agent.needs(request, d, books)) for d, books in governed]
         request.needs = {model_id(d): needs for d, needs in every}
+        request.waited_before(_called.get())
         narrowed = False
         while True:
             boot, wall = agent.clock.boot(), agent.clock.wall()
@@ -250,7 +251,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             held = [agent.held(needs, boot, wall) for _, needs in asked]
             wanting = [n for n in held if all(amount <= book.budget for book, amount in n)]
             if not wanting or not await agent.waiting.for_room(wanting, request):
-                raise agent.refusal(request.called, held)
+                raise self.refused(request, held)
         if len(fitting) < len(every):
             may, kept = ({id(d) for d, _ in some} for some in (asked, fitting))
             # Another one takes this request; the ledger may still have room for those that were dropped.
@@ -266,6 +267,12 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         if agent.failing("check"):  # nothing is reserved: LiteLLM enforces the share
             return [d for d, _ in fitting]
         return [self.lifted(d, needs, boot, wall) for d, needs in fitting]
+
+    def refused(self, request: Request, held: list[Needs]) -> Refused:
+        if request.deadline is not None:
+            request.called.waited = (frozenset(request.needs), request.deadline, request.place)
+        _called.set(request.called)  # with what the client sent: a fallback may follow
+        return self.agent.refusal(request.called, held)
 
     def lifted(self, deployment: Deployment, needs: Needs, boot: float, wall: float) -> Deployment:
         """A copy for this request only, whose own limit LiteLLM will not reach. LiteLLM counts by calendar
@@ -305,7 +312,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             held = agent.held(needs, agent.clock.boot(), agent.clock.wall())
             never = any(amount > book.budget for book, amount in held)
             if never or not await agent.waiting.for_room([held], request):
-                raise agent.refusal(request.called, [held])
+                raise self.refused(request, [held])
 
     async def before_call(self, kwargs: Data, call_type: str) -> None:
         """Admits again what was reserved too long ago: the process may have been frozen in between."""

@@ -33,11 +33,12 @@ class Called:
     """A request as LiteLLM knows it, in all its attempts. The client may choose the call id
     (x-litellm-call-id), the same for two requests: LiteLLM's own object of the call tells them apart."""
 
-    __slots__ = ("call_id", "call", "body", "made_up", "__weakref__")
+    __slots__ = ("call_id", "call", "body", "made_up", "waited", "__weakref__")
     call_id: str
     call: weakref.ref[Any] | None
     body: Body | None  # what the client sent, if it came through the proxy's door
     made_up: bool  # LiteLLM has no id for it yet
+    waited: tuple[frozenset[str], float, int] | None  # in vain: for these deployments, until then, its place
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Called:
         made_up: bool = False,
     ) -> None:
         self.call_id, self.call, self.body, self.made_up = call_id, call, body, made_up
+        self.waited = None
 
     def is_of(self, call: object) -> bool:
         """Whether this is LiteLLM's own object of it: what is found by an object's id is looked at first."""
@@ -146,6 +148,15 @@ class Request:
                 inner = outer
             outer = outer.parent
         inner.parent = None
+
+    def waited_before(self, last: Called | None) -> None:
+        """LiteLLM retries a refusal if the request, its key or a retry policy says so (from 1.102 on). It has
+        waited as long as it may."""
+        if last is None or last.waited is None or last.call_id != self.call_id:
+            return
+        ids, deadline, place = last.waited
+        if last.is_of(self.called.call and self.called.call()) and ids.issuperset(self.needs):
+            self.deadline, self.place = deadline, place
 
     @property
     def overhead(self) -> int:

@@ -154,3 +154,26 @@ def test_what_came_without_a_model_is_estimated_where_the_filter_is_asked_after_
 
     assert asyncio.run(fallback())
     assert spent(agent)["tokens"] == 3 + 4 + 1000
+
+
+def test_a_fallback_of_a_refused_request_is_charged_what_the_client_sent(tb, agent, give):
+    """The router's hooks do not see an embedding's input."""
+
+    async def fallback():
+        hooks, call = tb.Hooks(agent), Logging("a")
+        router = {"litellm_call_id": "a", "litellm_logging_obj": call}
+        await hooks.async_pre_call_hook(
+            None, None, {**router, "model": "gpt", "input": "a text " * 900}, "aembedding"
+        )
+        for book in agent.adapter.books_of(None):
+            give(book, 0)
+        with pytest.raises(tb.Refused):
+            await hooks.async_filter_deployments("gpt", [DEPLOYMENT], None, router)
+        for book in agent.adapter.books_of(None):
+            give(book, book.budget)
+        await hooks.async_filter_deployments("other", [DEPLOYMENT], None, router)
+        await hooks.async_pre_call_check(DEPLOYMENT, None)
+        return call
+
+    assert asyncio.run(fallback())
+    assert spent(agent)["tokens"] == 3 + 4 + 2100

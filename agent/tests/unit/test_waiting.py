@@ -312,6 +312,79 @@ def test_one_whose_time_is_over_is_refused_and_holds_up_nobody(tb, agent, full, 
     assert run(tb, agent, what) == ["b"]
 
 
+def other(name):
+    return {**DEPLOYMENT, "model_info": {"id": name}}
+
+
+@pytest.mark.parametrize("where", ["filter", "check"])
+def test_a_refusal_that_the_router_retries_does_not_wait_again(tb, agent, full, clock, where):
+    """From 1.102 on, if the request, its key or a retry policy asks for retries. A fallback does."""
+    full.governor.max_wait = 5.0
+    hooks, kwargs = tb.Hooks(agent), {"litellm_call_id": "a", "max_tokens": 1000}
+
+    async def what(run):
+        async def tried(deployments):
+            if where == "filter" or run.order:
+                return await hooks.async_filter_deployments("gpt", deployments, MESSAGES, kwargs)
+            room(full, 1000)
+            await hooks.async_filter_deployments("gpt", deployments, MESSAGES, kwargs)
+            room(full)
+            return await hooks.async_pre_call_check(DEPLOYMENT, None)
+
+        async def retried():
+            for deployments in ([DEPLOYMENT], [DEPLOYMENT], [DEPLOYMENT], [other("d2"), DEPLOYMENT]):
+                with pytest.raises(tb.Refused):
+                    await tried(deployments)
+                run.order.append(clock.now)
+
+        task = run.tasks["a"] = asyncio.ensure_future(retried())
+        await until(lambda: agent.waiting.waiters)
+        clock.now += 6
+        await until(lambda: len(run.order) == 3 and agent.waiting.waiters)
+        clock.now += 6
+        await asyncio.wait_for(task, 5)
+
+    assert run(tb, agent, what) == [1006, 1006, 1006, 1012]
+    assert not agent.faults
+
+
+def test_what_the_router_retries_takes_the_room_that_there_is_by_then(tb, agent, full, clock):
+    full.governor.max_wait = 5.0
+
+    async def what(run):
+        async def retried():
+            with pytest.raises(tb.Refused):
+                await run.ask("a", 1000)
+            room(full, 1000)
+            await run.ask("a", 1000)
+
+        task = run.tasks["a"] = asyncio.ensure_future(retried())
+        await until(lambda: agent.waiting.waiters)
+        clock.now += 6
+        await asyncio.wait_for(task, 5)
+
+    assert run(tb, agent, what) == ["a"]
+
+
+def test_another_request_of_the_same_task_waits_for_itself(tb, agent, full, clock):
+    full.governor.max_wait = 5.0
+
+    async def what(run):
+        async def both():
+            for call in "ab":
+                with pytest.raises(tb.Refused):
+                    await run.ask(call, 1000)
+                run.order.append(clock.now)
+
+        task = run.tasks["a"] = asyncio.ensure_future(both())
+        for refused in range(2):
+            await until(lambda: agent.waiting.waiters and len(run.order) == refused)  # noqa: B023
+            clock.now += 6
+        await asyncio.wait_for(task, 5)
+
+    assert run(tb, agent, what) == [1006, 1012]
+
+
 def test_what_was_let_through_and_finds_no_room_waits_again_in_its_old_place(tb, agent, full):
     """Between filter and check."""
 
