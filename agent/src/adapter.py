@@ -17,7 +17,7 @@ from .book import Book
 from .constants import log
 from .governor import Governor, Limits
 from .hooks import Hooks
-from .local_counters import LocalCounters
+from .local_counters import LocalCounters, limits_the_fleet
 from .narrowing import Narrowing
 from .refusal import QuietRefusals
 from .request import model_id
@@ -196,9 +196,11 @@ class Adapter:
             self.match_all(models, present)
             self.made_of = made_of
         boot, wall, all_governed = self.agent.clock.boot(), self.agent.clock.wall(), True
+        fleets = limits_the_fleet()
         for deployment in models:
             key = model_id(deployment)
-            enforced = [b for b in self.matched[key] if b.governor.acting(boot, wall) == "enforce"]
+            books = () if fleets else self.matched[key]
+            enforced = [b for b in books if b.governor.acting(boot, wall) == "enforce"]
             self.write(deployment, self.seen[key], enforced)
             if not enforced and key in self.limited:
                 all_governed = False

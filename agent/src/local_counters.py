@@ -46,6 +46,15 @@ class LocalCounters:
         self.replaced = []
 
 
+def limits_the_fleet() -> bool:
+    """Whether LiteLLM compares a group's `tpm` with what the fleet uses: its callbacks dynamic_rate_limiter
+    and dynamic_rate_limiter_v3. A share there would be the limit of all processes together."""
+    import litellm
+
+    callbacks = getattr(litellm, "callbacks", None) or ()
+    return any("DynamicRateLimitHandler" in type(one).__name__ for one in callbacks)
+
+
 def own_counters(dual_cache: Any, fleets: Any) -> Any:
     """Counters of this process alone, in LiteLLM's class; what counts for `itpm` and `otpm` stays the
     fleet's."""

@@ -103,6 +103,30 @@ def test_a_refresh_matches_only_when_something_has_changed(tb, agent, router, ma
         matched.clear()
 
 
+def test_no_share_stands_where_litellm_compares_it_with_the_fleets_usage(
+    tb, agent, router, give, monkeypatch
+):
+    """`callbacks: ["dynamic_rate_limiter_v3"]`: four processes would be held to a quarter of the budget."""
+    (book, *_) = agent.adapter.matched["first"]
+    deployment = router.model_list[0] = {**entry("first"), "tpm": 60_000}
+    give(book, 700)
+    agent.adapter.refresh()
+    assert deployment["tpm"] == 700
+    limiter = type("_PROXY_DynamicRateLimitHandlerV3", (), {})()
+    monkeypatch.setattr(sys.modules["litellm"], "callbacks", ["dynamic_rate_limiter_v3", limiter])
+    counters = []
+    monkeypatch.setattr(agent.adapter.counters, "localize", lambda router: counters.append("own") or {})
+    monkeypatch.setattr(agent.adapter.counters, "restore", lambda: counters.append("the fleet's"))
+    agent.adapter.refresh()
+    assert deployment["tpm"] == 60_000, "as it was configured"
+    assert "rpm" not in deployment
+    assert counters == ["the fleet's"]
+    sys.modules["litellm"].callbacks.remove(limiter)
+    agent.adapter.refresh()
+    assert deployment["tpm"] == 700
+    assert counters == ["the fleet's", "own"]
+
+
 def test_what_cannot_be_matched_is_tried_again(tb, agent, router, matched):
     router.model_list[0]["model_info"], info = {"id": "first", "tpm": 5}, router.model_list[0]["model_info"]
     agent.adapter.declared_row, found = None, agent.adapter.declared_rows
