@@ -70,6 +70,7 @@ UNSENT_BOUND = 120.0  # a reservation without a stamp is taken as sent after thi
 ATTEMPT_BOUND = 900.0  # and forgotten (what it charged stays) after this long
 BODY_BOUND = 30.0  # what a client sent is kept so long between the proxy's door and the router
 MOST_PARTS = 1_000_000  # of a message that are looked at
+MOST_JSON = 1_000_000  # characters of a body that LiteLLM has not read
 MOST_STAMPS = 1000  # call types and models that are known to be stamped: clients may make models up
 STALE_CHECK = 1.0  # a reservation older than this when it is about to leave is admitted again
 LATE_WAIT = 5.0  # how long that may wait

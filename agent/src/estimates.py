@@ -5,13 +5,14 @@ from __future__ import annotations
 import bisect
 import collections
 import functools
+import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .book import Book, within_reason
-from .constants import LIFTED, MOST_PARTS, UNKNOWN_OUTPUT
+from .constants import LIFTED, MOST_JSON, MOST_PARTS, UNKNOWN_OUTPUT
 from .request import Attempt, Request
 from .shapes import Deployment
 
@@ -137,12 +138,15 @@ CONTENT = ("messages", "input", "prompt", "contents")  # the first of these
 WORDS = frozenset(  # and all of these
     (
         *("tools", "functions", "system", "instructions", "response_format"),
-        *("systemInstruction", "system_instruction"),
+        *("systemInstruction", "system_instruction", "toolConfig"),
     )
 )
-OUTPUTS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens")  # the largest
+OUTPUTS = (  # the largest
+    *("max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens"),
+    "maxTokens",
+)
 TIMES = frozenset(("n", "best_of", "candidateCount", "candidate_count"))
-CONFIGS = ("config", "generationConfig")  # Gemini's: some of these are in it
+CONFIGS = ("config", "generationConfig", "inferenceConfig")  # Gemini's, Bedrock's: some of these are in it
 # With one of these the model reads more than was sent: earlier turns, a stored prompt, what it looks up.
 UNSAID = frozenset(
     (
@@ -156,6 +160,26 @@ ASKED = (*CONTENT, *WORDS, *OUTPUTS, *TIMES, *CONFIGS)
 OWN_TOOLS = (None, "function", "custom")
 OWN_TOOL = frozenset(("function", "name", "functionDeclarations", "function_declarations"))
 NO_OUTPUT = ("embedding", "rerank", "moderation", "transcription", "speech", "image", "ocr", "search")
+
+
+def goes_past_refusals(data: Mapping[str, Any]) -> bool:
+    """Whether this is a pass-through route to a model of the router (allm_passthrough_route): LiteLLM sends
+    that on without a deployment if it gets none, whatever was raised where it is chosen."""
+    return "endpoint" in data and "method" in data
+
+
+def body_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the client of such a route sent."""
+    body = data.get("data") or data.get("json")
+    if isinstance(body, (str, bytes)):
+        text: Any = body
+        try:
+            body = json.loads(text) if len(text) <= MOST_JSON else None
+        except (ValueError, RecursionError):
+            body = None
+        if not isinstance(body, dict):  # of which no more is known than how long it is
+            return {"prompt": text if isinstance(text, str) else text.decode("latin-1")}
+    return body if isinstance(body, dict) else {}
 
 
 @functools.lru_cache(maxsize=256)

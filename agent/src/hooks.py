@@ -14,7 +14,7 @@ from .agent import Agent
 from .book import within_reason
 from .calls import adopt
 from .constants import LATE_WAIT, LIFTED, MOST_STAMPS, STALE_CHECK
-from .estimates import is_governed
+from .estimates import goes_past_refusals, is_governed
 from .narrowing import unordered
 from .refusal import Refused, RefusedLate
 from .request import UNREAD, Called, Request, _called, _request, _unfiltered, model_id, weakly
@@ -251,6 +251,9 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             held = [agent.held(needs, boot, wall) for _, needs in asked]
             wanting = [n for n in held if all(amount <= book.budget for book, amount in n)]
             if not wanting or not await agent.waiting.for_room(wanting, request):
+                if goes_past_refusals(kwargs):  # the check refuses it
+                    fitting = asked
+                    break
                 raise self.refused(request, held)
         if len(fitting) < len(every):
             may, kept = ({id(d) for d, _ in some} for some in (asked, fitting))

@@ -21,6 +21,8 @@ from .estimates import (
     UNSAID,
     WORDS,
     all_own,
+    body_of,
+    goes_past_refusals,
     has_no_output,
     is_governed,
     size_of,
@@ -100,6 +102,8 @@ class Request:
         self.call_id, self.called = called.call_id, called
         _, sent, call_type = called.body or (None, {}, "")
         given = sent.copy()
+        if goes_past_refusals(data):
+            given.update(body_of(data))
         for name in ASKED:  # what the router was given, else what the client sent
             if name in data and data[name] is not None:
                 given[name] = data[name]

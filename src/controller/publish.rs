@@ -327,7 +327,7 @@ mod tests {
             }
             due
         };
-        let flap = |second: u64| of(if second % 2 == 0 { "LedgerUnreachable" } else { "LedgerAnswers" });
+        let flap = |second: u64| of(if second.is_multiple_of(2) { "LedgerUnreachable" } else { "LedgerAnswers" });
         let writes: Vec<u64> = (2..62).filter(|second| is_written(*second, flap(*second))).collect();
         assert_eq!(writes, [2, 17, 32, 47]);
         assert!(is_written(62, of("LedgerUnreachable")), "what came back stays, and is told with the figures");

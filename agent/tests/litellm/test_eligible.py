@@ -6,6 +6,7 @@ from support.fake_operator import limit, policy
 from support.proxy import config, deployment
 
 FULL = ["paid", "first", "second", "large", "near", "nearest"]
+PASSED = {"claude": "bedrock/anthropic.claude-3-haiku-20240307-v1:0", "vllm": "hosted_vllm/m"}
 LONG = [{"role": "user", "content": "one two three four five " * 20}]
 
 
@@ -18,7 +19,9 @@ def one(base, group, model, info=None, **params):
 @pytest.fixture(scope="module")
 def proxy(rig):
     """Of each group those in FULL have room for one request; what else may take it differs."""
-    pol = policy([limit(name=m, budget=1000, safe=1000, litellmModel="openai/" + m) for m in FULL])
+    limits = [limit(name=m, budget=1000, safe=1000, litellmModel="openai/" + m) for m in FULL]
+    limits += [limit(name=name, budget=1000, safe=1000, litellmModel=model) for name, model in PASSED.items()]
+    pol = policy(limits)
     rig.operator.publish(pol)
     base = rig.provider.base
     conf = config(
@@ -35,6 +38,7 @@ def proxy(rig):
             one(base, "nearby", "nearest", region_name="eu"),
             one(base, "nearby", "next", region_name="eu"),
             one(base, "nearby", "farthest", region_name="us"),
+            *(deployment(base, name, model=model, tpm=None) for name, model in PASSED.items()),
         ],
         routing_strategy="simple-shuffle",
         enable_tag_filtering=True,
@@ -89,6 +93,18 @@ def test_a_region_is_not_left_for_want_of_room(rig, proxy):
     assert asked(rig, proxy, "regions", 3, **eu) == ([200, 429, 429], ["near"])
     statuses, models = asked(rig, proxy, "nearby", 6, **eu)
     assert (statuses, "farthest" in models) == ([200] * 6, False), "there the other one of it has room"
+
+
+def test_a_pass_through_route_to_a_full_model_of_the_router_is_refused(rig, proxy):
+    start = len(rig.provider.arrivals())
+    messages = [{"role": "user", "content": [{"text": "x"}]}]
+    body = {"messages": messages, "inferenceConfig": {"maxTokens": 2000}}
+    status, headers, text = proxy.post("/bedrock/model/claude/converse", body)
+    assert (status, "x-tokenbudget-limit" in headers, "claude" in text) == (429, True, True), text
+    body = {"model": "vllm", "messages": LONG, "max_tokens": 2000}
+    status, _, text = proxy.post("/vllm/v1/chat/completions", body)
+    assert status == 500, "LiteLLM has no handler for errors of the router there: " + text
+    assert len(rig.provider.arrivals()) == start
 
 
 def test_nothing_is_wrong_with_the_agent(rig, proxy):
