@@ -271,11 +271,11 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             return [d for d, _ in fitting]
         return [self.lifted(d, needs, boot, wall) for d, needs in fitting]
 
-    def refused(self, request: Request, held: list[Needs]) -> Refused:
+    def refused(self, request: Request, held: list[Needs], kind: type[Refused] = Refused) -> Refused:
         if request.deadline is not None:
             request.called.waited = (frozenset(request.needs), request.deadline, request.place)
         _called.set(request.called)  # with what the client sent: a fallback may follow
-        return self.agent.refusal(request.called, held)
+        return self.agent.refusal(request.called, held, kind)
 
     def lifted(self, deployment: Deployment, needs: Needs, boot: float, wall: float) -> Deployment:
         """A copy for this request only, whose own limit LiteLLM will not reach. LiteLLM counts by calendar
@@ -315,7 +315,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             held = agent.held(needs, agent.clock.boot(), agent.clock.wall())
             never = any(amount > book.budget for book, amount in held)
             if never or not await agent.waiting.for_room([held], request):
-                raise self.refused(request, [held])
+                raise self.refused(request, [held], RefusedLate)
 
     async def before_call(self, kwargs: Data, call_type: str) -> None:
         """Admits again what was reserved too long ago: the process may have been frozen in between."""

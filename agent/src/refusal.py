@@ -42,7 +42,8 @@ class Refused(Exception):
 
 
 class RefusedLate(Refused):
-    """Raised in the deployment hook, where LiteLLM cools the deployment down unless the text names an
+    """Raised once a deployment is chosen: in the deployment hook, and in the check, where it may be of a
+    fallback (1.102 on). There LiteLLM cools the deployment down, for all processes, unless the text names an
     APIConnectionError (router_utils/cooldown_handlers.py, _is_cooldown_required)."""
 
     def __str__(self) -> str:

@@ -157,6 +157,17 @@ def test_the_check_reserves_also_where_the_filter_was_skipped(tb, agent):
     assert 500 < spent(agent)["tokens"] < 530
 
 
+def test_the_checks_refusal_cools_no_deployment_down(tb, agent, give):
+    """LiteLLM does so for a fallback's 429 (_trigger_cooldown_for_failed_deployment, 1.102 on)."""
+    give(books(agent)["tokens"], 0)
+    with pytest.raises(tb.Refused) as refused:
+        asyncio.run(tb.Hooks(agent).async_pre_call_check(DEPLOYMENT, None))
+    assert "APIConnectionError" in str(refused.value), "what LiteLLM looks for"
+    assert "APIConnectionError" not in refused.value.message, "what the client reads"
+    assert (refused.value.status_code, refused.value.num_retries) == (429, 0)
+    assert refused.value.headers["x-tokenbudget-limit"] == "llm/test/gpt"
+
+
 def test_frozen_between_check_and_send_is_admitted_again_or_refused(tb, agent, clock):
     async def frozen():
         hooks = tb.Hooks(agent)
