@@ -12,8 +12,6 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-import redis
-
 from .clock import Clock
 from .constants import (
     CALL_SCRIPT,
@@ -27,12 +25,18 @@ from .constants import (
 from .governor import Governor
 from .shapes import Node
 
+try:
+    import redis as redis  # noqa: PLC0414 - the ledger has it from here
+    from redis import SSLConnection
+except Exception:  # an error of this file would end LiteLLM: `start` says it instead
+    SSLConnection = object  # type: ignore[assignment, misc]
+
 NO_NOTICES: dict[str, Any] = {}  # of maintenance, during which redis-py would wait ten seconds for an answer
 try:
     from redis.maint_notifications import MaintNotificationsConfig
 
     NO_NOTICES["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
-except ImportError:  # an older redis-py knows none
+except Exception:  # an older redis-py knows none
     pass
 
 
@@ -126,7 +130,7 @@ class Address:
         return made
 
 
-class TlsConnection(redis.SSLConnection):
+class TlsConnection(SSLConnection):
     """Trusts the CA that it is given alone, as the operator does, also one without a key usage, which Python
     3.13 takes for none. In a redis-py that does not call this, what the constructor was given holds."""
 

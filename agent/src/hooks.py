@@ -7,8 +7,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from litellm.integrations.custom_logger import CustomLogger
-
 from .adapter import Adapter
 from .agent import Agent
 from .book import within_reason
@@ -20,6 +18,11 @@ from .refusal import Refused, RefusedLate
 from .request import UNREAD, Called, Request, _called, _request, _unfiltered, model_id, weakly
 from .shapes import Data, Deployment, Needs
 from .start import restart_after_fork
+
+try:
+    from litellm.integrations.custom_logger import CustomLogger
+except Exception:  # as where redis is imported
+    CustomLogger = object
 
 PASSED_THROUGH = "pass_through_endpoint"
 BATCHES = ("acreate_batch", "create_batch")

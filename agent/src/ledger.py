@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import redis
-
-from .address import Connections
+from .address import Connections, redis
 from .agent import Agent
 from .book import Book, Sent
 from .constants import (

@@ -9,6 +9,7 @@ import os
 import threading
 
 from .adapter import Adapter
+from .address import TlsConnection
 from .agent import Agent
 from .constants import REFRESH, TURN, log
 from .governor import Governor
@@ -33,6 +34,7 @@ def start() -> None:
             log.propagate = False
         if _agent is not None and _agent.pid == os.getpid():
             return
+        import_again()
         _agent = Agent()
         _agent.adapter = Adapter(_agent, Hooks(_agent))
         _agent.adapter.register()
@@ -48,6 +50,15 @@ def start() -> None:
         if _agent is not None:
             _agent.governors.clear()  # nothing would ever be lent to it
         log.exception("tokenbudget: the agent could not start, LiteLLM runs without it")
+
+
+def import_again() -> None:
+    """Raises what was left out at the top of the file."""
+    from litellm.integrations.custom_logger import CustomLogger
+    from redis import SSLConnection
+
+    if not issubclass(Hooks, CustomLogger) or not issubclass(TlsConnection, SSLConnection):
+        raise ImportError("redis or litellm could not be imported when this file was")
 
 
 async def watch(agent: Agent) -> None:

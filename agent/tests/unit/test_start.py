@@ -1,10 +1,12 @@
 """The two heartbeats, and a process that was forked."""
 
 import asyncio
+import sys
 import threading
 from types import SimpleNamespace
 
 import pytest
+from support import rendering
 from support.calls import attempt
 from support.member import until
 
@@ -87,3 +89,17 @@ def test_a_forked_process_does_not_wait_for_a_thread_that_it_does_not_have(tb, a
     assert not agent.attempts
     assert not agent.waiting.waiters
     assert [book.ring.spent for book in agent.adapter.books_of(None)] == [0, 0]
+
+
+@pytest.mark.parametrize("missing", ["redis", "litellm.integrations.custom_logger"])
+def test_what_cannot_be_imported_is_said_and_ends_nothing(tb, tmp_path, monkeypatch, caplog, missing):
+    """LiteLLM raises on what its startup hook raises, the import of it, too."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setitem(sys.modules, "tokenbudget_agent", tb)  # and puts it back
+    without = rendering.load(rendering.write(tmp_path))
+    with caplog.at_level("ERROR", "tokenbudget"):
+        without.start()
+    (record,) = caplog.records
+    assert "LiteLLM runs without it" in record.message
+    assert missing in str(record.exc_info[1])
+    assert (without._agent, without._ledger) == (None, None)
