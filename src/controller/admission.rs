@@ -127,14 +127,13 @@ pub async fn leave_to_policy(
         return Ok(Ok(()));
     }
     let targets = &mut memory.targets;
-    let problem = |failed: &Failed| Problem { reason: Reason::AttachFailed, message: failed.message.clone() };
     if let Some(failed) = targets.take_out_failed.get(&name).filter(|failed| failed.stands()) {
-        return Ok(Err(problem(failed)));
+        return Ok(Err(failed.problem()));
     }
     let write = detach::take_out(ctx, &namespace, &target.deployment, Some(&target.container));
     let outcome = targets.writes.answer(write).await;
     if let Some(failed) = Failed::of(&outcome, &format!("the agent could not be taken out of Deployment {name}")) {
-        let problem = problem(&failed);
+        let problem = failed.problem();
         targets.take_out_failed.insert(name, failed);
         return Ok(Err(problem));
     }

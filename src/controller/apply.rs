@@ -96,11 +96,11 @@ async fn keep_config_maps(
 ) -> Result<Result<(), Problem>, Error> {
     let targets = &mut memory.targets;
     if let Some(failed) = targets.maps_failed.get(&target.name()).filter(|failed| failed.stands()) {
-        return Ok(Err(attach_failed(failed)));
+        return Ok(Err(failed.problem()));
     }
     let kept = targets.writes.answer(config_maps::keep(tb, ctx, world, target)).await;
     if let Some(failed) = Failed::of(&kept, "the agent's ConfigMaps could not be written") {
-        let problem = attach_failed(&failed);
+        let problem = failed.problem();
         targets.maps_failed.insert(target.name(), failed);
         return Ok(Err(problem));
     }
@@ -108,10 +108,6 @@ async fn keep_config_maps(
     targets.maps_failed.remove(&target.name());
     memory.targets.old_files.remove(&target.name());
     Ok(Ok(()))
-}
-
-fn attach_failed(failed: &Failed) -> Problem {
-    Problem { reason: Reason::AttachFailed, message: failed.message.clone() }
 }
 
 /// What there is without a plan of this pass: for a TokenBudget that is paused. Its stored policy stays in the ConfigMaps
@@ -206,7 +202,7 @@ async fn attach(
         return Ok(Err(Problem { reason: Reason::AttachContested, message }));
     }
     if let Some(failed) = entry.failed.as_ref().filter(|failed| failed.stands()) {
-        return Ok(Err(attach_failed(failed)));
+        return Ok(Err(failed.problem()));
     }
     let api: Api<Deployment> = Api::namespaced(ctx.client.clone(), &tb.namespace().unwrap_or_default());
     let params = PatchParams::apply(FIELD_MANAGER);
@@ -214,7 +210,7 @@ async fn attach(
     let write = async { Ok(api.patch(&name, &params, &Patch::Apply(&wanted.patch)).await?) };
     let outcome = memory.targets.writes.answer(write).await;
     if let Some(failed) = Failed::of(&outcome, &format!("the agent could not be added to Deployment {name}")) {
-        let problem = attach_failed(&failed);
+        let problem = failed.problem();
         entry.failed = Some(failed);
         return Ok(Err(problem));
     }

@@ -59,12 +59,12 @@ pub async fn detach(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut
         return Ok(Action::await_change());
     }
     // Not since its deletion: no operator may have been there.
-    if memory.targets.detaches_since.is_none() {
-        memory.targets.detaches_since = Some(Instant::now());
+    let since = memory.targets.detaches_since.get_or_insert_with(|| {
         // What failed before the deletion does not put it off.
         memory.failures = 0;
-    }
-    let patient = memory.targets.detaches_since.is_none_or(|since| since.elapsed() < PATIENCE);
+        Instant::now()
+    });
+    let patient = since.elapsed() < PATIENCE;
 
     // Not even tried any more when it was tried for long enough: what hangs would take the time that the finalizer needs.
     if patient {

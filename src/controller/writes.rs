@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::Error;
+use super::validate::Problem;
+use crate::api::Reason;
 
 /// How long the first write of a pass that hangs is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -57,6 +59,12 @@ impl Failed {
             None => (now + UNANSWERED_AGAIN, unanswered(error)?),
         };
         Some(Self { again, message: format!("{what}: {why}") })
+    }
+
+    /// The condition that says so.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        Problem { reason: Reason::AttachFailed, message: self.message.clone() }
     }
 
     /// Whether it is not to be tried again yet.

@@ -126,19 +126,29 @@ pub fn tokens_in(arrivals: &[Arrival], from_ms: u64, to_ms: u64) -> u64 {
 /// tokens that are spent already. Both lists may be unsorted.
 #[must_use]
 pub fn ideal_admitted(warm: &[Arrival], offered: &[Arrival], budget_tokens: u64, window_ms: u64) -> Ideal {
-    let sorted = |list: &[Arrival]| {
-        let mut list = list.to_vec();
-        list.sort_by_key(|a| a.at_ms);
-        list
-    };
-    let offered = sorted(offered);
-    let start = offered.first().map_or(u64::MAX, |a| a.at_ms);
+    let admitted = ideally_admitted(warm, offered.to_vec(), |a| *a, budget_tokens, window_ms);
+    Ideal { tokens: admitted.iter().map(|a| a.tokens).sum(), admitted }
+}
+
+/// The same for requests of which more is known than when they came and what they cost.
+#[must_use]
+pub fn ideally_admitted<T>(
+    warm: &[Arrival],
+    mut offered: Vec<T>,
+    arrival: impl Fn(&T) -> Arrival,
+    budget_tokens: u64,
+    window_ms: u64,
+) -> Vec<T> {
+    offered.sort_by_key(|o| arrival(o).at_ms);
+    let start = offered.first().map_or(u64::MAX, |o| arrival(o).at_ms);
     let mut bucket = RollingWindow::new(window_ms);
-    for arrival in sorted(warm).into_iter().filter(|a| a.at_ms < start) {
+    let mut warm: Vec<Arrival> = warm.iter().copied().filter(|a| a.at_ms < start).collect();
+    warm.sort_by_key(|a| a.at_ms);
+    for arrival in warm {
         bucket.put(arrival);
     }
-    let admitted: Vec<Arrival> = offered.into_iter().filter(|a| bucket.admit(*a, budget_tokens)).collect();
-    Ideal { tokens: admitted.iter().map(|a| a.tokens).sum(), admitted }
+    offered.retain(|o| bucket.admit(arrival(o), budget_tokens));
+    offered
 }
 
 /// The fullest 60 s of a series of 100 ms slots that starts at `start_ms`: the

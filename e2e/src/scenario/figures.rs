@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::judge::{self, Arrival, RollingWindow};
+use crate::judge::{self, Arrival};
 use crate::load::{Class, LoadReport, Offered};
 
 /// The most tokens that each pod answered in any 60 s within `from_ms <= t < to_ms`.
@@ -20,15 +20,9 @@ pub fn ideal_minute_by_pod(
     from_ms: u64,
     to_ms: u64,
 ) -> BTreeMap<String, u64> {
-    let mut offered: Vec<&Offered> = report.offered.iter().filter(|o| o.class != Class::Dropped).collect();
-    offered.sort_by_key(|o| o.at_ms);
-    let first_ms = offered.first().map_or(0, |o| o.at_ms);
-    let mut bucket = RollingWindow::new(judge::WINDOW_MS);
-    let mut before: Vec<Arrival> = admitted.iter().copied().filter(|a| a.at_ms < first_ms).collect();
-    before.sort_by_key(|a| a.at_ms);
-    before.into_iter().for_each(|arrival| bucket.put(arrival));
-    offered.retain(|o| bucket.admit(arrival(o), budget));
-    best_minutes(offered.into_iter().filter(|o| (from_ms..to_ms).contains(&o.at_ms)))
+    let offered: Vec<&Offered> = report.offered.iter().filter(|o| o.class != Class::Dropped).collect();
+    let ideal = judge::ideally_admitted(admitted, offered, |o| arrival(o), budget, judge::WINDOW_MS);
+    best_minutes(ideal.into_iter().filter(|o| (from_ms..to_ms).contains(&o.at_ms)))
 }
 
 fn best_minutes<'a>(offered: impl Iterator<Item = &'a Offered>) -> BTreeMap<String, u64> {

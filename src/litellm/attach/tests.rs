@@ -174,10 +174,7 @@ fn hooks_from_elsewhere_are_refused_with_their_source() {
 
     let helm = litellm_helm();
     assert_eq!(startup_hooks(choose_container(&helm, None).unwrap()).refs().count(), 2, "envFrom of the chart");
-    let inherited = |value: &str| Wanted {
-        inherited_hooks: Some(Inherited { from: "ConfigMap litellm-env".to_owned(), value: value.to_owned() }),
-        ..wanted()
-    };
+    let inherited = |value: &str| inheriting("ConfigMap litellm-env", value);
     let text = attachment(&helm, &inherited("a:b")).unwrap_err().to_string();
     assert!(text.contains("ConfigMap litellm-env") && text.contains("a:b,tokenbudget_agent:start"), "{text}");
     let accepting = inherited("a:b,tokenbudget_agent:start");
@@ -188,14 +185,17 @@ fn hooks_from_elsewhere_are_refused_with_their_source() {
     assert!(detachment(&attached, accepting.inherited_hooks.as_ref()).stays.is_some());
 }
 
+/// What is wanted where the hooks come from there.
+fn inheriting(from: &str, value: &str) -> Wanted {
+    let inherited = Inherited { from: from.to_owned(), value: value.to_owned() };
+    Wanted { inherited_hooks: Some(inherited), ..wanted() }
+}
+
 #[test]
 fn hooks_that_come_by_env_from_behind_our_entry_are_named_and_not_hidden() {
     let attached = attach(&litellm_helm(), &wanted());
     assert_eq!(startup_hooks(choose_container(&attached, None).unwrap()).refs().count(), 2, "our entry may hide some");
-    let inherited = |value: &str| Wanted {
-        inherited_hooks: Some(Inherited { from: "envFrom".to_owned(), value: value.to_owned() }),
-        ..wanted()
-    };
+    let inherited = |value: &str| inheriting("envFrom", value);
     let text = attachment(&attached, &inherited("a:b")).unwrap_err().to_string();
     assert!(text.contains("set by envFrom") && text.contains("a:b,tokenbudget_agent:start"), "{text}");
 
