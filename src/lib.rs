@@ -1,6 +1,6 @@
 //! TokenBudget: one provider quota, shared by every LiteLLM process of a fleet.
 //!
-//! `api` and `plan` are pure. `ledger`, `litellm`, `controller`, `leader` and `ops` do the IO around them.
+//! `api`, `plan` and `litellm` are pure. `ledger`, `controller`, `leader` and `ops` do the IO around them.
 
 pub mod api;
 pub mod app;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::api::{DeploymentSelector, Limit, LimitStatus, TokenBudgetSpec};
 use crate::digest::digest;
-use crate::ledger::{Declared, Report, Unit};
+use crate::ledger::{Declared, MOST_LIMITS, Report, Unit};
 
 /// One limit as the fleet is to keep it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,8 +50,8 @@ impl EffectiveLimit {
 }
 
 /// The most limits that are derived for a TokenBudget. In tokens and requests each is 1.6 to 2.2 KB of the status, with what the
-/// API server notes of who owns which field, and an object has room for 1.5 MiB.
-pub const MOST_DERIVED: usize = 512;
+/// API server notes of who owns which field, and an object has room for 1.5 MiB. A report tells of no more.
+pub const MOST_DERIVED: usize = MOST_LIMITS;
 
 /// What is known about the limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,15 +92,22 @@ pub fn effective<'a>(spec: &TokenBudgetSpec, live: impl Iterator<Item = &'a Repo
             derived.entry(row.name.clone()).or_insert(blank).narrow(tokens, requests);
         }
     }
+    // By what names a deployment, as the names of two limits may be alike.
+    let mut deployments: BTreeMap<&str, (&str, EffectiveLimit)> = BTreeMap::new();
     for entry in declared.iter().copied().flatten() {
         let positive = |value: Option<u64>| value.filter(|v| *v > 0).map(|v| spec.without_headroom(v));
         let (tokens, requests) = (positive(entry.tokens_per_minute), positive(entry.requests_per_minute));
         if tokens.is_some() || requests.is_some() {
-            let name = derived_name(entry.model_name.as_deref().unwrap_or_default(), &entry.identity);
-            let blank =
-                EffectiveLimit { name: name.clone(), derived: Some(entry.identity.clone()), ..Default::default() };
-            derived.entry(name).or_insert(blank).narrow(tokens, requests);
+            let blank = || (entry.model_name.as_deref().unwrap_or_default(), EffectiveLimit::default());
+            deployments.entry(&entry.identity).or_insert_with(blank).1.narrow(tokens, requests);
         }
+    }
+    for (identity, (group, limit)) in deployments {
+        let mut name = derived_name(group, identity, 6);
+        if derived.contains_key(&name) {
+            name = derived_name(group, identity, 12);
+        }
+        derived.insert(name.clone(), EffectiveLimit { name, derived: Some(identity.to_owned()), ..limit });
     }
     match (derived.is_empty(), declared.is_empty()) {
         (false, _) => Limits::Known(derived.into_values().collect()),
@@ -110,13 +117,13 @@ pub fn effective<'a>(spec: &TokenBudgetSpec, live: impl Iterator<Item = &'a Repo
 }
 
 /// The name of a derived limit: the model group as far as a name allows it, and six digits of its identity, so that it
-/// stays the same whatever else comes and goes.
-fn derived_name(model_name: &str, identity: &str) -> String {
+/// stays the same whatever else comes and goes; more digits where another one has these.
+fn derived_name(model_name: &str, identity: &str, digits: usize) -> String {
     let clean = |c: char| {
         if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' }
     };
     let group: String = model_name.chars().take(40).map(clean).collect();
-    let digits = digest(identity, 6);
+    let digits = digest(identity, digits);
     match group.trim_matches(|c| c == '-' || c == '.') {
         "" => format!("model-{digits}"),
         group => format!("{group}-{digits}"),
@@ -144,6 +151,27 @@ mod tests {
 
     fn derive(reports: &[Report], before: &[LimitStatus]) -> Limits {
         effective(&spec("targetRefs: [{name: litellm}]"), reports.iter(), before)
+    }
+
+    #[test]
+    fn two_deployments_whose_names_would_be_alike_have_a_limit_each() {
+        let mut seen: std::collections::HashMap<String, String> = std::collections::HashMap::new();
+        let (one, other) = (0..)
+            .find_map(|i| {
+                let identity = format!("gpt-4o|openai/gpt-4o|http://{i}|0");
+                seen.insert(digest(&identity, 6), identity.clone()).map(|before| (before, identity))
+            })
+            .unwrap();
+        let declared = [&one, &other].map(|identity| GPT.replace("gpt-4o|openai/gpt-4o|http://x|0", identity));
+        let tpm = |text: &str, tpm: &str| text.replace("TPM", tpm);
+        let both = report(&format!("[{}, {}]", tpm(&declared[0], "100"), tpm(&declared[1], "200")));
+        let Limits::Known(limits) = derive(&[both], &[]) else { panic!("none") };
+        let mut told: Vec<_> = limits.iter().map(|l| (l.derived.clone().unwrap(), l.tokens)).collect();
+        told.sort();
+        let mut expected = vec![(one, Some(100)), (other, Some(200))];
+        expected.sort();
+        assert_eq!(told, expected);
+        assert_ne!(limits[0].name, limits[1].name);
     }
 
     #[test]
@@ -211,9 +239,9 @@ mod tests {
     #[test]
     fn names_are_fit_for_keys_and_stable() {
         // printf a | sha256sum: another name in a later version would leave the books of the one before.
-        assert_eq!(derived_name("gpt", "a"), "gpt-ca9781");
-        assert_ne!(derived_name("gpt", "a"), derived_name("gpt", "b"));
-        assert!(derived_name("*", "a").starts_with("model-"));
-        assert_eq!(derived_name("Azure/GPT 4o", "a"), "azure-gpt-4o-ca9781");
+        assert_eq!(derived_name("gpt", "a", 6), "gpt-ca9781");
+        assert_ne!(derived_name("gpt", "a", 6), derived_name("gpt", "b", 6));
+        assert!(derived_name("*", "a", 6).starts_with("model-"));
+        assert_eq!(derived_name("Azure/GPT 4o", "a", 6), "azure-gpt-4o-ca9781");
     }
 }

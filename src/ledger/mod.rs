@@ -26,7 +26,7 @@ pub use redis::{RedisLedger, Timeouts};
 pub use report::{Declared, MemberState, Report, Siblings};
 pub use scripts::call_script;
 pub use sums::{calls_by, outside_of_router, reserved_by, seen_by, waited_by};
-pub use usage::{Calls, LimitUsage, MOST_DEPLOYMENTS, Minute, OutsideKind, OutsideUsage, Reserved};
+pub use usage::{Calls, LimitUsage, MOST_DEPLOYMENTS, MOST_LIMITS, Minute, OutsideKind, OutsideUsage, Reserved};
 
 pub use crate::plan::HOLD_MS;
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 pub const MOST_DEPLOYMENTS: usize = 20;
 
 /// Limits of one TokenBudget that are looked at. Derived limits are one for each deployment that declares a quota.
-const MOST_LIMITS: usize = 512;
+pub const MOST_LIMITS: usize = 512;
 
 /// Kinds of traffic that one report may list.
 const MOST_KINDS: usize = 16;
