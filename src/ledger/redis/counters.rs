@@ -4,6 +4,7 @@ use futures::StreamExt;
 use redis::{ErrorKind, FromRedisValue, RedisResult, ServerErrorKind, Value};
 
 use super::RedisLedger;
+use super::connect::Nodes;
 use crate::ledger::error::LedgerError;
 
 /// Keys in one command, so that it never holds the server up for long.
@@ -46,8 +47,8 @@ impl RedisLedger {
                 Err(error) => Err(error),
             }
         };
+        let _forget = Forget(&self.inner.nodes, ROUTE);
         let values = self.run(ROUTE, "MGET", work).await?;
-        self.inner.nodes.forget(ROUTE);
         match values {
             Some(values) if values.len() == keys.len() => Ok(Some(values.into_iter().map(text).collect())),
             Some(_) => Err(LedgerError::malformed("MGET")),
@@ -62,13 +63,21 @@ impl RedisLedger {
                 let name = key.as_str();
                 let work =
                     |mut connection| async move { redis::cmd("GET").arg(name).query_async(&mut connection).await };
-                let value = self.run(name, "GET", work).await;
-                self.inner.nodes.forget(name);
-                value.map(text)
+                let _forget = Forget(&self.inner.nodes, name);
+                self.run(name, "GET", work).await.map(text)
             }
         };
         let texts: Vec<_> = futures::stream::iter(keys).map(one).buffered(COMMANDS_AT_ONCE).collect().await;
         texts.into_iter().collect()
+    }
+}
+
+/// Forgets at which node of a cluster a key is, also where its reading is cut off: the names of counters have the minute in them.
+struct Forget<'a>(&'a Nodes, &'a str);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.0.forget(self.1);
     }
 }
 
