@@ -112,10 +112,6 @@ securityContext:
 - apiGroups: [tokenbudget.dev]
   resources: [tokenbudgets/status]
   verbs: [patch]
-# Objects that are owned by a TokenBudget block its deletion; servers with OwnerReferencesPermissionEnforcement ask for this.
-- apiGroups: [tokenbudget.dev]
-  resources: [tokenbudgets/finalizers]
-  verbs: [update]
 # The targets. patch is the server-side apply of the agent's entries in the pod template; nothing else is written.
 - apiGroups: [apps]
   resources: [deployments]

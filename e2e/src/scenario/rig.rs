@@ -16,6 +16,9 @@ use super::ports::free_port;
 use super::redis;
 use crate::provider::Remote;
 
+/// As OpenShift has it: who sets or changes an owner reference needs more rights than for the object alone.
+const STRICT_OWNERS: &str = "--enable-admission-plugins=OwnerReferencesPermissionEnforcement";
+
 /// How long the control plane may take to be ready, also on a busy machine.
 const CONTROL_PLANE: Duration = Duration::from_secs(120);
 
@@ -83,6 +86,7 @@ impl Rig {
         command.args(["run", "--dir"]).arg(paths.state()).arg("--image-map").arg(&image_map);
         command.arg("--metrics-server").arg(paths.metrics_server());
         command.arg("--audit-policy").arg(paths.manifest("audit-policy.yaml"));
+        command.args(["--api-server-arg", STRICT_OWNERS]);
         for arg in api_server_args {
             command.args(["--api-server-arg", arg]);
         }

@@ -11,15 +11,8 @@ use super::fleet::text;
 use super::rig::{OPERATOR_NAMESPACE, Rig};
 
 /// Rights that no request shows: who asks for them, instead.
-const ASKED_BY_OTHERS: [(&str, &str, &str, &str); 2] = [
-    (
-        "tokenbudget.dev",
-        "tokenbudgets/finalizers",
-        "update",
-        "the admission plugin OwnerReferencesPermissionEnforcement",
-    ),
-    ("", "configmaps", "create", "a server-side apply of an object that is not there yet, whose verb is patch"),
-];
+const ASKED_BY_OTHERS: [(&str, &str, &str, &str); 1] =
+    [("", "configmaps", "create", "a server-side apply of an object that is not there yet, whose verb is patch")];
 
 /// What a check has the API server refuse, by the object's name: `knobs` narrows the Secrets.
 const REFUSED_ON_PURPOSE: [&str; 1] = ["other-redis"];
