@@ -52,6 +52,7 @@ pub async fn apply(
         memory.targets.old_files = valid.targets.iter().map(Target::name).collect();
         memory.ledger.planned = true;
         memory.ledger.planned_now = true;
+        ctx.ensure_leads()?;
         ctx.publish_policy(tb, &intent.policy);
     }
     let mut unattached = Vec::new();

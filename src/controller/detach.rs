@@ -1,6 +1,7 @@
 //! The end of a TokenBudget: processes get their own limits back, our entries leave the pod templates, the ledger goes.
 //! It ends within 30 s, whatever is broken. `tokenbudget detach` does the same to every TokenBudget, and leaves them there.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -13,7 +14,7 @@ use tracing::{info, warn};
 
 use super::config_maps;
 use super::context::{Context, Role};
-use super::memory::{Memory, TargetMemory};
+use super::memory::{AttachMemory, Memory, TargetMemory};
 use super::{Error, World};
 use crate::api::{FIELD_MANAGER, FINALIZER, TargetRef, TokenBudget};
 use crate::causes::Causes;
@@ -126,18 +127,24 @@ async fn close_ledger(tb: &TokenBudget, ctx: &Context, world: &World, memory: &m
 /// Takes the agent out of each Deployment that no other TokenBudget names, also of former targets. One that cannot be written
 /// stands in no other's way; the first error is told.
 async fn detach_deployments(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memory) -> Result<(), Error> {
-    let TargetMemory { formers, writes, .. } = &mut memory.targets;
+    let TargetMemory { formers, writes, attached, .. } = &mut memory.targets;
     let mut outcome = Ok(());
     for target in tb.spec.target_refs.iter().chain(&*formers) {
-        outcome = outcome.and(writes.answer(leave(tb, ctx, world, target)).await);
+        outcome = outcome.and(writes.answer(leave(tb, ctx, world, target, attached)).await);
     }
     outcome
 }
 
 /// Takes what is this TokenBudget's out of a Deployment: all, or its policy alone where another one names it.
-async fn leave(tb: &TokenBudget, ctx: &Context, world: &World, target: &TargetRef) -> Result<(), Error> {
+async fn leave(
+    tb: &TokenBudget,
+    ctx: &Context,
+    world: &World,
+    target: &TargetRef,
+    attached: &BTreeMap<String, AttachMemory>,
+) -> Result<(), Error> {
     if ctx.settings.role == Role::DetachAll || !another_names(tb, world, &target.name) {
-        return release(tb, ctx, world, target).await;
+        return release(tb, ctx, world, target, attached.get(&target.name)).await;
     }
     // The others may be paused, or not able to plan, and then nobody else writes the file.
     let (namespace, uid) = (tb.namespace().unwrap_or_default(), tb.uid().unwrap_or_default());
@@ -175,8 +182,8 @@ pub async fn release_former(tb: &TokenBudget, ctx: &Context, world: &World, memo
     // A pass may be dropped at any of these waits: only what is done is forgotten.
     for former in memory.targets.formers.clone() {
         if !is_named(tb, &former.name) {
-            let left = leave(tb, ctx, world, &former);
-            if let Err(error) = memory.targets.writes.answer(left).await {
+            let TargetMemory { writes, attached, .. } = &mut memory.targets;
+            if let Err(error) = writes.answer(leave(tb, ctx, world, &former, attached)).await {
                 warn!(deployment = %former.name, error = %Causes(&error), "the agent could not be taken out of a former target yet");
                 continue;
             }
@@ -198,14 +205,23 @@ fn another_names(tb: &TokenBudget, world: &World, deployment: &str) -> bool {
 
 /// Leaves nothing of ours in a Deployment and beside it. The policy goes first: where the pod template may not be written, pods
 /// that start later would wait for a ledger that is closed, and refuse everything.
-async fn release(tb: &TokenBudget, ctx: &Context, world: &World, target: &TargetRef) -> Result<(), Error> {
+async fn release(
+    tb: &TokenBudget,
+    ctx: &Context,
+    world: &World,
+    target: &TargetRef,
+    known: Option<&AttachMemory>,
+) -> Result<(), Error> {
     let namespace = tb.namespace().unwrap_or_default();
     let name = policy_config_map_name(&target.name);
     let deleted = config_maps::delete(ctx, &namespace, &name).await;
-    if let Some(deployment) = world.deployment(&namespace, &target.name)?
-        && holds_entries(&deployment)
-    {
-        take_out(ctx, &namespace, &deployment, target.container.as_deref()).await?;
+    if let Some(deployment) = world.deployment(&namespace, &target.name)? {
+        if known.is_some_and(|entry| entry.is_older(&deployment.metadata)) {
+            return Err(Error::CacheBehind { name: target.name.clone() });
+        }
+        if holds_entries(&deployment) {
+            take_out(ctx, &namespace, &deployment, target.container.as_deref()).await?;
+        }
     }
     deleted
 }

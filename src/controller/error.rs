@@ -33,6 +33,12 @@ pub enum Error {
     /// A write to what is not ours had no answer for a while.
     #[error("the API server did not answer in time")]
     Unanswered,
+    /// The Deployment in the cache is of before our own last write, so what it holds of ours is not known.
+    #[error("the watch has not brought the last write to Deployment {name} yet")]
+    CacheBehind {
+        /// Its name.
+        name: String,
+    },
     /// The pass took too long.
     #[error("the pass was given up after {} s", PASS_DEADLINE.as_secs())]
     Deadline,

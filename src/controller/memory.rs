@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::events::Recorder;
 use serde_json::Value;
@@ -59,9 +60,14 @@ pub struct Memory {
     pub outcome: Option<Outcome>,
     /// Failed passes in a row.
     pub failures: u32,
+    /// When that was.
+    pub ended_at: Option<Instant>,
     /// Whether it was started from the status.
     started: bool,
 }
+
+/// What names the ledger: the generation of the spec, and the containers of the targets.
+pub type LedgerNamed = (Option<i64>, Vec<Option<Container>>);
 
 /// Where the ledger is, and what was written there.
 #[derive(Default)]
@@ -72,8 +78,8 @@ pub struct LedgerMemory {
     pub formers: Vec<Former>,
     /// The epoch that was claimed from it.
     pub epoch: Option<Epoch>,
-    /// Where the ledger is, by which generation of the spec.
-    pub location: Option<Reading<Option<i64>, Option<Located>>>,
+    /// Where the ledger is, by what names it.
+    pub location: Option<Reading<LedgerNamed, Option<Located>>>,
     /// The books that passes have written.
     pub books: KnownBooks,
     /// Whether a pass has written the ledger.

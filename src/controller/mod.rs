@@ -69,6 +69,10 @@ const PASS_DEADLINE: Duration = Duration::from_secs(10);
 /// A TokenBudget that works is planned this often.
 const TICK: Duration = Duration::from_secs(1);
 
+/// The least time between two passes of a TokenBudget. Each of many processes that ended together frees something in each second of
+/// a window, and each change of a pod is a trigger: both are looked at in lots, of a size that costs a window of 60 s nothing.
+const LEAST: Duration = Duration::from_millis(250);
+
 /// Time between the moment at which what an ended process spent is free to lend, and the pass that lends it.
 const SOON: Duration = Duration::from_millis(10);
 
@@ -167,8 +171,13 @@ async fn reconcile(tb: Arc<TokenBudget>, ctx: Arc<Context>, world: World) -> Res
     }
     let memory = ctx.memory(&tb);
     let mut memory = memory.lock().await;
+    if let Some(left) = too_soon(&tb, memory.ended_at, Instant::now()) {
+        return Ok(Action::requeue(left));
+    }
     let mut leadership = ctx.leadership.clone();
     let outcome = tokio::select! {
+        // A pass of who does not lead any more is not polled once more.
+        biased;
         // The pass is dropped where it stands: another replica may write now.
         () = leadership.lost() => {
             ctx.metrics.reconciled(Outcome::Standby, started.elapsed());
@@ -190,8 +199,17 @@ async fn reconcile(tb: Arc<TokenBudget>, ctx: Arc<Context>, world: World) -> Res
     } else {
         info!(generation, outcome = ?label, duration_ms, "pass");
     }
+    memory.ended_at = Some(Instant::now());
     memory.failures = if action.is_ok() { 0 } else { memory.failures.saturating_add(1) };
     action
+}
+
+/// How long a pass is put off, as the one before ended just now. The end of a TokenBudget waits for nothing.
+fn too_soon(tb: &TokenBudget, ended_at: Option<Instant>, now: Instant) -> Option<Duration> {
+    if tb.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    LEAST.checked_sub(now.duration_since(ended_at?)).filter(|left| !left.is_zero())
 }
 
 /// One pass.
@@ -223,6 +241,8 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     if !valid.waits_for_another() {
         memory.fleet.departed.clone_from(&intent.departed);
     }
+    // What the others read was cleared when this replica ceased to lead, and nobody would clear it again.
+    ctx.ensure_leads()?;
     if let Some((_, ledger)) = &memory.ledger.connection {
         ctx.crowd.set(&tb.uid().unwrap_or_default(), ledger.server(), intent.processes, Instant::now());
     }
@@ -235,6 +255,7 @@ async fn pass(tb: &TokenBudget, ctx: &Context, world: &World, memory: &mut Memor
     };
     let traffic = traffic::traffic(&observed, &valid, &world.evidence, memory);
     let status = status::status(tb, &observed, &valid, &intent, &applied, &traffic, memory);
+    ctx.ensure_leads()?;
     metrics::set(tb, ctx, &observed, &applied, &status);
     publish::publish(tb, ctx, memory, status).await?;
 
@@ -260,7 +281,7 @@ fn until_next(observed: &Observed, planned: &Planned) -> Duration {
         let leaves = book.members.values().filter_map(|member| member.next_leave_ms(clock));
         leaves.min().map(|at| Duration::from_millis(at - clock))
     };
-    seen.books.iter().filter_map(next).min().map_or(TICK, |wait| (wait + SOON).min(TICK))
+    seen.books.iter().filter_map(next).min().map_or(TICK, |wait| (wait + SOON).clamp(LEAST, TICK))
 }
 
 /// Tries again after 1, 2, 4 ... 60 s; sooner where the pass has planned, as shares must go on following demand while the API
@@ -285,6 +306,7 @@ fn on_error(tb: Arc<TokenBudget>, error: &Error, ctx: Arc<Context>) -> Action {
         | Error::NotOurs(_)
         | Error::Unreadable { .. }
         | Error::Unanswered
+        | Error::CacheBehind { .. }
         | Error::NotLeading => {
             warn!(%namespace, name, ?wait, failures, "{}", Causes(error))
         }
@@ -319,6 +341,22 @@ mod tests {
         assert_eq!(fails(), Action::requeue(Duration::from_secs(32)));
         memory.lock().await.ledger.planned_now = true;
         assert_eq!(fails(), Action::requeue(AWAY_TICK));
+    }
+
+    #[test]
+    fn passes_have_a_least_distance_but_for_the_end() {
+        let at = Instant::now();
+        let tb = |deleted: Option<&str>| -> TokenBudget {
+            let meta = serde_json::json!({"name": "tb", "deletionTimestamp": deleted});
+            serde_json::from_value(serde_json::json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+                "metadata": meta, "spec": {"targetRefs": [{"name": "litellm"}]}}))
+            .unwrap()
+        };
+        let after = |ms| at + Duration::from_millis(ms);
+        assert_eq!(too_soon(&tb(None), None, at), None, "the first one");
+        assert_eq!(too_soon(&tb(None), Some(at), after(50)), Some(Duration::from_millis(200)));
+        assert_eq!(too_soon(&tb(None), Some(at), after(250)), None);
+        assert_eq!(too_soon(&tb(Some("2026-01-01T00:00:00Z")), Some(at), after(50)), None);
     }
 
     #[tokio::test]
@@ -370,6 +408,7 @@ mod tests {
         };
         assert_eq!(after(105_000), TICK, "in 6 s");
         assert_eq!(after(110_600), Duration::from_millis(410));
+        assert_eq!(after(110_990), LEAST, "with what others free just then");
         assert_eq!(after(111_000), TICK, "nothing is left");
     }
 }

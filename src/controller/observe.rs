@@ -284,8 +284,16 @@ async fn redis(
     if !kept.as_ref().is_some_and(|last| matches!(last.value(), Some(Ok(_)))) {
         *kept = None;
     }
+    // Another target, or other variables, may be another Redis: what was read of those before says nothing of it.
+    let of = (tb.metadata.generation, targets.iter().map(container_read).collect());
     let located = locate_for_all(tb, namespace, targets, ctx);
-    Ok(recent(kept, None, tb.metadata.generation, READ_AGE, patience, located).await?)
+    Ok(recent(kept, None, of, READ_AGE, patience, located).await?)
+}
+
+/// What of a target says where its ledger is; none while there is no container to ask.
+fn container_read(target: &TargetSeen) -> Option<Container> {
+    let deployment = target.deployment.as_deref()?;
+    choose_container(deployment, target.reference.container.as_deref()).ok().map(read_of)
 }
 
 /// The one Redis that all targets name; none while there is no container to ask.
@@ -316,7 +324,43 @@ async fn locate_for_all(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::api::Reason;
+    use crate::controller::{Settings, test_support};
+    use crate::leader::Leadership;
+    use crate::ops::Metrics;
+
+    #[tokio::test]
+    async fn where_the_ledger_is_is_read_anew_of_other_targets_and_other_variables() {
+        let target = |name: &str, host: &str| {
+            let container = json!({"name": "litellm", "env": [{"name": "REDIS_HOST", "value": host}]});
+            let deployment = json!({"metadata": {"name": name, "namespace": "llm"},
+                "spec": {"selector": {}, "template": {"spec": {"containers": [container]}}}});
+            TargetSeen {
+                reference: TargetRef { name: name.to_owned(), container: None },
+                deployment: Some(Arc::new(serde_json::from_value(deployment).unwrap())),
+                ..TargetSeen::default()
+            }
+        };
+        let client = test_support::answering(&[]);
+        let ctx = Context::new(client, Settings::default(), Leadership::always(), Metrics::default());
+        let tb: TokenBudget =
+            serde_json::from_value(json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
+            "metadata": {"name": "tb", "generation": 1}, "spec": {"targetRefs": [{"name": "a"}, {"name": "b"}]}}))
+            .unwrap();
+        let mut memory = Memory::default();
+        let patience = Patience::of_a_pass(Instant::now());
+        let mut located = async |targets: &[TargetSeen]| {
+            let located = redis(&tb, "llm", targets, &ctx, &mut memory, patience).await.unwrap().unwrap();
+            located.map(|location| location.url).map_err(|none| none.reason)
+        };
+        let first = located(&[target("a", "r1")]).await.unwrap();
+        assert_eq!(located(&[target("a", "r1"), target("b", "r2")]).await, Err(Reason::SeveralLedgers));
+        assert_eq!(located(&[target("a", "r1"), target("b", "r1")]).await.as_ref(), Ok(&first));
+        assert_ne!(located(&[target("a", "r3"), target("b", "r3")]).await.unwrap(), first);
+    }
 
     #[test]
     fn pods_are_selected_as_the_deployment_selects_them() {

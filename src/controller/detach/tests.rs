@@ -1,5 +1,6 @@
 //! What is taken out, and what stands in nobody's way.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use tokio::sync::mpsc;
 
@@ -115,6 +116,20 @@ async fn what_the_spec_lost_while_no_operator_acted_on_it_is_taken_out_with_the_
     assert!(tokio::time::timeout(Duration::from_secs(1), detach).await.is_err(), "its Deployment is written");
     let told = told(&mut heard);
     assert!(told.iter().any(|t| t.starts_with("DELETE") && t.contains("/configmaps/tokenbudget-former")), "{told:?}");
+}
+
+#[tokio::test]
+async fn what_the_watch_has_not_brought_of_our_own_write_is_waited_for() {
+    let ((ctx, mut heard), mut memory) = (context(), Memory::default());
+    let world = World::of(json!({"metadata": {"name": "litellm", "namespace": "llm", "uid": "d", "generation": 1},
+        "spec": {"selector": {}, "template": {"spec": {"containers": [{"name": "litellm"}]}}}}));
+    let tb = budget("litellm");
+    let world = world.with_budgets([tb.clone()]);
+    let written = ObjectMeta { uid: Some("d".to_owned()), generation: Some(2), ..ObjectMeta::default() };
+    memory.targets.attached.entry("litellm".to_owned()).or_default().wrote(&written);
+    assert_eq!(detach(&tb, &ctx, &world, &mut memory).await.unwrap(), Action::requeue(AGAIN));
+    let told = told(&mut heard);
+    assert!(told.iter().all(|t| !t.contains("finalizers")), "{told:?}");
 }
 
 #[tokio::test]
