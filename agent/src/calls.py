@@ -76,7 +76,7 @@ class Calls:
         return came
 
     def sweep(self, now: float) -> None:
-        for key, came in list(self.bodies.items()):
+        for key, came in self.bodies.copy().items():  # Python's collector may forget() at any allocation
             if came.body is not None and now - came.body[0] > BODY_BOUND:
                 self.bodies.pop(key, None)
 
