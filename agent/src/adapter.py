@@ -331,20 +331,25 @@ class Adapter:
     def skips_filter(self, model: str | None) -> bool:
         """Whether LiteLLM goes to the check without asking the filter (async_get_available_deployment): also
         where it reads the deployment out of another id (Router._init_responses_api_endpoints)."""
-        return not model or model in self.matched or self.strategy() not in FILTERED
+        if not model or model in self.matched or self.strategy() not in FILTERED:
+            return True
+        has_id = getattr(self.router, "has_model_id", None)  # of one that came since the last look
+        return has_id is not None and has_id(model) is True
 
     def strategy(self) -> str:
         found = getattr(self.router, "routing_strategy", None) or FILTERED[0]
         return getattr(found, "value", found)
 
     def max_output(self, deployment: Deployment, model: str) -> int | None:
+        import litellm
+
         info = deployment.get("model_info") or {}
+        costs = getattr(litellm, "model_cost", {})
+        entry = costs.get(model) or costs.get(model.split("/", 1)[-1]) or {}
+        if (info.get("mode") or entry.get("mode")) in ("embedding", "rerank", "moderation"):
+            return 0  # max_tokens are those of its input
         value = info.get("max_output_tokens")
         if value is None:
-            import litellm
-
-            costs = getattr(litellm, "model_cost", {})
-            entry = costs.get(model) or costs.get(model.split("/", 1)[-1]) or {}
             value = entry.get("max_output_tokens") or entry.get("max_tokens")
         try:
             return int(value) if value else None
@@ -355,6 +360,9 @@ class Adapter:
         """Whether the usage is the provider's word. Before 1.102 LiteLLM asks for the usage of a chat's
         stream only if the client did; else it counts by a tokenizer of its own, as 1.106 does for a client
         that left (common_request_processing.py, _bill_partial_streamed_spend_on_disconnect)."""
+        if kwargs.get("combined_usage_object") is not None:
+            # What a stream had come to when it broke: LiteLLM tells that of the attempt after it, too.
+            return False
         params = kwargs.get("litellm_params") or {}
         for metadata in (params.get("metadata"), params.get("litellm_metadata"), kwargs.get("metadata")):
             if metadata and metadata.get("client_disconnected"):

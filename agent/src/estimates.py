@@ -47,10 +47,16 @@ def is_text(source: object) -> bool:
     return isinstance(source, dict) and source.get("type") in ("text", "content")
 
 
+def length(text: str) -> int:
+    """In bytes of UTF-8: of many scripts a character is three of these, and about one token."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
 def size_of(value: object) -> tuple[int, int]:
-    """Characters of text, and images, in a message, a prompt, a tool definition."""
+    """Characters of text (as :func:`length` counts them), and images, in a message, a prompt, a tool
+    definition."""
     if isinstance(value, str):
-        return (0, 1) if is_encoded(value) else (len(value), 0)
+        return (0, 1) if is_encoded(value) else (length(value), 0)
     chars, images, left, looked = 0, 0, [value], 0
     while left:  # without recursion: a client may nest a body deeper than Python's stack
         value, looked = left.pop(), looked + 1
@@ -77,7 +83,7 @@ def size_of(value: object) -> tuple[int, int]:
                 if (len(item) > LONG_WORD or item[:5] == "data:") and is_encoded(item):
                     images += 1
                 else:
-                    chars += len(item)
+                    chars += length(item)
             else:
                 left.append(item)
     return chars, images
@@ -113,14 +119,14 @@ class Recent:
 
 class Learned:
     """What a model's answers taught: tokens per character (95th percentile), output tokens (95th percentile,
-    mean)."""
+    mean), and all tokens of images and sounds, of which the text says nothing (95th percentile)."""
 
     output_high: int | None
     output_mean: float | None
 
     def __init__(self) -> None:
-        self.ratios, self.outputs = Recent(), Recent()
-        self.ratio, self.output_high, self.output_mean = 1 / 3, None, None
+        self.ratios, self.outputs, self.totals = Recent(), Recent(), Recent()
+        self.ratio, self.output_high, self.output_mean, self.total_high = 1 / 3, None, None, 0
 
     def learn(self, chars: int, overhead: int, prompt: int, output: int) -> None:
         # More than four tokens for a character: not for the text that was sent (previous_response_id, a PDF).
@@ -131,6 +137,9 @@ class Learned:
         if output:
             self.outputs.add(output)
             self.output_high, self.output_mean = int(self.outputs.high()), self.outputs.mean()
+        if not chars:
+            self.totals.add(prompt + output)
+            self.total_high = int(self.totals.high())
 
 
 # What counts of a request's body.
@@ -243,7 +252,7 @@ class Estimates:
         learned = self.learned.get(model, UNLEARNED)
         prompt = request.overhead + request.chars * learned.ratio
         if request.no_output:
-            return math.ceil(prompt)
+            return math.ceil(prompt if request.plain else max(prompt, learned.total_high * request.n))
         output = request.output
         if book.governor.reserve == "Estimate" and learned.output_mean is not None:
             guess = math.ceil(learned.output_mean)
@@ -259,5 +268,7 @@ class Estimates:
             if isinstance(params.get(name), int):
                 return params[name]  # type: ignore[no-any-return]
         known = self.most_output(deployment, model)
+        if known == 0:
+            return 0
         usual = learned.output_high or UNKNOWN_OUTPUT
         return min(known, max(usual, book.share // 4)) if known else usual

@@ -107,13 +107,14 @@ class Request:
         for name in ASKED:  # what the router was given, else what the client sent
             if name in data and data[name] is not None:
                 given[name] = data[name]
-        content = messages
+        self.no_output = has_no_output(call_type)
+        # For images and sounds LiteLLM chooses a deployment by a message of its own, which is nobody's.
+        content = None if self.no_output and "messages" not in given else messages
         for name in CONTENT:
             content = content if content is not None else given.get(name)
         self.chars, self.images = size_of(content)
         self.messages = len(content) if isinstance(content, list) else 1
         self.output, self.n = None, 1
-        self.no_output = has_no_output(call_type)
         self.plain = not self.no_output or "embedding" in call_type  # else there are images, sounds, pages
         prompts = prompts_in(content)
         stated: Iterable[tuple[str, Any]] = given.items()

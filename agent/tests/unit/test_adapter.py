@@ -31,6 +31,9 @@ def test_an_entry_that_comes_and_goes_between_two_refreshes_is_forgotten(agent, 
     assert adapter.skips_filter("second"), "its id is a name"
     assert adapter.skips_filter(None), "LiteLLM reads it out of another id"
     assert not adapter.skips_filter("gpt")
+    router.has_model_id = {"new"}.__contains__
+    assert adapter.skips_filter("new"), "it came since the last look"
+    assert not adapter.skips_filter("gpt")
     router.model_list.pop()
     adapter.refresh()
     assert not adapter.skips_filter("second")
@@ -58,6 +61,18 @@ def test_a_limit_that_is_no_number_is_none_and_holds_up_nobody_else(tb, agent, r
     agent.adapter.refresh()
     rows = [row for row, _ in agent.adapter.declared_rows]
     assert [(row["id"], row["tokensPerMinute"]) for row in rows] == [("second", 700)]
+
+
+def test_a_model_that_embeds_answers_nothing_whatever_its_max_tokens_are(agent, router, monkeypatch):
+    costs = {
+        "embedder": {"mode": "embedding", "max_tokens": 8191},
+        "chat": {"mode": "chat", "max_tokens": 4096},
+    }
+    monkeypatch.setattr(sys.modules["litellm"], "model_cost", costs, raising=False)
+    most = agent.adapter.max_output
+    assert (most({}, "openai/embedder"), most({}, "openai/chat")) == (0, 4096)
+    assert most({"model_info": {"mode": "embedding", "max_output_tokens": 5}}, "openai/mine") == 0
+    assert most({"model_info": {"max_output_tokens": 5}}, "openai/chat") == 5
 
 
 @pytest.fixture

@@ -269,6 +269,47 @@ def test_embeddings_have_no_output_and_images_and_tools_count(tb, agent):
     assert need({"max_tokens": 1, "tools": tools}, MESSAGES) > 1000
 
 
+def test_images_and_sounds_are_reserved_by_what_was_sent_and_what_they_came_to(tb, agent):
+    """LiteLLM's router chooses their deployment by a message of its own (Router._aimage_generation)."""
+    book = books(agent)["tokens"]
+
+    def request(sent, call_type):
+        called = tb.Called("a", None, (0.0, sent, call_type))
+        return tb.Request(called, {}, [{"role": "user", "content": "prompt"}])
+
+    speech = request({"input": "x" * 3000}, "aspeech")
+    assert agent.estimates.need(speech, DEPLOYMENT, book) == 1007
+    image = request({"prompt": "x" * 300}, "aimage_generation")
+    assert agent.estimates.need(image, DEPLOYMENT, book) == 107
+    made = tb.Attempt(image, "d1", DEPLOYMENT["litellm_params"]["model"], [], 0.0)
+    agent.estimates.learn(made, 50, 4000)
+    assert agent.estimates.need(image, DEPLOYMENT, book) == 4050
+    two = request({"prompt": "x" * 300, "n": 2}, "aimage_generation")
+    assert agent.estimates.need(two, DEPLOYMENT, book) == 8100
+
+
+def test_text_in_other_scripts_is_longer_than_its_characters(tb, agent):
+    def need(text):
+        request = tb.Request(
+            tb.Called("a", None, (0.0, {}, "acompletion")),
+            {"max_tokens": 1},
+            [{"role": "user", "content": text}],
+        )
+        return agent.estimates.need(request, DEPLOYMENT, books(agent)["tokens"])
+
+    assert need("x" * 300) < 120
+    assert need("\u6f22" * 300) > 300
+    assert need("\ud83d") > 0  # half of a pair, as JSON may have it
+
+
+def test_a_model_that_embeds_answers_with_no_tokens(tb, agent):
+    """Of an embedding that LiteLLM makes itself (a semantic cache) nothing but the model is known."""
+    request, book = tb.Request(tb.Called("a"), {}, None), books(agent)["tokens"]
+    assert agent.estimates.need(request, DEPLOYMENT, book) >= 1000
+    agent.estimates.most_output = lambda deployment, model: 0
+    assert agent.estimates.need(request, DEPLOYMENT, book) < 20
+
+
 def test_estimate_learns_the_mean_output_and_the_ratio(tb, agent):
     governor = agent.governors["uid-1"]
     governor.update({**governor.policy, "reserve": "Estimate"}, agent.clock.boot())

@@ -38,6 +38,20 @@ def test_a_429_gives_back_only_what_was_not_answered(tb, agent, told, began):
     assert spent(agent) == {"tokens": 1000 + 19 if began else 0, "requests": 1}
 
 
+def test_a_stream_after_one_that_broke_keeps_what_was_reserved(tb, agent, monkeypatch):
+    """LiteLLM keeps the usage of the first one in its object of the call, and tells it of the second."""
+    call = Logging("a")
+    asyncio.run(attempt(tb, agent, "a", 1000, litellm_logging_obj=call))
+    told = {"model_id": "d1", "total_tokens": 100, "prompt_tokens": 100, "completion_tokens": 0}
+    was_reported = tb.Adapter.was_reported
+    monkeypatch.setattr(agent.adapter, "was_reported", lambda kwargs: was_reported(agent.adapter, kwargs))
+    call.model_call_details.update({"combined_usage_object": object(), "standard_logging_object": told})
+    asyncio.run(tb.Hooks(agent).async_log_success_event(call.model_call_details, None, None, None))
+    assert not agent.attempts
+    assert spent(agent) == {"tokens": 1000 + 19, "requests": 1}
+    assert not agent.estimates.learned
+
+
 def test_without_litellms_object_the_429_counts(tb, agent):
     asyncio.run(attempt(tb, agent, "a", 1000))
     failed(tb, agent, "a", RateLimitError())

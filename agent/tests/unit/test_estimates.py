@@ -121,7 +121,7 @@ def test_what_is_encoded_is_one_picture_wherever_it_stands(tb, part):
     ids=["words", "no white space", "data", "json", "short", "a word"],
 )
 def test_what_is_text_is_counted_as_text(tb, text):
-    assert tb.size_of({"content": text}) == (len(text), 0)
+    assert tb.size_of({"content": text}) == (len(text.encode()), 0)
 
 
 def test_a_long_text_is_not_read_through(tb):
