@@ -187,7 +187,7 @@ def body_of(data: Mapping[str, Any]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):  # of which no more is known than how long it is
-            return {"prompt": text if isinstance(text, str) else text.decode("latin-1")}
+            return {"prompt": text if isinstance(text, str) else "." * len(text)}
     return body if isinstance(body, dict) else {}
 
 
