@@ -186,7 +186,7 @@ def body_of(data: Mapping[str, Any]) -> dict[str, Any]:
             body = json.loads(text) if len(text) <= MOST_JSON else None
         except (ValueError, RecursionError):
             body = None
-        if not isinstance(body, dict):  # of which no more is known than how long it is
+        if not isinstance(body, dict):  # only how long it is is known; letters would be a picture
             return {"prompt": text if isinstance(text, str) else "." * len(text)}
     return body if isinstance(body, dict) else {}
 

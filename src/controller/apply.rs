@@ -232,9 +232,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::controller::Settings;
-    use crate::leader::Leadership;
-    use crate::ops::Metrics;
+    use crate::controller::test_support;
 
     fn target(name: &str) -> Target {
         let deployment = json!({"metadata": {"name": name, "namespace": "llm"}, "spec": {"selector": {},
@@ -267,7 +265,7 @@ mod tests {
             }
         });
         let client = Client::new(service, "llm");
-        (Context::new(client, Settings::default(), Leadership::always(), Metrics::default()), asked)
+        (test_support::context(client), asked)
     }
 
     fn budget() -> TokenBudget {

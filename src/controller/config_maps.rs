@@ -249,12 +249,9 @@ async fn apply(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controller::Settings;
-    use crate::controller::test_support::{Answers, MISSING, recording};
-    use crate::leader::Leadership;
+    use crate::controller::test_support::{Answers, MISSING, context, recording};
     use crate::ledger::PolicyFile;
     use crate::litellm::Wanted;
-    use crate::ops::Metrics;
 
     fn policy(uid: &str) -> Policy {
         let text = r#"{"version": "x", "tokenBudget": "llm/a", "uid": "UID", "mode": "Enforce", "reserve": "MaxTokens",
@@ -323,7 +320,7 @@ mod tests {
     /// planned. Nor can b. Answers what came of it, and of each request its method, the ConfigMap, and the policies in it.
     async fn kept_by(versions: &[&str], answers: Answers) -> (Result<(), Error>, Vec<String>) {
         let (client, told) = recording(answers);
-        let ctx = Context::new(client, Settings::default(), Leadership::always(), Metrics::default());
+        let ctx = context(client);
         let deployment = serde_json::json!({"metadata": {"name": "litellm", "namespace": "llm"}, "spec": {"selector": {},
             "template": {"spec": {"containers": [{"name": "litellm"}]}}}});
         let world = World::of(deployment.clone()).with_budgets([budget("a"), budget("b")]);

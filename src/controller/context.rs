@@ -198,11 +198,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controller::test_support::answering;
+    use crate::controller::test_support::{answering, context};
 
     #[tokio::test]
     async fn one_connection_serves_all_that_name_the_same_redis() {
-        let context = Context::new(answering(&[]), Settings::default(), Leadership::always(), Metrics::default());
+        let context = context(answering(&[]));
         let at = |url: &str| RedisLocation { url: url.to_owned(), ca: None, secret: None };
         let known = || locked(&context.ledgers).len();
         let first = context.connect(&at("redis://a")).unwrap();

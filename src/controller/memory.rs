@@ -60,7 +60,7 @@ pub struct Memory {
     pub outcome: Option<Outcome>,
     /// Failed passes in a row.
     pub failures: u32,
-    /// When that was.
+    /// When the last pass ended.
     pub ended_at: Option<Instant>,
     /// Whether it was started from the status.
     started: bool,

@@ -128,12 +128,9 @@ fn nothing_more(seen: &Observation) -> Vec<PlanWrite> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controller::context::Settings;
-    use crate::controller::test_support::answering;
-    use crate::leader::Leadership;
+    use crate::controller::test_support::{answering, context};
     use crate::ledger::memory::MemoryLedger;
     use crate::ledger::{Ask, BookCall, BookStanding, Call, Unit};
-    use crate::ops::Metrics;
 
     const UID: &str = "u";
 
@@ -178,7 +175,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_one_before_stays_until_another_has_answered() {
-        let ctx = Context::new(answering(&[]), Settings::default(), Leadership::always(), Metrics::default());
+        let ctx = context(answering(&[]));
         // Nothing listens on either.
         let at = |port: u16| RedisLocation { url: format!("redis://127.0.0.1:{port}"), ca: None, secret: None };
         let mut memory = LedgerMemory::default();

@@ -167,6 +167,13 @@ impl Observed {
     }
 }
 
+impl TargetSeen {
+    /// The LiteLLM container, if there is one.
+    fn container(&self) -> Option<&Container> {
+        choose_container(self.deployment.as_deref()?, self.reference.container.as_deref()).ok()
+    }
+}
+
 /// What the policy says that an operator before this one stored: an operator that has just begun knows of few processes, and
 /// would make all of them beat faster for a while.
 async fn stored_beat_ms(uid: &str, memory: &mut Memory) -> u64 {
@@ -285,15 +292,9 @@ async fn redis(
         *kept = None;
     }
     // Another target, or other variables, may be another Redis: what was read of those before says nothing of it.
-    let of = (tb.metadata.generation, targets.iter().map(container_read).collect());
+    let of = (tb.metadata.generation, targets.iter().map(|target| target.container().map(read_of)).collect());
     let located = locate_for_all(tb, namespace, targets, ctx);
     Ok(recent(kept, None, of, READ_AGE, patience, located).await?)
-}
-
-/// What of a target says where its ledger is; none while there is no container to ask.
-fn container_read(target: &TargetSeen) -> Option<Container> {
-    let deployment = target.deployment.as_deref()?;
-    choose_container(deployment, target.reference.container.as_deref()).ok().map(read_of)
 }
 
 /// The one Redis that all targets name; none while there is no container to ask.
@@ -306,10 +307,7 @@ async fn locate_for_all(
     let wanted = tb.spec.redis.as_ref().map(|redis| &redis.url_secret_ref);
     let mut found: Option<Located> = None;
     for target in targets {
-        let Some(deployment) = &target.deployment else {
-            continue;
-        };
-        let Ok(container) = choose_container(deployment, target.reference.container.as_deref()) else {
+        let Some(container) = target.container() else {
             continue;
         };
         let located = locate(&ctx.client, namespace, wanted, container, ctx.settings.default_redis.as_ref()).await?;
@@ -328,9 +326,7 @@ mod tests {
 
     use super::*;
     use crate::api::Reason;
-    use crate::controller::{Settings, test_support};
-    use crate::leader::Leadership;
-    use crate::ops::Metrics;
+    use crate::controller::test_support::{answering, context};
 
     #[tokio::test]
     async fn where_the_ledger_is_is_read_anew_of_other_targets_and_other_variables() {
@@ -344,8 +340,7 @@ mod tests {
                 ..TargetSeen::default()
             }
         };
-        let client = test_support::answering(&[]);
-        let ctx = Context::new(client, Settings::default(), Leadership::always(), Metrics::default());
+        let ctx = context(answering(&[]));
         let tb: TokenBudget =
             serde_json::from_value(json!({"apiVersion": "tokenbudget.dev/v1alpha1", "kind": "TokenBudget",
             "metadata": {"name": "tb", "generation": 1}, "spec": {"targetRefs": [{"name": "a"}, {"name": "b"}]}}))

@@ -4,6 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use kube::Client;
 
+use super::{Context, Settings};
+use crate::leader::Leadership;
+use crate::ops::Metrics;
+
 /// The body of a 403.
 pub const REFUSED: &str =
     r#"{"kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403, "message": "may not"}"#;
@@ -14,6 +18,11 @@ pub const MISSING: &str =
 
 /// Paths, each with a status and a body.
 pub type Answers = &'static [(&'static str, u16, &'static str)];
+
+/// An operator that leads, has no settings of its own, and talks to this API server.
+pub fn context(client: Client) -> Context {
+    Context::new(client, Settings::default(), Leadership::always(), Metrics::default())
+}
 
 /// A client of a server that answers each of these paths with a status and a body, any other with 404.
 pub fn answering(answers: Answers) -> Client {
