@@ -33,6 +33,10 @@ FILTERED = (  # strategies under which Router asks async_filter_deployments
 )
 
 
+# LITTELM_INTERNAL_HEALTH_SERVICE_ACCOUNT_NAME in LiteLLM's constants.py (1.82.6 to 1.106.2)
+HEALTH_CHECK = "litellm-internal-health-check"
+
+
 def whole(value: Any) -> int | None:
     """A limit as somebody wrote it, also in model_info, which LiteLLM does not look at: "10k" is none."""
     try:
@@ -378,6 +382,15 @@ class Adapter:
             litellm.get_supported_openai_params(kwargs.get("model"), kwargs.get("custom_llm_provider")) or ()
         )
         return "stream_options" not in asks
+
+    @staticmethod
+    def is_health_check(kwargs: Mapping[str, Any]) -> bool:
+        """Whether LiteLLM asks a deployment for its health: past the router (litellm.ahealth_check)."""
+        params = kwargs.get("litellm_params") or {}
+        for metadata in (params.get("litellm_metadata"), params.get("metadata")):
+            if metadata and HEALTH_CHECK in (metadata.get("tags") or ()):
+                return True
+        return False
 
     @staticmethod
     def same_call(call: Any, data: Mapping[str, Any]) -> bool:

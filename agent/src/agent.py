@@ -128,7 +128,10 @@ class Agent:
                     ring.stall(last - MARGIN, now, turn)
         if now - self.last_sweep > 1:
             self.last_sweep = now
-            self.sweep(now)
+            try:
+                self.sweep(now)
+            except Exception as error:  # no admission hangs on it
+                self.fault("sweep", error)
 
     def may_rest(self, now: float) -> bool:
         """Whether no turn of the event loop needs to be measured: nothing is on its way out."""
@@ -361,10 +364,15 @@ class Agent:
         self.stamp(again, now)
 
     def end(
-        self, attempt: Attempt, total: float | None = None, give_back: bool = False, never_sent: bool = False
+        self,
+        attempt: Attempt,
+        total: float | None = None,
+        least: float = 0,
+        give_back: bool = False,
+        never_sent: bool = False,
     ) -> None:
-        """total: actual tokens, None when unknown. give_back: the provider did not count its tokens (a 429).
-        never_sent: it did not reach the provider, so it was no request either."""
+        """total: actual tokens, None when unknown; `least` it was at any rate. give_back: the provider did
+        not count its tokens (a 429). never_sent: it did not reach the provider, so was no request either."""
         now = self.clock.boot()
         with self.lock:
             if attempt.ended:
@@ -380,6 +388,8 @@ class Agent:
                     if total > 0:
                         book.governor.tally(book.limit).ratios.append(charge.amount / total)
                     book.ring.settle(charge, total, now)
+                elif least > charge.amount and book.unit == "tokens":
+                    book.ring.settle(charge, least, now)
                 self.recent.add(book.ring)
             still = [a for a in self.attempts.get(attempt.call_id, ()) if not a.ended]
             if still:

@@ -119,7 +119,7 @@ class Recent:
 
 class Learned:
     """What a model's answers taught: tokens per character (95th percentile), output tokens (95th percentile,
-    mean), and all tokens of images and sounds, of which the text says nothing (95th percentile)."""
+    mean), and all tokens of what no text says the size of, as images and sounds (95th percentile)."""
 
     output_high: int | None
     output_mean: float | None
@@ -128,7 +128,7 @@ class Learned:
         self.ratios, self.outputs, self.totals = Recent(), Recent(), Recent()
         self.ratio, self.output_high, self.output_mean, self.total_high = 1 / 3, None, None, 0
 
-    def learn(self, chars: int, overhead: int, prompt: int, output: int) -> None:
+    def learn(self, chars: int, overhead: int, prompt: int, output: int, unworded: bool = False) -> None:
         # More than four tokens for a character: not for the text that was sent (previous_response_id, a PDF).
         if chars >= 20 and 0 < prompt <= overhead + 4 * chars:
             self.ratios.add(max(0.05, (prompt - overhead) / chars))
@@ -137,7 +137,7 @@ class Learned:
         if output:
             self.outputs.add(output)
             self.output_high, self.output_mean = int(self.outputs.high()), self.outputs.mean()
-        if not chars:
+        if unworded:
             self.totals.add(prompt + output)
             self.total_high = int(self.totals.high())
 
@@ -169,6 +169,17 @@ ASKED = (*CONTENT, *WORDS, *OUTPUTS, *TIMES, *CONFIGS)
 OWN_TOOLS = (None, "function", "custom")
 OWN_TOOL = frozenset(("function", "name", "functionDeclarations", "function_declarations"))
 NO_OUTPUT = ("embedding", "rerank", "moderation", "transcription", "speech", "image", "ocr", "search")
+
+
+def amount_of(value: object) -> int:
+    """A stated amount, also in text or as 8.0, as some providers take it: 0 to LIFTED; 0 for what is none."""
+    try:
+        amount = float(value) if isinstance(value, (int, float, str)) else 0.0
+    except ValueError:
+        return 0
+    except OverflowError:  # JSON's numbers have any length
+        return LIFTED
+    return math.ceil(min(amount, LIFTED)) if amount > 0 else 0
 
 
 def goes_past_refusals(data: Mapping[str, Any]) -> bool:
@@ -236,9 +247,8 @@ class Estimates:
     def learn(self, attempt: Attempt, prompt: int, output: int) -> None:
         """What the provider says that an attempt used."""
         learned = self.learned.setdefault(attempt.model, Learned())
-        learned.learn(
-            attempt.chars, attempt.overhead, within_reason(prompt), within_reason(output) // attempt.n
-        )
+        prompt, output = within_reason(prompt), within_reason(output) // attempt.n
+        learned.learn(attempt.chars, attempt.overhead, prompt, output, attempt.unworded)
 
     def need(self, request: Request, deployment: Deployment, book: Book) -> int:
         """What this request will be charged in this book, before it runs: at most MOST_AMOUNT."""
@@ -252,21 +262,24 @@ class Estimates:
         learned = self.learned.get(model, UNLEARNED)
         prompt = request.overhead + request.chars * learned.ratio
         if request.no_output:
-            return math.ceil(prompt if request.plain else max(prompt, learned.total_high * request.n))
+            return math.ceil(max(prompt, learned.total_high * request.n) if request.unworded else prompt)
         output = request.output
         if book.governor.reserve == "Estimate" and learned.output_mean is not None:
             guess = math.ceil(learned.output_mean)
             output = guess if output is None else min(output, guess)
         elif output is None:
             output = self.default_output(deployment, params, model, book, learned)
+        if not output and request.unworded:  # an embedding that LiteLLM makes itself: no hook sees its text
+            prompt = max(prompt, learned.total_high or UNKNOWN_OUTPUT)
         return math.ceil(prompt + output * request.n)
 
     def default_output(
         self, deployment: Deployment, params: dict[str, Any], model: str, book: Book, learned: Learned
     ) -> int:
         for name in OUTPUTS:
-            if isinstance(params.get(name), int):
-                return params[name]  # type: ignore[no-any-return]
+            stated = amount_of(params.get(name))
+            if stated:
+                return stated
         known = self.most_output(deployment, model)
         if known == 0:
             return 0

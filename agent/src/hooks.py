@@ -122,6 +122,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
                     if len(known) >= MOST_STAMPS:
                         known.clear()
                     known.add(attempt.kind)
+            elif Adapter.is_health_check(kwargs):
+                self.agent.went_past("other", requests=1)
             else:
                 self.agent.sent_again(kwargs)
         except Exception as error:
@@ -372,16 +374,20 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         if attempt is None:
             attempt = agent.open_attempt(kwargs, original_id(kwargs), copied=True)
         if attempt is None:
+            if Adapter.is_health_check(kwargs):
+                agent.went_past("other", tokens=within_reason(logged.get("total_tokens") or 0))
             return None
         if kwargs.get("cache_hit") is True:
             return agent.end(attempt, never_sent=True)  # answered from LiteLLM's cache
-        total = logged.get("total_tokens")
-        prompt, output = logged.get("prompt_tokens") or 0, logged.get("completion_tokens") or 0
-        if total and not agent.adapter.was_reported(kwargs):
-            total = None  # LiteLLM's own count of what was streamed: the charge stays as it was reserved
-        agent.end(attempt, total=within_reason(total) if total else None)
+        total = within_reason(logged.get("total_tokens") or 0)
+        reported = total > 0 and agent.adapter.was_reported(kwargs)
+        if reported:
+            agent.end(attempt, total=total)
+        else:  # LiteLLM's own count of what was streamed: the charge stays as it was reserved, or grows
+            agent.end(attempt, least=total)
         agent.answer(attempt)
-        if total:
+        if reported:
+            prompt, output = logged.get("prompt_tokens") or 0, logged.get("completion_tokens") or 0
             agent.estimates.learn(attempt, prompt, output)
 
 

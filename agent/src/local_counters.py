@@ -20,10 +20,10 @@ class LocalCounters:
             from litellm.caching.caching import DualCache
         except ImportError:
             return {"caches": "litellm.caching.caching.DualCache is missing: shares compared with totals"}
-        handler = getattr(router, "lowesttpm_logger_v2", None)
+        handlers = by_usage(router)
         checks = getattr(router, "optional_callbacks", None) or []
         checks = [check for check in checks if type(check).__name__ == "ModelRateLimitingCheck"]
-        targets = [(handler, "router_cache"), (handler, "dual_cache")] if handler is not None else []
+        targets = [(handler, name) for handler in handlers for name in ("router_cache", "dual_cache")]
         targets += [(check, "dual_cache") for check in checks]
         local: dict[int, Any] = {}
         for owner, name in targets:
@@ -31,7 +31,8 @@ class LocalCounters:
                 fleets = getattr(owner, name)
                 self.replaced.append((owner, name, fleets))
                 setattr(owner, name, local.setdefault(id(owner), own_counters(DualCache, fleets)))
-        v2 = handler is None or hasattr(handler, "router_cache")
+        self.empty_queues()
+        v2 = all(hasattr(handler, "router_cache") for handler in handlers)
         check = all(hasattr(check, "dual_cache") for check in checks)
         text = "%s is missing: shares compared with totals of the fleet"
         return {
@@ -40,10 +41,30 @@ class LocalCounters:
             "check": None if check else text % "ModelRateLimitingCheck.dual_cache",
         }
 
+    def empty_queues(self) -> None:
+        """What a selector has counted for Redis: with counters of its own nobody comes for it
+        (BaseRoutingStrategy._push_in_memory_increments_to_redis), and it would grow without end."""
+        for owner, _, _ in self.replaced:
+            queue = getattr(owner, "redis_increment_operation_queue", None)
+            if isinstance(queue, list):
+                queue.clear()
+
     def restore(self) -> None:
+        self.empty_queues()
         for owner, name, original in self.replaced:
             setattr(owner, name, original)
         self.replaced = []
+
+
+def by_usage(router: Any) -> list[Any]:
+    """What compares usage with a deployment's limit where LiteLLM chooses one: of the router, of its
+    `routing_groups`, and of requests that ask for a strategy of their own (from 1.102 on)."""
+    default = getattr(router, "lowesttpm_logger_v2", None)
+    found = [] if default is None else [default]
+    groups = getattr(router, "_group_selectors", None) or {}
+    for some in (*groups.values(), getattr(router, "_override_selectors", None) or {}):
+        found += [one for one in some.values() if type(one).__name__ == "LowestTPMLoggingHandler_v2"]
+    return found
 
 
 def limits_the_fleet() -> bool:

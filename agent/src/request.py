@@ -21,6 +21,7 @@ from .estimates import (
     UNSAID,
     WORDS,
     all_own,
+    amount_of,
     body_of,
     goes_past_refusals,
     has_no_output,
@@ -77,6 +78,7 @@ class Request:
         "n",
         "no_output",
         "plain",
+        "unworded",
         "deadline",
         "place",
         "attempt",
@@ -88,10 +90,11 @@ class Request:
     chars: int
     images: int
     messages: int
-    output: float | None
+    output: int | None
     n: int
     no_output: bool
     plain: bool  # its prompt is the text that was sent, and no more
+    unworded: bool  # no text says what it takes: images, sounds, what no hook sees
     deadline: float | None
     place: int  # among those that wait; as long as there is a deadline
     attempt: Attempt | None
@@ -116,6 +119,7 @@ class Request:
         self.messages = len(content) if isinstance(content, list) else 1
         self.output, self.n = None, 1
         self.plain = not self.no_output or "embedding" in call_type  # else there are images, sounds, pages
+        self.unworded = content is None or not self.plain
         prompts = prompts_in(content)
         stated: Iterable[tuple[str, Any]] = given.items()
         for name in CONFIGS:
@@ -123,11 +127,9 @@ class Request:
                 stated = itertools.chain(stated, given[name].items())
         for name, value in stated:
             if name in OUTPUTS:
-                if isinstance(value, (int, float)) and value > (self.output or 0):
-                    self.output = min(value, LIFTED)  # JSON's 1e400 is infinite
+                self.output = max(self.output or 0, amount_of(value)) or None
             elif name in TIMES:
-                if isinstance(value, int) and value > self.n:
-                    self.n = min(value, LIFTED)
+                self.n = max(self.n, amount_of(value))
             elif name in WORDS and value:
                 chars, images = size_of(value)
                 self.chars, self.images = self.chars + chars, self.images + images
@@ -178,6 +180,7 @@ class Attempt:
         "chars",
         "overhead",
         "n",
+        "unworded",
         "charges",
         "reserved",
         "hooked",
@@ -194,6 +197,7 @@ class Attempt:
     chars: int
     overhead: int
     n: int
+    unworded: bool
     charges: list[tuple[Book, Charge]]
     reserved: float
     hooked: bool
@@ -210,6 +214,7 @@ class Attempt:
         self.call_id, self.deployment, self.model = request.call_id, deployment, model
         # Not the request itself: the two would hold each other until Python's collector runs.
         self.chars, self.overhead, self.n = request.chars, request.overhead, request.n
+        self.unworded = request.unworded
         if not request.plain:
             self.chars = 0  # what it uses tells nothing of how many tokens a character is
         self.charges, self.reserved = charges, now

@@ -106,6 +106,22 @@ def test_what_does_not_ask_the_router_is_reported(rig, proxy, way):
     assert after["tokens"] >= before["tokens"] + used
 
 
+def test_a_health_check_passes_a_full_limit_and_is_reported(rig, proxy):
+    until(lambda: spent(rig) > 600)
+    charged, start = spent(rig), len(rig.provider.arrivals())
+    answer = proxy.get("/health?model=gpt")
+    assert answer["healthy_count"] == 1
+    (asked,) = rig.provider.arrivals()[start:]
+
+    def outside():
+        return next((row for row in report(rig).get("outside", []) if row["kind"] == "other"), None)
+
+    found = until(lambda: row if (row := outside()) and row["tokens"] else None, 15)
+    assert found == {"kind": "other", "requests": 1, "tokens": asked["tokens"]}
+    assert spent(rig) <= charged
+    assert "tokenbudget: fault" not in proxy.text()
+
+
 def talk(proxy, model):
     """What a realtime client gets, line by line."""
     url = f"ws://127.0.0.1:{proxy.port}/v1/realtime?model={model}"

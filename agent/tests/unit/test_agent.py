@@ -286,6 +286,11 @@ def test_images_and_sounds_are_reserved_by_what_was_sent_and_what_they_came_to(t
     assert agent.estimates.need(image, DEPLOYMENT, book) == 4050
     two = request({"prompt": "x" * 300, "n": 2}, "aimage_generation")
     assert agent.estimates.need(two, DEPLOYMENT, book) == 8100
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}]
+    chat = tb.Request(tb.Called("b", None, (0.0, {}, "acompletion")), {}, picture)
+    for _ in range(64):  # a chat about a picture, of the same model
+        agent.estimates.learn(tb.Attempt(chat, "d1", made.model, [], 0.0), 100, 20)
+    assert agent.estimates.need(image, DEPLOYMENT, book) == 4050
 
 
 def test_text_in_other_scripts_is_longer_than_its_characters(tb, agent):
@@ -302,12 +307,41 @@ def test_text_in_other_scripts_is_longer_than_its_characters(tb, agent):
     assert need("\ud83d") > 0  # half of a pair, as JSON may have it
 
 
-def test_a_model_that_embeds_answers_with_no_tokens(tb, agent):
+def test_a_fault_of_housekeeping_decides_no_admission(tb, agent, monkeypatch):
+    monkeypatch.setattr(agent.calls, "sweep", lambda now: 1 / 0)
+    agent.clock.now += 5
+    agent.tick(agent.clock.now)
+    assert list(agent.faults) == ["sweep"]
+
+
+def test_an_amount_may_be_text_or_a_fraction(tb, agent):
+    def need(**data):
+        request = tb.Request(tb.Called("a", None, (0.0, {}, "acompletion")), data, MESSAGES)
+        return agent.estimates.need(request, DEPLOYMENT, books(agent)["tokens"])
+
+    for same in ("4000", 4000.0, 3999.5):
+        assert need(max_tokens=same) == need(max_tokens=4000)
+    for same in ("8", 8.0):
+        assert need(max_tokens=10, n=same) == need(max_tokens=10, n=8)
+    for huge in (float("inf"), 10**400, "1e999"):
+        assert need(max_tokens=huge) == 10**12
+    for none in ("a lot", "", "nan", float("nan"), -5, 0, None, [7], {}):
+        assert need(max_tokens=none) == need(), none
+
+
+def test_what_no_hook_sees_of_a_model_that_embeds(tb, agent):
     """Of an embedding that LiteLLM makes itself (a semantic cache) nothing but the model is known."""
     request, book = tb.Request(tb.Called("a"), {}, None), books(agent)["tokens"]
     assert agent.estimates.need(request, DEPLOYMENT, book) >= 1000
     agent.estimates.most_output = lambda deployment, model: 0
-    assert agent.estimates.need(request, DEPLOYMENT, book) < 20
+    assert agent.estimates.need(request, DEPLOYMENT, book) == tb.UNKNOWN_OUTPUT
+    made = tb.Attempt(request, "d1", DEPLOYMENT["litellm_params"]["model"], [], 0.0)
+    agent.estimates.learn(made, 300, 0)
+    assert agent.estimates.need(request, DEPLOYMENT, book) == 300
+    seen = tb.Request(tb.Called("b", None, (0.0, {"input": "x" * 30}, "aembedding")), {}, None)
+    assert agent.estimates.need(seen, DEPLOYMENT, book) == 17, "its text is known"
+    agent.estimates.learn(tb.Attempt(seen, "d1", made.model, [], 0.0), 9, 0)
+    assert agent.estimates.need(request, DEPLOYMENT, book) == 300
 
 
 def test_estimate_learns_the_mean_output_and_the_ratio(tb, agent):

@@ -56,3 +56,15 @@ def test_without_litellms_object_the_429_counts(tb, agent):
     asyncio.run(attempt(tb, agent, "a", 1000))
     failed(tb, agent, "a", RateLimitError())
     assert spent(agent) == {"tokens": 0, "requests": 1}
+
+
+@pytest.mark.parametrize(("own", "kept"), [(100, 1019), (5000, 5000)])
+def test_litellms_own_count_raises_a_charge_and_does_not_lower_it(tb, agent, monkeypatch, own, kept):
+    """A client that left: LiteLLM counts what had come by a tokenizer of its own."""
+    asyncio.run(attempt(tb, agent, "a", 1000))
+    monkeypatch.setattr(agent.adapter, "was_reported", lambda kwargs: False)
+    told = {"model_id": "d1", "total_tokens": own, "prompt_tokens": own, "completion_tokens": 0}
+    event = {"litellm_call_id": "a", "standard_logging_object": told}
+    asyncio.run(tb.Hooks(agent).async_log_success_event(event, None, None, None))
+    assert spent(agent) == {"tokens": kept, "requests": 1}
+    assert not agent.estimates.learned
