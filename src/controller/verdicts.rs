@@ -222,7 +222,7 @@ pub fn enforcing(
         return match (passed(since, observed.now), tb.spec.mode) {
             (false, _) => Verdict::no(
                 Reason::WindowNotPassed,
-                "every process enforces; what was spent before leaves the 60 s window: wait a minute",
+                "every process has applied the policy; what was spent before leaves the 60 s window: wait a minute",
             ),
             (true, Mode::Enforce) => Verdict::yes(Reason::Enforcing, "every live process enforces its share"),
             (true, Mode::Observe) => Verdict::no(
