@@ -364,8 +364,7 @@ class Adapter:
         """Whether the usage is the provider's word. Before 1.102 LiteLLM asks for the usage of a chat's
         stream only if the client did; else it counts by a tokenizer of its own, as 1.106 does for a client
         that left (common_request_processing.py, _bill_partial_streamed_spend_on_disconnect)."""
-        if kwargs.get("combined_usage_object") is not None:
-            # What a stream had come to when it broke: LiteLLM tells that of the attempt after it, too.
+        if Adapter.is_of_an_earlier_attempt(kwargs):
             return False
         params = kwargs.get("litellm_params") or {}
         for metadata in (params.get("metadata"), params.get("litellm_metadata"), kwargs.get("metadata")):
@@ -384,11 +383,18 @@ class Adapter:
         return "stream_options" not in asks
 
     @staticmethod
+    def is_of_an_earlier_attempt(kwargs: Mapping[str, Any]) -> bool:
+        """Whether the usage may be what a stream had come to when it broke: LiteLLM tells that of the attempt
+        after it, too (Logging._record_partial_usage_for_failure, from 1.92 on)."""
+        return kwargs.get("combined_usage_object") is not None
+
+    @staticmethod
     def is_health_check(kwargs: Mapping[str, Any]) -> bool:
         """Whether LiteLLM asks a deployment for its health: past the router (litellm.ahealth_check)."""
         params = kwargs.get("litellm_params") or {}
         for metadata in (params.get("litellm_metadata"), params.get("metadata")):
-            if metadata and HEALTH_CHECK in (metadata.get("tags") or ()):
+            tags = metadata.get("tags") if isinstance(metadata, dict) else None
+            if isinstance(tags, (list, tuple)) and HEALTH_CHECK in tags:
                 return True
         return False
 

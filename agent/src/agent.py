@@ -128,10 +128,7 @@ class Agent:
                     ring.stall(last - MARGIN, now, turn)
         if now - self.last_sweep > 1:
             self.last_sweep = now
-            try:
-                self.sweep(now)
-            except Exception as error:  # no admission hangs on it
-                self.fault("sweep", error)
+            self.sweep(now)
 
     def may_rest(self, now: float) -> bool:
         """Whether no turn of the event loop needs to be measured: nothing is on its way out."""
@@ -214,7 +211,14 @@ class Agent:
         return Called(call_id, weakly(call), body, made_up=not data.get("litellm_call_id"))
 
     def sweep(self, now: float) -> None:
-        self.calls.sweep(now)
+        """No admission hangs on it, nor one half of it on the other."""
+        for part in (self.calls.sweep, self.sweep_attempts):
+            try:
+                part(now)
+            except Exception as error:
+                self.fault("sweep", error)
+
+    def sweep_attempts(self, now: float) -> None:
         with self.lock:
             for attempt in [a for attempts in self.attempts.values() for a in attempts]:
                 if attempt.forgotten() or now - attempt.reserved > ATTEMPT_BOUND:
@@ -349,19 +353,20 @@ class Agent:
         if call is not None:
             self.calls.answer(call, attempt)
 
-    def sent_again(self, data: Mapping[str, Any]) -> None:
-        """A call that has been answered leaves once more under the same admission (LiteLLM's MCP tools). No
-        event will tell what this one uses: it is charged what the first one came to."""
+    def sent_again(self, data: Mapping[str, Any]) -> bool:
+        """Whether a call that has been answered leaves once more under the same admission (LiteLLM's MCP
+        tools). No event will tell what this one uses: it is charged what the first one came to."""
         known = self.calls.answered.get(data.get("litellm_call_id"))  # type: ignore[arg-type]
         first = None if known is None else known.answered
         if first is None or not first.is_of(data):
-            return
+            return False
         now, again = self.clock.boot(), copy.copy(first)
         with self.lock:
             again.charges = [(book, book.ring.charge(charge.amount)) for book, charge in again.charges]
             again.reserved, again.ended = now, False
             self.attempts.setdefault(again.call_id, []).append(again)
         self.stamp(again, now)
+        return True
 
     def end(
         self,

@@ -122,10 +122,8 @@ class Hooks(CustomLogger):  # type: ignore[misc]
                     if len(known) >= MOST_STAMPS:
                         known.clear()
                     known.add(attempt.kind)
-            elif Adapter.is_health_check(kwargs):
+            elif not self.agent.sent_again(kwargs) and Adapter.is_health_check(kwargs):
                 self.agent.went_past("other", requests=1)
-            else:
-                self.agent.sent_again(kwargs)
         except Exception as error:
             self.agent.stamps_known.clear()  # what has no stamp may have left all the same
             self.agent.fault("stamp", error)
@@ -384,7 +382,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         if reported:
             agent.end(attempt, total=total)
         else:  # LiteLLM's own count of what was streamed: the charge stays as it was reserved, or grows
-            agent.end(attempt, least=total)
+            agent.end(attempt, least=0 if Adapter.is_of_an_earlier_attempt(kwargs) else total)
         agent.answer(attempt)
         if reported:
             prompt, output = logged.get("prompt_tokens") or 0, logged.get("completion_tokens") or 0

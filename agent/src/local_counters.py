@@ -13,6 +13,9 @@ class LocalCounters:
 
     def __init__(self) -> None:
         self.replaced: list[tuple[Any, str, Any]] = []  # object, attribute, original
+        # Selectors share counters, as in LiteLLM: it tells only one of them what was used, and makes them
+        # anew with each change of the router's settings.
+        self.selectors: dict[int, Any] = {}  # by the id of the fleet's counters
 
     def localize(self, router: Any) -> dict[str, str | None]:
         """The problems by name, if something of LiteLLM's is missing."""
@@ -20,51 +23,71 @@ class LocalCounters:
             from litellm.caching.caching import DualCache
         except ImportError:
             return {"caches": "litellm.caching.caching.DualCache is missing: shares compared with totals"}
-        handlers = by_usage(router)
+        handlers, groups = by_usage(router)
         checks = getattr(router, "optional_callbacks", None) or []
         checks = [check for check in checks if type(check).__name__ == "ModelRateLimitingCheck"]
         targets = [(handler, name) for handler in handlers for name in ("router_cache", "dual_cache")]
         targets += [(check, "dual_cache") for check in checks]
-        local: dict[int, Any] = {}
+        for row in self.replaced[:]:
+            if not any(row[0] is owner for owner, _ in targets):  # LiteLLM has dropped it
+                self.give_back(row)
+                self.replaced.remove(row)
         for owner, name in targets:
             if hasattr(owner, name) and not any(o is owner and n == name for o, n, _ in self.replaced):
                 fleets = getattr(owner, name)
                 self.replaced.append((owner, name, fleets))
-                setattr(owner, name, local.setdefault(id(owner), own_counters(DualCache, fleets)))
-        self.empty_queues()
+                if owner in checks:
+                    own = own_counters(DualCache, fleets)
+                else:
+                    own = self.selectors.get(id(fleets)) or own_counters(DualCache, fleets)
+                    self.selectors[id(fleets)] = own
+                setattr(owner, name, own)
+        for owner, _, _ in self.replaced:
+            empty_queue(owner)
         v2 = all(hasattr(handler, "router_cache") for handler in handlers)
         check = all(hasattr(check, "dual_cache") for check in checks)
         text = "%s is missing: shares compared with totals of the fleet"
         return {
             "caches": None,
+            "groups": None if groups else text % "Router._group_selectors or _override_selectors",
             "v2": None if v2 else text % "lowesttpm_logger_v2.router_cache",
             "check": None if check else text % "ModelRateLimitingCheck.dual_cache",
         }
 
-    def empty_queues(self) -> None:
-        """What a selector has counted for Redis: with counters of its own nobody comes for it
-        (BaseRoutingStrategy._push_in_memory_increments_to_redis), and it would grow without end."""
-        for owner, _, _ in self.replaced:
-            queue = getattr(owner, "redis_increment_operation_queue", None)
-            if isinstance(queue, list):
-                queue.clear()
+    def give_back(self, row: tuple[Any, str, Any]) -> None:
+        owner, name, original = row
+        empty_queue(owner)  # the fleet's counters would get it
+        setattr(owner, name, original)
 
     def restore(self) -> None:
-        self.empty_queues()
-        for owner, name, original in self.replaced:
-            setattr(owner, name, original)
-        self.replaced = []
+        for row in self.replaced:
+            self.give_back(row)
+        self.replaced, self.selectors = [], {}
 
 
-def by_usage(router: Any) -> list[Any]:
+def empty_queue(owner: Any) -> None:
+    """Drops what a selector has counted for Redis: with counters of its own nobody comes for it
+    (BaseRoutingStrategy._push_in_memory_increments_to_redis), and it would grow without end."""
+    queue = getattr(owner, "redis_increment_operation_queue", None)
+    if isinstance(queue, list):
+        queue.clear()
+
+
+def by_usage(router: Any) -> tuple[list[Any], bool]:
     """What compares usage with a deployment's limit where LiteLLM chooses one: of the router, of its
-    `routing_groups`, and of requests that ask for a strategy of their own (from 1.102 on)."""
+    `routing_groups`, and of requests that ask for a strategy of their own (from 1.102 on). False if those of
+    the groups are not where they were."""
     default = getattr(router, "lowesttpm_logger_v2", None)
-    found = [] if default is None else [default]
-    groups = getattr(router, "_group_selectors", None) or {}
-    for some in (*groups.values(), getattr(router, "_override_selectors", None) or {}):
-        found += [one for one in some.values() if type(one).__name__ == "LowestTPMLoggingHandler_v2"]
-    return found
+    found, known = ([] if default is None else [default]), True
+    groups, overrides = (getattr(router, name, None) for name in ("_group_selectors", "_override_selectors"))
+    if not groups and (getattr(router, "routing_groups", None) or getattr(router, "_routing_groups", None)):
+        known = False
+    for some in (*(groups.values() if isinstance(groups, dict) else [groups]), overrides):
+        if isinstance(some, dict):
+            found += [one for one in some.values() if type(one).__name__ == "LowestTPMLoggingHandler_v2"]
+        elif some is not None:
+            known = False
+    return found, known
 
 
 def limits_the_fleet() -> bool:

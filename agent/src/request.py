@@ -119,7 +119,6 @@ class Request:
         self.messages = len(content) if isinstance(content, list) else 1
         self.output, self.n = None, 1
         self.plain = not self.no_output or "embedding" in call_type  # else there are images, sounds, pages
-        self.unworded = content is None or not self.plain
         prompts = prompts_in(content)
         stated: Iterable[tuple[str, Any]] = given.items()
         for name in CONFIGS:
@@ -141,6 +140,7 @@ class Request:
         if isinstance(given.get("prompt"), dict):  # a stored one
             self.plain = False
         self.plain = self.plain and not self.images and self.chars < LIFTED
+        self.unworded = content is None or (self.no_output and not self.plain)
         self.n = min(self.n * prompts, LIFTED)
         self.deadline = self.attempt = self.parent = None
         self.needs = {}

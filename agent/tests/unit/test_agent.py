@@ -284,6 +284,10 @@ def test_images_and_sounds_are_reserved_by_what_was_sent_and_what_they_came_to(t
     made = tb.Attempt(image, "d1", DEPLOYMENT["litellm_params"]["model"], [], 0.0)
     agent.estimates.learn(made, 50, 4000)
     assert agent.estimates.need(image, DEPLOYMENT, book) == 4050
+    embedded = request({"input": [{"image": "data:,x"}]}, "aembedding")
+    agent.estimates.learn(tb.Attempt(embedded, "d1", "voyage/multimodal", [], 0.0), 3500, 0)
+    multimodal = {**DEPLOYMENT, "litellm_params": {"model": "voyage/multimodal"}}
+    assert agent.estimates.need(embedded, multimodal, book) == 3500
     two = request({"prompt": "x" * 300, "n": 2}, "aimage_generation")
     assert agent.estimates.need(two, DEPLOYMENT, book) == 8100
     picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}]
@@ -310,8 +314,11 @@ def test_text_in_other_scripts_is_longer_than_its_characters(tb, agent):
 def test_a_fault_of_housekeeping_decides_no_admission(tb, agent, monkeypatch):
     monkeypatch.setattr(agent.calls, "sweep", lambda now: 1 / 0)
     agent.clock.now += 5
+    asyncio.run(reserve(tb.Hooks(agent), {"litellm_call_id": "a", "max_tokens": 10}))
+    agent.clock.now += tb.ATTEMPT_BOUND + 1
     agent.tick(agent.clock.now)
     assert list(agent.faults) == ["sweep"]
+    assert not agent.attempts, "nor does one half of it hang on the other"
 
 
 def test_an_amount_may_be_text_or_a_fraction(tb, agent):

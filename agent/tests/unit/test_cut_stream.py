@@ -38,11 +38,12 @@ def test_a_429_gives_back_only_what_was_not_answered(tb, agent, told, began):
     assert spent(agent) == {"tokens": 1000 + 19 if began else 0, "requests": 1}
 
 
-def test_a_stream_after_one_that_broke_keeps_what_was_reserved(tb, agent, monkeypatch):
+@pytest.mark.parametrize("first", [100, 20_000])
+def test_a_stream_after_one_that_broke_keeps_what_was_reserved(tb, agent, monkeypatch, first):
     """LiteLLM keeps the usage of the first one in its object of the call, and tells it of the second."""
     call = Logging("a")
     asyncio.run(attempt(tb, agent, "a", 1000, litellm_logging_obj=call))
-    told = {"model_id": "d1", "total_tokens": 100, "prompt_tokens": 100, "completion_tokens": 0}
+    told = {"model_id": "d1", "total_tokens": first, "prompt_tokens": first, "completion_tokens": 0}
     was_reported = tb.Adapter.was_reported
     monkeypatch.setattr(agent.adapter, "was_reported", lambda kwargs: was_reported(agent.adapter, kwargs))
     call.model_call_details.update({"combined_usage_object": object(), "standard_logging_object": told})

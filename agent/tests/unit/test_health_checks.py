@@ -3,7 +3,8 @@ request like one."""
 
 import asyncio
 
-from support.calls import attempt, spent
+import pytest
+from support.calls import Logging, attempt, spent
 
 TAGGED = {"litellm_params": {"litellm_metadata": {"tags": ["litellm-internal-health-check"]}}}
 TOLD = {"model_id": "d1", "total_tokens": 30, "prompt_tokens": 10, "completion_tokens": 20}
@@ -25,3 +26,21 @@ def test_a_request_that_is_named_like_one_is_charged_and_settled(tb, agent):
     asyncio.run(attempt(tb, agent, "a", 1000))
     assert sent_and_answered(tb, agent, "a") == []
     assert spent(agent) == {"tokens": 30, "requests": 1}
+
+
+def test_a_call_that_leaves_again_is_charged_however_it_is_named(tb, agent):
+    """LiteLLM's MCP tools send an answered call once more, under the same admission."""
+    call, hooks = Logging("a"), tb.Hooks(agent)
+    asyncio.run(attempt(tb, agent, "a", 1000, litellm_logging_obj=call))
+    call.model_call_details.update({**TAGGED, "standard_logging_object": TOLD})
+    asyncio.run(hooks.async_log_success_event(call.model_call_details, None, None, None))
+    hooks.log_pre_api_call("gpt", [], call.model_call_details)
+    assert spent(agent) == {"tokens": 60, "requests": 2}
+    assert not agent.outside.figures(agent.clock.boot())
+
+
+@pytest.mark.parametrize("metadata", [{"tags": 5}, {"tags": None}, {}, [], "tags", None])
+def test_odd_tags_are_no_fault(tb, agent, metadata):
+    tb.Hooks(agent).log_pre_api_call("gpt", [], {"litellm_params": {"metadata": metadata}})
+    assert not agent.faults
+    assert not agent.outside.figures(agent.clock.boot())
