@@ -9,7 +9,6 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 from .agent import Agent
@@ -23,6 +22,7 @@ from .refusal import QuietRefusals
 from .request import model_id
 from .shapes import Data, Deployment, Row
 from .start import leave
+from .told import metadata_of
 
 FILTERED = (  # strategies under which Router asks async_filter_deployments
     "simple-shuffle",
@@ -31,10 +31,6 @@ FILTERED = (  # strategies under which Router asks async_filter_deployments
     "cost-based-routing",
     "usage-based-routing-v2",
 )
-
-
-# LITTELM_INTERNAL_HEALTH_SERVICE_ACCOUNT_NAME in LiteLLM's constants.py (1.82.6 to 1.106.2)
-HEALTH_CHECK = "litellm-internal-health-check"
 
 
 def whole(value: Any) -> int | None:
@@ -364,12 +360,8 @@ class Adapter:
         """Whether the usage is the provider's word. Before 1.102 LiteLLM asks for the usage of a chat's
         stream only if the client did; else it counts by a tokenizer of its own, as 1.106 does for a client
         that left (common_request_processing.py, _bill_partial_streamed_spend_on_disconnect)."""
-        if Adapter.is_of_an_earlier_attempt(kwargs):
+        if any(metadata.get("client_disconnected") for metadata in metadata_of(kwargs)):
             return False
-        params = kwargs.get("litellm_params") or {}
-        for metadata in (params.get("metadata"), params.get("litellm_metadata"), kwargs.get("metadata")):
-            if metadata and metadata.get("client_disconnected"):
-                return False
         if not kwargs.get("stream") or kwargs.get("call_type") not in ("acompletion", "atext_completion"):
             return True
         options = (kwargs.get("optional_params") or {}).get("stream_options") or {}
@@ -381,35 +373,6 @@ class Adapter:
             litellm.get_supported_openai_params(kwargs.get("model"), kwargs.get("custom_llm_provider")) or ()
         )
         return "stream_options" not in asks
-
-    @staticmethod
-    def is_of_an_earlier_attempt(kwargs: Mapping[str, Any]) -> bool:
-        """Whether the usage may be what a stream had come to when it broke: LiteLLM tells that of the attempt
-        after it, too (Logging._record_partial_usage_for_failure, from 1.92 on)."""
-        return kwargs.get("combined_usage_object") is not None
-
-    @staticmethod
-    def is_health_check(kwargs: Mapping[str, Any]) -> bool:
-        """Whether LiteLLM asks a deployment for its health: past the router (litellm.ahealth_check)."""
-        params = kwargs.get("litellm_params") or {}
-        for metadata in (params.get("litellm_metadata"), params.get("metadata")):
-            tags = metadata.get("tags") if isinstance(metadata, dict) else None
-            if isinstance(tags, (list, tuple)) and HEALTH_CHECK in tags:
-                return True
-        return False
-
-    @staticmethod
-    def same_call(call: Any, data: Mapping[str, Any]) -> bool:
-        """Whether these arguments of a hook are of the call that LiteLLM made this object for: some hooks get
-        it, some its `model_call_details`."""
-        other = data.get("litellm_logging_obj")
-        return getattr(call, "model_call_details", data) is data if other is None else other is call
-
-    @staticmethod
-    def stream_began(data: Mapping[str, Any]) -> bool:
-        """Whether a part of the answer came: then the provider has counted the call, whatever it says now."""
-        details = getattr(data.get("litellm_logging_obj"), "model_call_details", data)
-        return bool(details.get("completion_start_time") or details.get("combined_usage_object"))
 
     def counts_alone(self) -> bool:
         """Whether the router keeps its counters in memory: nobody else can compare them."""

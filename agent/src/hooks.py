@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .adapter import Adapter
 from .agent import Agent
 from .book import within_reason
 from .calls import adopt
@@ -18,6 +17,13 @@ from .refusal import Refused, RefusedLate
 from .request import UNREAD, Called, Request, _called, _request, _unfiltered, model_id, weakly
 from .shapes import Data, Deployment, Needs
 from .start import restart_after_fork
+from .told import (
+    is_health_check,
+    is_of_an_earlier_attempt,
+    original_id,
+    stream_began,
+    tokens_of_passed,
+)
 
 try:
     from litellm.integrations.custom_logger import CustomLogger
@@ -30,27 +36,6 @@ BATCHES = ("acreate_batch", "create_batch")
 NOT_SENT = "litellm_no_upstream_llm_call"
 # What Router.deployment_callback_on_success leaves out.
 NOT_COUNTED = ("_aresponses_websocket", "_arealtime")
-
-
-def tokens_of_passed(kwargs: Data, logged: Mapping[str, Any]) -> int:
-    """What a provider's answer to a pass-through route says that it used; 0 if that can't be read."""
-    body = (kwargs.get("passthrough_logging_payload") or {}).get("response_body")
-    usage = body.get("usage") if isinstance(body, dict) else None
-    if not isinstance(usage, dict):
-        return int(logged.get("total_tokens") or 0)
-    parts = (usage.get("input_tokens") or 0) + (usage.get("output_tokens") or 0)
-    return int(usage.get("total_tokens") or parts)
-
-
-def original_id(kwargs: Data) -> str:
-    """The deployment that a call with a client's own key was routed by: LiteLLM makes another of it
-    (Router._handle_clientside_credential)."""
-    params = kwargs.get("litellm_params") or {}
-    for place in (params, params.get("metadata") or {}, params.get("litellm_metadata") or {}):
-        found = (place.get("model_info") or {}).get("original_model_id")
-        if found:
-            return str(found)
-    return ""
 
 
 class Hooks(CustomLogger):  # type: ignore[misc]
@@ -122,7 +107,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
                     if len(known) >= MOST_STAMPS:
                         known.clear()
                     known.add(attempt.kind)
-            elif not self.agent.sent_again(kwargs) and Adapter.is_health_check(kwargs):
+            elif not self.agent.sent_again(kwargs) and is_health_check(kwargs):
                 self.agent.went_past("other", requests=1)
         except Exception as error:
             self.agent.stamps_known.clear()  # what has no stamp may have left all the same
@@ -146,7 +131,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             attempt = self.agent.open_attempt(kwargs, None if found is None else str(found))
             error = kwargs.get("exception")
             if attempt is not None and error is not None and not isinstance(error, Refused):
-                self.agent.failed(attempt, error, Adapter.stream_began(kwargs))
+                self.agent.failed(attempt, error, stream_began(kwargs))
         except Exception as error:
             self.agent.fault("failure event", error)
 
@@ -162,7 +147,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         try:
             attempt = self.agent.open_attempt(request_data)
             if attempt is not None:
-                self.agent.failed(attempt, exception, Adapter.stream_began(request_data))
+                self.agent.failed(attempt, exception, stream_began(request_data))
         except Exception as error:
             self.agent.fault("failure hook", error)
 
@@ -183,7 +168,7 @@ class Hooks(CustomLogger):  # type: ignore[misc]
             for attempt in still:  # what it failed with is what became of the last attempt
                 last = attempt is still[-1] and not isinstance(original_exception, Refused)
                 what = original_exception if last else None
-                self.agent.failed(attempt, what, Adapter.stream_began(data))
+                self.agent.failed(attempt, what, stream_began(data))
         except Exception as error:
             self.agent.fault("final failure hook", error)
 
@@ -372,17 +357,17 @@ class Hooks(CustomLogger):  # type: ignore[misc]
         if attempt is None:
             attempt = agent.open_attempt(kwargs, original_id(kwargs), copied=True)
         if attempt is None:
-            if Adapter.is_health_check(kwargs):
+            if is_health_check(kwargs):
                 agent.went_past("other", tokens=within_reason(logged.get("total_tokens") or 0))
             return None
         if kwargs.get("cache_hit") is True:
             return agent.end(attempt, never_sent=True)  # answered from LiteLLM's cache
-        total = within_reason(logged.get("total_tokens") or 0)
+        total = 0 if is_of_an_earlier_attempt(kwargs) else within_reason(logged.get("total_tokens") or 0)
         reported = total > 0 and agent.adapter.was_reported(kwargs)
         if reported:
             agent.end(attempt, total=total)
         else:  # LiteLLM's own count of what was streamed: the charge stays as it was reserved, or grows
-            agent.end(attempt, least=0 if Adapter.is_of_an_earlier_attempt(kwargs) else total)
+            agent.end(attempt, least=total)
         agent.answer(attempt)
         if reported:
             prompt, output = logged.get("prompt_tokens") or 0, logged.get("completion_tokens") or 0

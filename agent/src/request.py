@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .adapter import Adapter
 from .book import Book
 from .constants import IMAGE_TOKENS, LIFTED, MESSAGE_TOKENS
 from .estimates import (
@@ -30,6 +29,7 @@ from .estimates import (
 )
 from .ring import Charge
 from .shapes import Body, Data, Deployment, Needs
+from .told import same_call
 
 
 class Called:
@@ -225,7 +225,7 @@ class Attempt:
     def is_of(self, data: Mapping[str, Any]) -> bool:
         """Whether these arguments of a hook, with the same call id, are of the same call."""
         call = self.call and self.call()
-        return call is None or Adapter.same_call(call, data)
+        return call is None or same_call(call, data)
 
     def runs(self) -> bool:
         """Whether another task than this one is still about it."""

@@ -24,7 +24,7 @@ pub const VERSION_ANNOTATION: &str = "tokenbudget.dev/agent-version";
 pub const DIGEST_ANNOTATION: &str = "tokenbudget.dev/agent-digest";
 
 /// The agent in parts, in the order in which they are joined.
-const PARTS: [&str; 22] = [
+const PARTS: [&str; 23] = [
     include_str!("../../agent/src/constants.py"),
     include_str!("../../agent/src/shapes.py"),
     include_str!("../../agent/src/clock.py"),
@@ -34,6 +34,7 @@ const PARTS: [&str; 22] = [
     include_str!("../../agent/src/book.py"),
     include_str!("../../agent/src/governor.py"),
     include_str!("../../agent/src/estimates.py"),
+    include_str!("../../agent/src/told.py"),
     include_str!("../../agent/src/request.py"),
     include_str!("../../agent/src/calls.py"),
     include_str!("../../agent/src/refusal.py"),
